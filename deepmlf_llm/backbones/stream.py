@@ -1,0 +1,165 @@
+"""Running a frozen decoder in parts: the text once, the fusion tokens on top of it.
+
+A causal LM's text never reads what comes after it. So the text's keys and values can be computed once, without a graph,
+and kept; the tokens that follow then cost only themselves. Nothing here knows what those tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from deepmlf_llm.backbones.interface import Decoder, layer_output
+
+
+@dataclass
+class TextStream:
+    """What the frozen LM makes of the text, up to a depth.
+
+    Notation: b batch, l text tokens (left-padded), h key-value heads, e head width, d LM width.
+
+    Args:
+        keys_values: of the layers below the depth, each (keys, values) [b x h x l x e]. Padded positions hold anything finite.
+        states: [b x l x d] after layer ``depth - 1``; with all layers run: the last text token's state after the
+            final norm [b x 1 x d].
+    """
+
+    keys_values: list[tuple[Tensor, Tensor]]
+    states: Tensor
+
+    @property
+    def depth(self) -> int:
+        return len(self.keys_values)
+
+
+class PrefixCache(Cache):
+    """Read-only keys and values of a prefix: ``update`` returns prefix and news side by side and stores nothing.
+
+    So a recomputing backward pass (activation checkpointing) reads the same prefix again, and nothing grows.
+    """
+
+    def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self.keys_values = keys_values
+        self.length = length
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = self.keys_values[layer_idx]
+        keys, values = keys.to(key_states.dtype), values.to(value_states.dtype)
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
+        # transformers passed cache positions here before it passed their number
+        count = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.length + count, 0
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each token [b x s]: real tokens count from 0, so padding shifts nothing."""
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+@contextmanager
+def _passing_through(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """These layers return their input inside; no module, key or hook changes."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            del layer.__dict__["forward"]
+            if own is not None:
+                layer.forward = own  # type: ignore[method-assign]
+
+
+def run_layers(
+    decoder: Decoder,
+    hidden: Tensor,
+    mask: Tensor,
+    first: int = 0,
+    last: int | None = None,
+    cache: Cache | None = None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    """Runs layers ``first .. last - 1`` of a decoder, with all its own masks and rotary tables.
+
+    Args:
+        decoder: the LM.
+        hidden: input embeddings (``first=0``) or states after layer ``first - 1`` [b x s x d].
+        mask: 1 where a token is real, cached prefix included [b x (prefix + s)].
+        first, last: range of layers; ``last=None`` runs to the end, final norm included.
+        cache: keys and values of the prefix, or a cache to fill.
+        position_ids: default: counted over ``mask``.
+
+    Returns:
+        [b x s x d] after layer ``last - 1``, or after the final norm.
+    """
+    layers = list(decoder.layers)
+    stop = len(layers) if last is None else last
+    captured: list[Tensor] = []
+    handles = []
+    if first > 0:
+        handles.append(_feed(layers[first], hidden))
+    if last is not None:
+        handles.append(layers[stop - 1].register_forward_hook(lambda m, a, out: captured.append(layer_output(out))))
+    if position_ids is None:
+        position_ids = positions(mask)[:, -hidden.shape[1] :]
+    try:
+        with _passing_through(layers[:first] + layers[stop:]):
+            out = decoder.body(
+                inputs_embeds=hidden,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return captured[0] if last is not None else out.last_hidden_state
+
+
+def _feed(layer: nn.Module, hidden: Tensor) -> Any:
+    """A pre-hook that gives ``layer`` these hidden states, whatever arrives (GPT-2 adds positions before layer 0)."""
+
+    def feed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    return layer.register_forward_pre_hook(feed, with_kwargs=True)
+
+
+@torch.no_grad()
+def read_text(decoder: Decoder, embeddings: Tensor, mask: Tensor, depth: int | None = None) -> TextStream:
+    """The text through the layers below ``depth`` (default: all), without a graph.
+
+    Args:
+        embeddings: of the text [b x l x d], left-padded.
+        mask: 1 where a token is real [b x l].
+        depth: number of layers to run.
+    """
+    cache = DynamicCache()
+    count = decoder.num_layers if depth is None else depth
+    states = run_layers(decoder, embeddings, mask, last=None if count == decoder.num_layers else count, cache=cache)
+    if count == decoder.num_layers:
+        states = states[:, -1:]
+    return TextStream([(layer.keys, layer.values) for layer in cache.layers[:count]], states)

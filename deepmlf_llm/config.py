@@ -1,0 +1,345 @@
+"""What a DeepMLF adapter is: every setting of the method, strict, with its help text.
+
+:class:`DeepMLFConfig` is a PEFT config (it extends ``LoraConfig``), so ``peft.get_peft_model(base, DeepMLFConfig(...))``
+works and the fields ``r``, ``lora_alpha``, ``target_modules``, ``use_rslora``, ``use_dora`` mean what PEFT says they mean:
+LoRA on the language model itself, off (``r=0``) by default. Names and defaults follow DeepMLF (arXiv 2504.11082).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import LoraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from deepmlf_llm.errors import ConfigError, Problems, suggest
+
+PEFT_TYPE = "DEEPMLF"
+SCHEMA_VERSION = 1
+NO_LM_LORA = "dummy-target-modules"  # PEFT's own word for "adapt no module of the base model"
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "ffw_scope": ("joint", "fusion"),
+    "ffw_weights": ("shared", "copy"),
+    "gate": ("sigmoid", "tanh", "none"),
+    "norm_init": ("fresh", "lm"),
+    "head_norm": ("batch", "layer"),
+    "dataset": ("mosi", "mosei", "sims"),
+}
+LABEL_RANGES = {"mosi": (-3.0, 3.0), "mosei": (-3.0, 3.0), "sims": (-1.0, 1.0)}
+
+
+def _help(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    if factory is not dataclasses.MISSING:
+        return field(default_factory=factory, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModalityConfig:
+    """One sequence of feature frames beside the text, and how its features were made."""
+
+    dim: int = _help("width of one frame of features", 1)
+    frame_rate: float | None = _help("frames per second, if known", None)
+    features: dict[str, Any] = _help("how the features were made (travels with the adapter)", factory=dict)
+    standardisation: dict[str, Any] | None = _help("mean, std and clip of the training split", None)
+
+
+@dataclass
+class AVEncoderConfig:
+    """E_AV: a small Transformer per modality, pooled in time and joined (paper, section 3)."""
+
+    width: int = _help("d_av, width of the AV context", 30)
+    num_layers: int = _help("pre-norm Transformer layers per modality", 3)
+    num_heads: int = _help("attention heads", 6)
+    ffw_width: int = _help("hidden width of the feed-forward layers", 120)
+    dropout: float = _help("dropout after the positions, on attention and on both residuals", 0.1)
+    input_dropout: float = _help("dropout on the raw features", 0.0)
+    max_frames: int = _help("T, frames of the AV context after pooling in time", 50)
+
+
+@dataclass
+class ObjectiveConfig:
+    """L = L_task + lambda_fusion L_fusion + lambda_av L_av + lambda_text L_text + gamma L_LM."""
+
+    lambda_fusion: float = _help("weight of the fusion tokens' own polarity loss", 0.4)
+    lambda_av: float = _help("weight of the AV context's own polarity loss", 0.8)
+    lambda_text: float = _help("weight of the last text token's own polarity loss", 0.8)
+    gamma: float = _help("weight of next-token cross-entropy on the transcript", 0.0)
+    loss: str = _help("regression loss: l1 or mse", "l1")
+
+
+@dataclass
+class SeqAugConfig:
+    """SeqAug and its ablations: augmentation of sequences of embeddings, in training only."""
+
+    p_apply: float = _help("probability that a batch's text embeddings are augmented", 0.0)
+    p_feat: float = _help("share of embedding dimensions that take values from permuted steps", 0.0)
+    av_p_apply: float = _help("the same for raw features of the other modalities", 0.0)
+    av_p_feat: float = _help("share of raw feature dimensions", 0.0)
+    embedding_dropout: float = _help("ablation: dropout on text embeddings", 0.0)
+    embedding_noise: float = _help("ablation: standard deviation of Gaussian noise on text embeddings", 0.0)
+
+    @property
+    def changes_text(self) -> bool:
+        return (self.p_apply > 0 and self.p_feat > 0) or self.embedding_dropout > 0 or self.embedding_noise > 0
+
+
+@dataclass
+class TextConfig:
+    """How transcripts become tokens."""
+
+    case: str = _help("lower, sentence or keep: MOSI's transcripts are upper case", "keep")
+    max_tokens: int = _help("longer transcripts are cut, and counted", 50)
+
+
+SECTIONS: dict[str, type] = {
+    "av_encoder": AVEncoderConfig,
+    "objective": ObjectiveConfig,
+    "seqaug": SeqAugConfig,
+    "text": TextConfig,
+}
+
+
+@dataclass
+class DeepMLFConfig(LoraConfig):
+    """Settings of one DeepMLF adapter.
+
+    Raises:
+        ConfigError: any setting is out of range; the message names all that are.
+    """
+
+    r: int = _help("LoRA rank on the language model itself; 0 = none", 0)
+    num_fusion_tokens: int = _help("n, learnable fusion tokens after the text", 8)
+    fusion_layers: Any = _help("MM Blocks after these LM layers: a list, 'last:k', 'even:k' or 'from:i'", "even:7")
+    ffw_scope: str = _help("joint (paper: FFW over text and fusion tokens) or fusion (fusion tokens only)", "joint")
+    ffw_weights: str = _help("shared (the LM block's frozen FFW + LoRA) or copy (own, fully trained)", "shared")
+    ffw_lora_r: int = _help("LoRA rank on a shared FFW; 0 = frozen as it is", 16)
+    ffw_lora_alpha: float = _help("scale of that LoRA is alpha / r", 16.0)
+    ffw_lora_dropout: float = _help("dropout before that LoRA", 0.0)
+    dequantize_copy: bool = _help("allow ffw_weights='copy' of a 4-bit or 8-bit FFW: it is dequantised to fp32", False)
+    gate: str = _help("sigmoid (paper: opens at 0.5), tanh (Flamingo: starts shut) or none", "sigmoid")
+    norm_init: str = _help("norms of an MM Block: fresh (paper) or lm (the LM block's own norm weights)", "fresh")
+    gca_heads: int | None = _help("heads of gated cross-attention; default: the LM's", None)
+    gca_head_width: int | None = _help("width of one such head; default: LM width / heads", None)
+    modalities: dict[str, ModalityConfig] = _help("name -> settings of each modality beside the text", factory=dict)
+    av_encoder: AVEncoderConfig = _help("the AV encoder", factory=AVEncoderConfig)
+    objective: ObjectiveConfig = _help("weights of the losses", factory=ObjectiveConfig)
+    seqaug: SeqAugConfig = _help("augmentation in training", factory=SeqAugConfig)
+    text: TextConfig = _help("how transcripts become tokens", factory=TextConfig)
+    head_width: int = _help("hidden width of the task head", 64)
+    head_norm: str = _help("norm inside the task head: batch (paper) or layer", "batch")
+    head_dropout: float = _help("dropout before the task head", 0.0)
+    num_outputs: int = _help("values regressed per utterance", 1)
+    dataset: str = _help("label rule: mosi, mosei or sims", "mosi")
+    schema_version: int = _help("version of the adapter format", SCHEMA_VERSION)
+    base_fingerprint: dict[str, Any] | None = _help("what identifies the base model", None)
+    package_versions: dict[str, str] | None = _help("versions that saved the adapter", None)
+
+    def __post_init__(self) -> None:
+        for name, section in SECTIONS.items():
+            setattr(self, name, build_section(section, getattr(self, name), name))
+        self.modalities = {
+            str(name): build_section(ModalityConfig, value, f"modalities.{name}")
+            for name, value in (self.modalities or {}).items()
+        }
+        self.fusion_layers = parse_fusion_layers(self.fusion_layers)
+        if self.r == 0:
+            self.target_modules = NO_LM_LORA
+        elif self.target_modules == NO_LM_LORA:
+            self.target_modules = None
+        self.task_type = self.task_type or "CAUSAL_LM"
+        self._check()
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+
+    @property
+    def has_lm_lora(self) -> bool:
+        return self.r > 0
+
+    def _check(self) -> None:
+        problems = Problems(ConfigError, "DeepMLFConfig")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            problems.check(value in choices, f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+        for name, low in _MINIMA.items():
+            value = _lookup(self, name)
+            good = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= low)
+            problems.check(good, f"{name}={value!r}: expected an integer >= {low}")
+        for name in _PROBABILITIES:
+            value = _lookup(self, name)
+            good = isinstance(value, (int, float)) and 0 <= value < 1 or (value == 1 and "p_" in name)
+            problems.check(bool(good), f"{name}={value!r}: expected a number in [0, 1)")
+        for name in ("lambda_fusion", "lambda_av", "lambda_text", "gamma"):
+            value = getattr(self.objective, name)
+            problems.check(isinstance(value, (int, float)) and value >= 0, f"objective.{name}={value!r}: expected >= 0")
+        problems.check(
+            self.objective.loss in ("l1", "mse"), f"objective.loss={self.objective.loss!r}: expected 'l1' or 'mse'"
+        )
+        problems.check(
+            self.text.case in ("lower", "sentence", "keep"),
+            f"text.case={self.text.case!r}: expected 'lower', 'sentence' or 'keep'",
+        )
+        problems.check(
+            not (self.objective.gamma > 0 and self.ffw_scope == "fusion" and self.r == 0),
+            "objective.gamma > 0 trains nothing with ffw_scope='fusion' and no LM LoRA: the text never leaves the "
+            "frozen LM; set gamma to 0, ffw_scope to 'joint' or r above 0",
+        )
+        self._check_modalities(problems)
+        problems.check(
+            self.schema_version <= SCHEMA_VERSION,
+            f"schema_version={self.schema_version}: this package reads up to {SCHEMA_VERSION}; upgrade deepmlf_llm",
+        )
+        problems.raise_if_any()
+
+    def _check_modalities(self, problems: Problems) -> None:
+        reserved = {"input_ids", "attention_mask", "labels", "inputs_embeds", "text", "id", "label", "polarity"}
+        for name, modality in self.modalities.items():
+            problems.check(
+                name.isidentifier() and name not in reserved and not name.endswith("_mask"),
+                f"modalities: {name!r} cannot name a modality (an identifier, not a word of the batch)",
+            )
+            problems.check(
+                isinstance(modality.dim, int) and modality.dim >= 1,
+                f"modalities.{name}.dim={modality.dim!r}: expected an integer >= 1",
+            )
+        problems.check(
+            self.av_encoder.width % max(self.av_encoder.num_heads, 1) == 0,
+            f"av_encoder.width={self.av_encoder.width} is no multiple of num_heads={self.av_encoder.num_heads}",
+        )
+        problems.check(
+            self.av_encoder.width % 2 == 0, f"av_encoder.width={self.av_encoder.width}: positions need an even width"
+        )
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Strict where PEFT warns: an unknown key that says anything is refused, by name."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = {key: value for key, value in kwargs.items() if key not in known}
+        # Fields of another PEFT version that are at rest (null, false, empty) change nothing.
+        problems = Problems(ConfigError, "DeepMLFConfig")
+        for key, value in unknown.items():
+            problems.check(not value, f"unknown key {key!r}{suggest(key, known)}")
+        problems.raise_if_any()
+        return super().check_kwargs(**{key: value for key, value in kwargs.items() if key in known})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DeepMLFConfig:
+        """Strict: unknown keys are refused with the nearest known one."""
+        return cls(**cls.check_kwargs(**values))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> DeepMLFConfig:
+        """Reads a YAML (or JSON) file of these fields."""
+        return cls.from_dict(yaml.safe_load(Path(path).read_text()) or {})
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=sorted)
+
+
+_MINIMA = {
+    "num_fusion_tokens": 1,
+    "r": 0,
+    "ffw_lora_r": 0,
+    "gca_heads": 1,
+    "gca_head_width": 1,
+    "head_width": 1,
+    "num_outputs": 1,
+    "av_encoder.width": 2,
+    "av_encoder.num_layers": 0,
+    "av_encoder.num_heads": 1,
+    "av_encoder.ffw_width": 1,
+    "av_encoder.max_frames": 1,
+    "text.max_tokens": 1,
+}
+_PROBABILITIES = (
+    "ffw_lora_dropout",
+    "head_dropout",
+    "av_encoder.dropout",
+    "av_encoder.input_dropout",
+    "seqaug.p_apply",
+    "seqaug.p_feat",
+    "seqaug.av_p_apply",
+    "seqaug.av_p_feat",
+    "seqaug.embedding_dropout",
+)
+
+
+def _lookup(config: Any, path: str) -> Any:
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def build_section(section: type, value: Any, source: str) -> Any:
+    """A dataclass from itself or from a mapping with known keys.
+
+    Raises:
+        ConfigError: ``value`` is neither, or has unknown keys (named, with the nearest known one).
+    """
+    if isinstance(value, section):
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}={value!r}: expected a mapping")
+    known = {f.name for f in dataclasses.fields(section)}
+    problems = Problems(ConfigError, source)
+    for key in value:
+        problems.check(key in known, f"unknown key {key!r}{suggest(key, known)}")
+    problems.raise_if_any()
+    return section(**value)
+
+
+def parse_fusion_layers(spec: Any) -> list[int] | str:
+    """Normalises a placement: a list of layer indices, or one of the forms ``last:k``, ``even:k``, ``from:i``.
+
+    Raises:
+        ConfigError: neither a list of distinct non-negative integers nor such a form.
+    """
+    if isinstance(spec, str) and spec.replace(",", "").replace(" ", "").isdigit():
+        spec = [int(part) for part in spec.split(",") if part.strip()]
+    if isinstance(spec, int) and not isinstance(spec, bool):
+        spec = [spec]
+    if isinstance(spec, str):
+        kind, _, number = spec.partition(":")
+        if kind in ("last", "even", "from") and number.isdigit() and (int(number) > 0 or kind == "from"):
+            return spec
+    elif isinstance(spec, (list, tuple)):
+        layers = list(spec)
+        good = layers and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in layers)
+        if good and len(set(layers)) == len(layers):
+            return sorted(layers)
+    raise ConfigError(
+        f"fusion_layers={spec!r}: expected a list of distinct layer indices (from 0), 'last:k', 'even:k' or 'from:i'"
+    )
+
+
+def resolve_fusion_layers(spec: list[int] | str, num_layers: int) -> list[int]:
+    """The LM layers (0-based, ascending) that an MM Block follows.
+
+    ``even:k`` spaces k blocks evenly with the last layer included: layer ``ceil((j + 1) num_layers / k) - 1``.
+
+    Raises:
+        ConfigError: a layer lies outside ``0 .. num_layers - 1``, or more blocks are asked for than there are layers.
+    """
+    if isinstance(spec, list):
+        outside = [i for i in spec if i >= num_layers]
+        if outside:
+            raise ConfigError(f"fusion_layers={spec}: {outside} not in 0..{num_layers - 1} (this LM: {num_layers} layers)")
+        return spec
+    kind, number = spec.split(":")
+    count = int(number)
+    if count > num_layers or (kind == "from" and count >= num_layers):
+        raise ConfigError(f"fusion_layers={spec!r}: this LM has {num_layers} layers (0..{num_layers - 1})")
+    if kind == "last":
+        return list(range(num_layers - count, num_layers))
+    if kind == "from":
+        return list(range(count, num_layers))
+    return [-(-(j + 1) * num_layers // count) - 1 for j in range(count)]
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = DeepMLFConfig  # type: ignore[index]  # open to out-of-tree methods by name

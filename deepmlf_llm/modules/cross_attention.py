@@ -1,0 +1,99 @@
+"""Gated cross-attention (GCA): how fusion tokens hear and see.
+
+First half of an MM Block, DeepMLF section 3 (arXiv 2504.11082):
+``X_f <- X_f + g(a) * GCA(q=Norm(X_f), kv=Z)``. The norm and the residual belong to the MM Block; the keys and values of
+all blocks come out of one matmul, in the FusionStack.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
+
+
+class Gate(nn.Module):
+    """One learnable scalar ``a`` through a squashing function; kept in fp32.
+
+    Args:
+        kind: ``"sigmoid"`` (the paper: opens at 0.5), ``"tanh"`` (Flamingo: starts shut) or
+            ``"none"`` (always 1; the parameter stays, frozen, so that files keep one layout).
+
+    ``shut = True`` forces the factor to exactly 0: the injection probe shows with it that nothing else has changed.
+
+    Raises:
+        ValueError: unknown ``kind``; the message names the known ones.
+    """
+
+    def __init__(self, kind: str = "sigmoid") -> None:
+        super().__init__()
+        if kind not in GATES:
+            raise ValueError(f"gate={kind!r}: expected one of {', '.join(map(repr, GATES))}")
+        self.kind = kind
+        self.shut = False
+        self.alpha = nn.Parameter(torch.zeros(()), requires_grad=kind != "none")
+
+    def forward(self) -> Tensor:
+        if self.shut:
+            return torch.zeros_like(self.alpha, dtype=torch.float32)
+        return GATES[self.kind](self.alpha.float())
+
+
+class GatedCrossAttention(nn.Module):
+    """Multi-head cross-attention from fusion tokens to the audiovisual context, gated.
+
+    Notation used for tensor shapes:
+        - b: batch size
+        - n: number of fusion tokens
+        - t: number of audiovisual frames, padding included
+        - d: LM width
+        - h, e: attention heads, width of one head
+
+    Args:
+        width: d.
+        num_heads: h.
+        head_width: e; default ``width // num_heads``. A narrow inner width is what keeps a block small on a wide LM.
+        gate: see :class:`Gate`.
+
+    Raises:
+        ValueError: ``width`` is no multiple of ``num_heads`` and no ``head_width`` is given.
+    """
+
+    def __init__(self, width: int, num_heads: int, head_width: int | None = None, gate: str = "sigmoid") -> None:
+        super().__init__()
+        if head_width is None and width % num_heads:
+            raise ValueError(
+                f"width={width} is no multiple of num_heads={num_heads}: choose another, or set head_width"
+            )
+        self.num_heads = num_heads
+        self.inner_width = num_heads * (head_width or width // num_heads)
+        self.mm_query = nn.Linear(width, self.inner_width, bias=False)
+        self.mm_output = nn.Linear(self.inner_width, width, bias=False)
+        self.gate = Gate(gate)
+
+    def forward(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
+        """What the context adds to the fusion tokens, to be summed onto the residual stream.
+
+        Args:
+            tokens: normalised fusion tokens [b x n x d].
+            key_value: keys and values of the context, side by side [b x t x (2 h e)].
+            context_mask: True where a frame is real [b x t]. A row without any real frame is an
+                absent modality: it gets exactly 0, with finite gradients everywhere.
+
+        Returns:
+            The gated update [b x n x d].
+        """
+        present = context_mask.any(dim=-1)  # [b]
+        # A softmax over nothing is NaN, also backwards: let absent rows attend, then drop what they read.
+        # No branch on data: every rank runs the same modules, whatever its batch holds (ZeRO-3 hangs otherwise).
+        attend = context_mask | ~present[:, None]  # [b x t]
+
+        query = self._heads(self.mm_query(tokens))  # [b x h x n x e]
+        key, value = map(self._heads, key_value.to(query.dtype).chunk(2, dim=-1))  # [b x h x t x e]
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None, None, :])
+        update = self.mm_output(read.transpose(1, 2).flatten(2))  # [b x n x d]
+        return self.gate() * update * present[:, None, None]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[b x s x (h e)] -> [b x h x s x e]"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

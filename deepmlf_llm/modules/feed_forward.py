@@ -1,0 +1,151 @@
+"""The FFW of an MM Block: the LM block's own feed-forward network, shared or copied, exactly.
+
+DeepMLF section 3 (arXiv 2504.11082) initialises it from the LM block's FFW and adapts it with LoRA, or tunes it fully.
+Forms: ``down(act(gate(x)) * up(x))`` (LLaMA and kin; ``fused``: gate and up in one projection, Phi-3) and
+``down(act(up(x)))`` (GPT-2 and kin). LoRA deltas belong on the projections, before the activation and the product.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class FFWParts:
+    """An LM block's live feed-forward network, taken apart.
+
+    Args:
+        up, down: its projections; ``gate`` where the form has one. Any module that maps the last dimension.
+        activation: its activation, exactly as the LM calls it (GPT-2: the tanh form of GELU).
+        fused_gate: ``up`` holds gate and up side by side, gate first.
+        post_norm: a norm on the way out (Gemma 2 and 3), if any.
+        dequantised: returns a projection's weight as [out x in] in fp32, whatever its storage.
+    """
+
+    up: nn.Module
+    down: nn.Module
+    activation: Callable[[Tensor], Tensor]
+    gate: nn.Module | None = None
+    fused_gate: bool = False
+    post_norm: nn.Module | None = None
+    dequantised: Callable[[nn.Module], Tensor] | None = None
+
+    def projections(self) -> dict[str, nn.Module]:
+        parts = {"gate": self.gate, "up": self.up, "down": self.down}
+        return {role: module for role, module in parts.items() if module is not None}
+
+
+class LowRank(nn.Module):
+    """LoRA delta of one projection: ``(alpha / r) * B A dropout(x)``, B = 0 at the start (arXiv 2106.09685)."""
+
+    def __init__(self, in_width: int, out_width: int, r: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.scale = alpha / r
+        self.dropout = nn.Dropout(dropout)
+        self.low = nn.Linear(in_width, r, bias=False)
+        self.high = nn.Linear(r, out_width, bias=False)
+        nn.init.kaiming_uniform_(self.low.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.high.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.high(self.low(self.dropout(x))) * self.scale
+
+    def delta(self) -> Tensor:
+        """The weight it adds [out x in], fp32."""
+        return self.scale * self.high.weight.float() @ self.low.weight.float()
+
+
+def _dense_weight(projection: nn.Module, parts: FFWParts) -> Tensor:
+    if parts.dequantised is not None:
+        return parts.dequantised(projection)
+    return projection.weight.detach().float()
+
+
+class FeedForward(nn.Module):
+    """An LM block's FFW as an MM Block uses it.
+
+    Args:
+        parts: the LM block's live FFW. With ``weights="shared"`` its modules are called, never registered here: they
+            stay frozen, in the LM's state dict only, 4-bit if the LM is. Each MM Block owns just its LoRA.
+        weights: ``"shared"`` or ``"copy"`` (own fp32 weights, fully trained, no LoRA).
+        r, alpha, dropout: LoRA on each projection of a shared FFW; ``r=0``: the FFW as it is.
+    """
+
+    def __init__(
+        self, parts: FFWParts, weights: str = "shared", r: int = 16, alpha: float = 16.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.fused_gate = parts.fused_gate
+        self._activation = (parts.activation,)  # tuples: references that nn.Module does not register
+        self._parts = (parts,)
+        self.ffw_lora = nn.ModuleDict()
+        self.own = nn.ModuleDict()
+        if weights == "copy":
+            self.take_ownership()
+        elif r > 0:
+            for role, projection in parts.projections().items():
+                in_width, out_width = projection_widths(projection)
+                self.ffw_lora[role] = LowRank(in_width, out_width, r, alpha, dropout)
+
+    @torch.no_grad()
+    def take_ownership(self) -> None:
+        """Own fp32 copies of the shared projections, LoRA folded in: same function, no tie to the LM any more."""
+        (parts,) = self._parts
+        for role, projection in parts.projections().items():
+            weight = _dense_weight(projection, parts).clone()
+            if role in self.ffw_lora:
+                weight += self.ffw_lora[role].delta().to(weight.device)
+            bias = getattr(projection, "bias", None)
+            own = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
+            own.weight.copy_(weight)
+            if bias is not None:
+                own.bias.copy_(bias)
+            self.own[role] = own
+        self.ffw_lora = nn.ModuleDict()
+        self.weights = "copy"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.. x d] -> [.. x d]"""
+        (activation,) = self._activation
+        if self.fused_gate:
+            gate, up = self._project("up", x).chunk(2, dim=-1)
+            hidden = activation(gate) * up
+        elif self._has("gate"):
+            hidden = activation(self._project("gate", x)) * self._project("up", x)
+        else:
+            hidden = activation(self._project("up", x))
+        out = self._project("down", hidden)
+        post_norm = self._parts[0].post_norm
+        return out if post_norm is None else post_norm(out)
+
+    def _has(self, role: str) -> bool:
+        return role in self.own or getattr(self._parts[0], role) is not None
+
+    def _project(self, role: str, x: Tensor) -> Tensor:
+        if role in self.own:
+            return self.own[role](x)
+        (parts,) = self._parts
+        projection = getattr(parts, role)
+        out = projection(x.to(_input_dtype(projection, x)))
+        return out + self.ffw_lora[role](x).to(out.dtype) if role in self.ffw_lora else out
+
+
+def _input_dtype(projection: nn.Module, x: Tensor) -> torch.dtype:
+    """A frozen LM keeps the dtype it was loaded in; 4-bit and 8-bit weights (integers) take their input as it comes."""
+    weight = getattr(projection, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else x.dtype
+
+
+def projection_widths(projection: nn.Module) -> tuple[int, int]:
+    """(in, out) of a projection: ``nn.Linear`` and its quantised kin, or GPT-2's Conv1D (weight [in x out])."""
+    if hasattr(projection, "in_features"):
+        return projection.in_features, projection.out_features
+    in_width, out_width = projection.weight.shape
+    return in_width, out_width
+
+
+__all__ = ["FFWParts", "FeedForward", "LowRank", "projection_widths"]

@@ -1,0 +1,86 @@
+"""Everything DeepMLF adds to a decoder, in one module: fusion tokens, MM Blocks, AV encoder, heads.
+
+It never holds a weight of the language model, so its state dict is the adapter.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder
+from deepmlf_llm.modules.fusion_tokens import FusionTokens
+from deepmlf_llm.modules.heads import Heads
+from deepmlf_llm.modules.mm_block import MMBlock
+
+
+class FusionStack(nn.Module):
+    """DeepMLF's trainable modules.
+
+    Args:
+        fusion_tokens: X_f.
+        av_encoder: E_AV.
+        blocks: LM layer (0-based) -> MM Block that follows it.
+        heads: task, fusion, text and AV heads.
+        context_width: d_av.
+    """
+
+    def __init__(
+        self,
+        fusion_tokens: FusionTokens,
+        av_encoder: AVEncoder,
+        blocks: Mapping[int, MMBlock],
+        heads: Heads,
+        context_width: int,
+    ) -> None:
+        super().__init__()
+        self.fusion_tokens = fusion_tokens
+        self.av_encoder = av_encoder
+        self.mm_blocks = nn.ModuleDict({str(layer): blocks[layer] for layer in sorted(blocks)})
+        # Keys and values of Z for all MM Blocks in one matmul, and in one module that ZeRO-3 can gather.
+        self._kv_widths = [2 * blocks[layer].cross_attention.inner_width for layer in sorted(blocks)]
+        self.context_projection = nn.Linear(context_width, sum(self._kv_widths), bias=False)
+        self.heads = heads
+
+    @property
+    def layers(self) -> list[int]:
+        """LM layers that an MM Block follows, ascending."""
+        return [int(layer) for layer in self.mm_blocks]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.fusion_tokens.num_tokens
+
+    def encode(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[AVContext, dict[int, Tensor]]:
+        """Features -> Z and each MM Block's keys and values of it, by LM layer [b x t x (2 h e)]."""
+        context = self.av_encoder(features)
+        key_values = self.context_projection(context.frames).split(self._kv_widths, dim=-1)
+        return context, dict(zip(self.layers, key_values, strict=True))
+
+    def set_trainable(self, trainable: bool) -> None:
+        """All parameters, but for gates of kind ``none``, which nothing may move."""
+        self.requires_grad_(trainable)
+        for block in self.mm_blocks.values():
+            for gate in block.gates().values():
+                gate.alpha.requires_grad_(trainable and gate.kind != "none")
+
+    @contextmanager
+    def gates_shut(self) -> Iterator[None]:
+        """Every gate factor is exactly 0 inside: the decoder must then be the base model, bit for bit."""
+        gates = [gate for block in self.mm_blocks.values() for gate in block.gates().values()]
+        for gate in gates:
+            gate.shut = True
+        try:
+            yield
+        finally:
+            for gate in gates:
+                gate.shut = False
+
+    @torch.no_grad()
+    def gate_values(self) -> dict[int, dict[str, float]]:
+        """LM layer -> gate factors, e.g. ``{11: {"gca": 0.5, "ffw": 0.5}}``."""
+        return {
+            int(layer): {name: gate().item() for name, gate in block.gates().items()}
+            for layer, block in self.mm_blocks.items()
+        }

@@ -1,0 +1,85 @@
+"""Heads: from the LM's final states and the audiovisual context to polarity.
+
+DeepMLF section 3 (arXiv 2504.11082). All read the states after the LM's final norm; all regress the same target:
+
+- task: MLP on [mean of the fusion tokens ; last real text token ; mean of Z]. This is the prediction;
+- fusion: Linear on every fusion token; text: Linear on the last real text token; AV: Linear on the mean of Z.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Predictions:
+    """What the heads say, in fp32.
+
+    Notation used for tensor shapes: b batch size, n fusion tokens, o outputs.
+
+    Args:
+        task: [b x o], the prediction.
+        fusion: [b x n x o], each fusion token's own.
+        text: [b x o].
+        av: [b x o].
+    """
+
+    task: Tensor
+    fusion: Tensor
+    text: Tensor
+    av: Tensor
+
+
+class SingleSafeBatchNorm(nn.BatchNorm1d):
+    """BatchNorm that uses its running statistics for a training batch of one, which has no variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] == 1:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        return super().forward(x)
+
+
+class Heads(nn.Module):
+    """Task, fusion, text and AV heads.
+
+    Args:
+        width: d, LM width.
+        context_width: d_av.
+        hidden_width: of the task head's MLP.
+        norm: ``"batch"`` (paper) or ``"layer"`` (no dependence on the batch in training).
+        dropout: before the task head.
+        num_outputs: o.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        context_width: int,
+        hidden_width: int = 64,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        num_outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        self.task = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(2 * width + context_width, hidden_width),
+            SingleSafeBatchNorm(hidden_width) if norm == "batch" else nn.LayerNorm(hidden_width),
+            nn.ReLU(),
+            nn.Linear(hidden_width, num_outputs),
+        )
+        self.fusion = nn.Linear(width, num_outputs)
+        self.text = nn.Linear(width, num_outputs)
+        self.av = nn.Linear(context_width, num_outputs)
+
+    def forward(self, tokens: Tensor, last_text: Tensor, context_mean: Tensor) -> Predictions:
+        """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av]."""
+        dtype = self.text.weight.dtype
+        # Regression in fp32 whatever the LM runs in: polarity differences of 0.01 drown in bf16.
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens, last_text, context_mean = (x.to(dtype) for x in (tokens, last_text, context_mean))
+            joint = torch.cat([tokens.mean(dim=1), last_text, context_mean], dim=-1)
+            return Predictions(self.task(joint), self.fusion(tokens), self.text(last_text), self.av(context_mean))

@@ -1,0 +1,78 @@
+"""MM Block: what DeepMLF puts after an LM block.
+
+DeepMLF section 3 (arXiv 2504.11082), on the LM block's output ``H~ = [X~_t ; X~_f]``:
+
+1. ``X_f = X~_f + g(a1) * GCA(q=Norm(X~_f), kv=Z)``: fusion tokens read the audiovisual context;
+2. ``H = H + g(a2) * FFW(Norm(H))`` over ``H = [X~_t ; X_f]`` (``ffw_scope="joint"``, the paper), or over ``X_f`` alone
+   (``"fusion"``: the text stays what the frozen LM makes of it, and need be computed only once).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from deepmlf_llm.modules.cross_attention import Gate, GatedCrossAttention
+from deepmlf_llm.modules.feed_forward import FeedForward
+
+
+class MMBlock(nn.Module):
+    """Gated cross-attention, then a gated FFW.
+
+    Notation used for tensor shapes:
+        - b: batch size
+        - s: sequence length, text and fusion tokens
+        - n: number of fusion tokens, always the last of the sequence
+        - d: LM width
+        - t, h, e: audiovisual frames, heads of GCA, width of one head
+
+    Args:
+        attention_norm, ffw_norm: norms of the decoder's kind, own weights.
+        cross_attention: GCA with its gate a1.
+        ffw: see :class:`FeedForward`.
+        gate: kind of the FFW's gate a2.
+        ffw_scope: ``"joint"`` or ``"fusion"``.
+    """
+
+    def __init__(
+        self,
+        attention_norm: nn.Module,
+        cross_attention: GatedCrossAttention,
+        ffw_norm: nn.Module,
+        ffw: FeedForward,
+        gate: str = "sigmoid",
+        ffw_scope: str = "joint",
+    ) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.cross_attention = cross_attention
+        self.ffw_norm = ffw_norm
+        self.ffw = ffw
+        self.ffw_gate = Gate(gate)
+        self.ffw_scope = ffw_scope
+
+    def gates(self) -> dict[str, Gate]:
+        return {"gca": self.cross_attention.gate, "ffw": self.ffw_gate}
+
+    def forward(self, hidden: Tensor, key_value: Tensor, context_mask: Tensor, num_tokens: int) -> Tensor:
+        """[b x s x d] -> [b x s x d], in the dtype of ``hidden``.
+
+        Args:
+            hidden: output of the LM block; the last ``num_tokens`` rows are fusion tokens.
+            key_value: this block's keys and values of the context [b x t x (2 h e)].
+            context_mask: True where a frame is real [b x t].
+            num_tokens: n.
+        """
+        half = hidden.dtype in (torch.bfloat16, torch.float16)
+        # The frozen LM may live in bf16; the masters here are fp32. Autocast meets at this boundary, nowhere else.
+        with torch.autocast(hidden.device.type, dtype=hidden.dtype if half else torch.bfloat16, enabled=half):
+            text, tokens = hidden[:, :-num_tokens], hidden[:, -num_tokens:]
+            update = self.cross_attention(self.attention_norm(tokens.float()) if half else self.attention_norm(tokens),
+                                          key_value, context_mask)
+            tokens = tokens + update.to(hidden.dtype)
+            if self.ffw_scope == "joint":
+                return self._feed_forward(torch.cat([text, tokens], dim=1))
+            return torch.cat([text, self._feed_forward(tokens)], dim=1)
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        half = hidden.dtype in (torch.bfloat16, torch.float16)
+        update = self.ffw(self.ffw_norm(hidden.float() if half else hidden))
+        return hidden + (self.ffw_gate() * update).to(hidden.dtype)
