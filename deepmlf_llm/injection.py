@@ -1,0 +1,250 @@
+"""Putting MM Blocks into a decoder and taking them out again, without touching one of its modules or keys.
+
+MM Blocks live in the adapter and run in forward hooks after their LM layer. :func:`probe` shows that nothing else has
+changed: with every gate shut, the injected decoder is the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepmlf_llm.backbones import Decoder, is_quantised, run_layers
+from deepmlf_llm.backbones.interface import layer_output, replace_layer_output
+from deepmlf_llm.config import DeepMLFConfig, resolve_fusion_layers
+from deepmlf_llm.errors import ConfigError, InjectionError
+from deepmlf_llm.modules import (
+    AVEncoder,
+    FeedForward,
+    FusionStack,
+    FusionTokens,
+    GatedCrossAttention,
+    Heads,
+    MMBlock,
+)
+
+
+@dataclass
+class FusionState:
+    """What the hooks need during one forward pass.
+
+    Args:
+        key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)].
+        context_mask: True where a frame is real [b x t].
+        num_tokens: n; fusion tokens are the last n of the sequence.
+    """
+
+    key_values: dict[int, Tensor]
+    context_mask: Tensor
+    num_tokens: int
+
+
+class Injection:
+    """Forward hooks that run a stack's MM Blocks after their LM layers, while a state is set."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.stack: FusionStack | None = None
+        self.state: FusionState | None = None
+        self._handles: list[Any] = []
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
+    def attach(self) -> None:
+        """Hooks every layer; a layer without an MM Block in the current stack passes through."""
+        if not self._handles:
+            for index, layer in enumerate(self.decoder.layers):
+                # A partial of a bound method, not a closure: a deep copy of the model must run its own blocks.
+                self._handles.append(layer.register_forward_hook(partial(self._fuse, index)))
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.stack = self.state = None
+
+    @contextmanager
+    def active(self, stack: FusionStack, state: FusionState) -> Iterator[None]:
+        """Fuses inside. With activation checkpointing the state outlives the pass: the backward pass runs layers again."""
+        self.stack, self.state = stack, state
+        try:
+            yield
+        finally:
+            if not (torch.is_grad_enabled() and self.checkpointing):
+                self.stack = self.state = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Runs the bare decoder inside."""
+        stack, state = self.stack, self.state
+        self.stack = self.state = None
+        try:
+            yield
+        finally:
+            self.stack, self.state = stack, state
+
+    @property
+    def checkpointing(self) -> bool:
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers)
+
+    def _fuse(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.state is None or self.stack is None or str(index) not in self.stack.mm_blocks:
+            return output
+        block = self.stack.mm_blocks[str(index)]
+        hidden = block(
+            layer_output(output), self.state.key_values[index], self.state.context_mask, self.state.num_tokens
+        )
+        return replace_layer_output(output, hidden)
+
+
+def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
+    """A fresh, fp32 :class:`FusionStack` that fits ``decoder``. Nothing of the decoder is changed.
+
+    Raises:
+        ConfigError: layers out of range, no modality, widths that do not divide, a text longer than the LM's positions,
+            or a copy of a quantised FFW that was not asked for.
+    """
+    layers = resolve_fusion_layers(config.fusion_layers, decoder.num_layers)
+    if not config.modalities:
+        raise ConfigError(
+            "modalities: DeepMLF needs at least one beside the text, e.g. modalities={'audio': {'dim': 74}}"
+        )
+    limit = getattr(decoder.lm.config.get_text_config(), "max_position_embeddings", None)
+    longest = config.text.max_tokens + config.num_fusion_tokens
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"text.max_tokens={config.text.max_tokens} and num_fusion_tokens={config.num_fusion_tokens} make "
+            f"{longest} positions; this LM has {limit}"
+        )
+    if config.ffw_weights == "copy" and is_quantised(decoder.lm) and not config.dequantize_copy:
+        raise ConfigError(
+            "ffw_weights='copy' of a quantised base would dequantise each FFW to fp32: say so with "
+            "dequantize_copy=true, or keep ffw_weights='shared' (one quantised copy, LoRA on top)"
+        )
+    av = config.av_encoder
+    stack = FusionStack(
+        FusionTokens(config.num_fusion_tokens, decoder.width),
+        AVEncoder(
+            {name: modality.dim for name, modality in config.modalities.items()},
+            av.width,
+            av.num_layers,
+            av.num_heads,
+            av.ffw_width,
+            av.dropout,
+            av.input_dropout,
+            av.max_frames,
+        ),
+        {index: _build_block(decoder, index, config) for index in layers},
+        Heads(
+            decoder.width, av.width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs
+        ),
+        av.width,
+    )
+    return stack.float().to(decoder.embeddings.weight.device)
+
+
+def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock:
+    try:
+        attention = GatedCrossAttention(
+            decoder.width, config.gca_heads or decoder.num_heads, config.gca_head_width, config.gate
+        )
+    except ValueError as error:
+        raise ConfigError(f"gca_heads, gca_head_width: {error}") from error
+    source = decoder.ffw_norm(index)
+    gathered = _gathered([*source.parameters(), *_ffw_parameters(decoder, index, config)])
+    with gathered:
+        ffw = FeedForward(
+            decoder.ffw_parts(index),
+            config.ffw_weights,
+            config.ffw_lora_r,
+            config.ffw_lora_alpha,
+            config.ffw_lora_dropout,
+        )
+        norms = [_build_norm(decoder, source, config.norm_init) for _ in range(2)]
+    return MMBlock(norms[0], attention, norms[1], ffw, config.gate, config.ffw_scope)
+
+
+def _ffw_parameters(decoder: Decoder, index: int, config: DeepMLFConfig) -> list[nn.Parameter]:
+    if config.ffw_weights != "copy":
+        return []
+    return [p for module in decoder.ffw_parts(index).projections().values() for p in module.parameters()]
+
+
+def _gathered(parameters: list[nn.Parameter]) -> Any:
+    """Under ZeRO-3 the LM's weights are shards: whole inside this context."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        from contextlib import nullcontext
+
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(sharded)
+
+
+def _build_norm(decoder: Decoder, source: nn.Module, init: str) -> nn.Module:
+    """A norm of the decoder's kind: ones (and zeros), or the LM block's own FFW norm as its start."""
+    eps = next((getattr(source, name) for name in ("variance_epsilon", "eps") if hasattr(source, name)), 1e-6)
+    rms = decoder.interface.rms_norm
+    norm = nn.RMSNorm(decoder.width, eps=eps) if rms else nn.LayerNorm(decoder.width, eps=eps)
+    if init == "lm":
+        with torch.no_grad():
+            probe = torch.eye(decoder.width, device=source.weight.device, dtype=source.weight.dtype)
+            # What the norm multiplies by, read off its action: Gemma stores weight - 1, others the weight.
+            if rms:
+                norm.weight.copy_((source(probe) / nn.functional.rms_norm(probe, (decoder.width,), eps=eps)).diagonal())
+            else:
+                norm.load_state_dict(source.state_dict())
+    return norm
+
+
+def can_probe(decoder: Decoder) -> bool:
+    """Weights must be here and whole: not on the meta device, not ZeRO-3 shards before the engine runs."""
+    return all(p.device.type != "meta" and not hasattr(p, "ds_id") for p in decoder.lm.parameters())
+
+
+@torch.no_grad()
+def probe(injection: Injection, stack: FusionStack) -> None:
+    """Shows that the injected decoder, gates shut, is the base model on the same ``[text ; fusion tokens]``.
+
+    Bitwise in fp32 on CPU; on other devices, dtypes and 4-bit bases to the tolerance of one rounding.
+
+    Raises:
+        InjectionError: it is not.
+    """
+    decoder = injection.decoder
+    table = decoder.embeddings.weight
+    ids = torch.arange(6, device=table.device).reshape(2, 3) % table.shape[0]
+    mask = torch.ones(2, 3 + stack.num_tokens, dtype=torch.long, device=table.device)
+    mask[1, 0] = 0  # a padded row
+    tokens = stack.fusion_tokens(2).to(table.dtype)
+    inputs = torch.cat([decoder.embeddings(ids), tokens], dim=1)
+    width = stack.context_projection.out_features // len(stack.layers)
+    key_value = torch.linspace(-1, 1, 2 * 2 * width, device=table.device).reshape(2, 2, width)
+    present = torch.tensor([[True, True], [False, False]], device=table.device)
+    was_training = stack.training
+    stack.eval()
+    try:
+        with injection.paused():
+            expected = run_layers(decoder, inputs, mask)
+        state = FusionState(dict.fromkeys(stack.layers, key_value), present, stack.num_tokens)
+        with stack.gates_shut(), injection.active(stack, state):
+            found = run_layers(decoder, inputs, mask)
+    finally:
+        stack.train(was_training)
+    exact = table.device.type == "cpu" and table.dtype == torch.float32 and not is_quantised(decoder.lm)
+    same = torch.equal(expected, found) if exact else torch.allclose(expected, found, rtol=1e-2, atol=1e-2)
+    if not same:
+        worst = (expected - found).abs().max().item()
+        raise InjectionError(
+            f"injection probe failed: with every gate shut the injected {decoder.interface.family} decoder differs from "
+            f"its base by {worst:.3g}; its layers do not return what the declared interface says"
+        )

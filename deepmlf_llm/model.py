@@ -1,0 +1,125 @@
+"""``DeepMLFModel``: the public face of DeepMLF, a ``PeftModelForCausalLM`` whose forward speaks of polarity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, PeftModelForCausalLM
+from torch import Tensor, nn
+
+from deepmlf_llm.backbones.text_cache import TextCache
+from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.errors import ConfigError, InjectionError
+from deepmlf_llm.fused_decoder import DeepMLFOutput
+from deepmlf_llm.tuner import DeepMLFTuner
+
+
+class DeepMLFModel(PeftModelForCausalLM):
+    """A frozen decoder that reads text, and fusion tokens that read the text, hear and see (arXiv 2504.11082).
+
+    Args:
+        base: a causal LM; its modules, keys and classes stay what they are. :meth:`eject` gives it back.
+        config: see :class:`DeepMLFConfig`.
+        adapter_name: PEFT's name for this adapter.
+
+    Raises:
+        ConfigError: settings that do not fit this decoder.
+        BaseModelError: no causal decoder of a declared family.
+        InjectionError: ``base`` is wrapped already, or does not behave as its interface says. It is left as it was.
+    """
+
+    base_model: DeepMLFTuner
+
+    def __init__(self, base: nn.Module, config: DeepMLFConfig, adapter_name: str = "default", **kwargs: Any) -> None:
+        if isinstance(base, PeftModel) or hasattr(base, "peft_config"):
+            raise InjectionError(
+                "the base model carries a PEFT adapter already; give the bare causal LM, and ask for LoRA on it with "
+                "DeepMLFConfig(r=...)"
+            )
+        if not isinstance(config, DeepMLFConfig):
+            raise ConfigError(f"config is a {type(config).__name__}, expected a DeepMLFConfig")
+        super().__init__(base, config, adapter_name, **kwargs)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **features: Tensor | None,
+    ) -> DeepMLFOutput:
+        """Polarity of a batch of utterances, and with labels the loss and its parts.
+
+        Notation used for tensor shapes: b batch, l text tokens, t frames of a modality (each its own), d_m its width.
+
+        Args:
+            input_ids: [b x l], padded on either side, at least one real token a row.
+            attention_mask: 1 where a token is real [b x l]; default: all.
+            labels: polarity [b].
+            features: for each modality of the config ``<name>`` [b x t x d_m] and ``<name>_mask``, True where a frame
+                is real [b x t] (default: all). A modality that is not given, or a row masked out, is absent.
+
+        Raises:
+            ConfigError: a feature the config does not name, or of another width.
+        """
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **features)
+
+    @property
+    def deepmlf_config(self) -> DeepMLFConfig:
+        return self.peft_config[self.base_model.active_stack_name]
+
+    def gate_values(self) -> dict[str, dict[str, float]]:
+        """Gate factors by LM layer: ``{"layer 11": {"gca": 0.5, "ffw": 0.5}}``."""
+        return {f"layer {i}": gates for i, gates in self.base_model.active_stack.gate_values().items()}
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainable parameters by role: ``av_encoder``, ``fusion`` (the rest of DeepMLF), ``lm_lora``."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"av_encoder": [], "fusion": [], "lm_lora": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                role = "lm_lora" if ".deepmlf." not in name else "av_encoder" if ".av_encoder." in name else "fusion"
+                groups[role].append((name, parameter))
+        return groups
+
+    def enable_text_cache(
+        self, kind: str = "memory", directory: str | Path | None = None, storage_dtype: torch.dtype | None = None
+    ) -> None:
+        """Keeps what the frozen LM makes of each text, so that it is computed once and not once an epoch.
+
+        Args:
+            kind: ``"none"``, ``"memory"``.
+            directory: unused for memory.
+            storage_dtype: of what is kept; default: the LM's own.
+
+        Raises:
+            ConfigError: the text stream changes while training (LoRA on the LM, augmentation of the text).
+        """
+        fused, config = self.base_model.fused, self.deepmlf_config
+        if kind == "none":
+            fused.cache = None
+            return
+        if kind not in ("memory",):
+            raise ConfigError(f"text_cache={kind!r}: expected 'none' or 'memory'")
+        if config.has_lm_lora:
+            raise ConfigError(f"text_cache={kind!r} with LoRA on the LM (r={config.r}): its text changes at every step")
+        if config.seqaug.changes_text:
+            raise ConfigError(f"text_cache={kind!r} with SeqAug or noise on the text: every batch has its own text")
+        depth = fused.text_depth(config, self.base_model.active_stack)
+        fused.cache = TextCache(fused.decoder, depth, storage_dtype)
+
+    def build_text_cache(self, texts: Iterable[Sequence[int]], progress: Any = None) -> int:
+        """Computes the streams of these token id lists now; returns the bytes held. See :meth:`enable_text_cache`."""
+        cache = self.base_model.fused.cache
+        if cache is None:
+            raise ConfigError("build_text_cache: no text cache; call enable_text_cache('memory') first")
+        with self.base_model.fused.injection.paused():
+            cache.add(texts, progress)
+        return cache.nbytes
+
+    def eject(self) -> nn.Module:
+        """Takes MM Blocks and hooks out and gives back the very same base model."""
+        base = self.base_model.unload()
+        vars(base).pop("peft_config", None)
+        return base
