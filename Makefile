@@ -34,11 +34,13 @@ test: setup ## the whole test suite; ARGS="-k metrics" picks tests, WORKERS=n
 test-fast: setup ## the tests without those that take minutes
 	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs -m "not slow" $(ARGS)
 
-lint: setup ## ruff, mypy and the one-way imports
-	$(INTERPRETER) -m ruff check .
-	$(INTERPRETER) -m ruff format --check .
-	$(INTERPRETER) -m mypy
-	$(dir $(INTERPRETER))lint-imports --no-logo --cache-dir .cache/import_linter
+lint: setup ## ruff, mypy and the one-way imports; all of them, whichever fails
+	@status=0; bin="$(dir $(INTERPRETER))"; \
+	$(INTERPRETER) -m ruff check --output-format concise . || status=1; \
+	$(INTERPRETER) -m ruff format --check . || status=1; \
+	$(INTERPRETER) -m mypy || status=1; \
+	$${bin}lint-imports --no-logo --cache-dir .cache/import_linter || status=1; \
+	exit $$status
 
 format: setup ## put the code into shape
 	$(INTERPRETER) -m ruff check --fix .
