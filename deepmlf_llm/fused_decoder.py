@@ -176,7 +176,8 @@ class FusedDecoder:
     ) -> TextStream:
         changed = stack.training and config.seqaug.changes_text
         with self.injection.paused():
-            if self.cache is not None and not changed:
+            # An adapter of another depth may have become active since the cache was made.
+            if self.cache is not None and self.cache.depth == depth and not changed:
                 return self.cache.read(input_ids, mask)
             embeddings = self._embed_text(config, input_ids, mask, stack.training)
             return read_text(self.decoder, embeddings, mask, depth)

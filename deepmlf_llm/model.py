@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, PeftModelForCausalLM
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, InjectionError
 from deepmlf_llm.fused_decoder import DeepMLFOutput
+from deepmlf_llm.paths import cache_dir
 from deepmlf_llm.tuner import DeepMLFTuner
 
 
@@ -84,39 +84,54 @@ class DeepMLFModel(PeftModelForCausalLM):
         return groups
 
     def enable_text_cache(
-        self, kind: str = "memory", directory: str | Path | None = None, storage_dtype: torch.dtype | None = None
+        self, kind: str = "memory", directory: str | Path | None = None, storage: str | None = None
     ) -> None:
         """Keeps what the frozen LM makes of each text, so that it is computed once and not once an epoch.
 
         Args:
-            kind: ``"none"``, ``"memory"``.
-            directory: unused for memory.
-            storage_dtype: of what is kept; default: the LM's own.
+            kind: ``"none"``, ``"memory"`` or ``"disk"`` (memory-mapped, found again by the next run).
+            directory: of the disk cache; default: in the user's cache.
+            storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the LM's own.
 
         Raises:
-            ConfigError: the text stream changes while training (LoRA on the LM, augmentation of the text).
+            ConfigError: an unknown kind, or a text stream that changes while training (LoRA on the LM, augmentation of
+                the text), or that is fused from the first layer on.
         """
         fused, config = self.base_model.fused, self.deepmlf_config
+        if kind not in ("none", "memory", "disk"):
+            raise ConfigError(f"text_cache={kind!r}: expected 'none', 'memory' or 'disk'")
+        fused.cache = None
         if kind == "none":
-            fused.cache = None
             return
-        if kind not in ("memory",):
-            raise ConfigError(f"text_cache={kind!r}: expected 'none' or 'memory'")
         if config.has_lm_lora:
             raise ConfigError(f"text_cache={kind!r} with LoRA on the LM (r={config.r}): its text changes at every step")
         if config.seqaug.changes_text:
             raise ConfigError(f"text_cache={kind!r} with SeqAug or noise on the text: every batch has its own text")
         depth = fused.text_depth(config, self.base_model.active_stack)
-        fused.cache = TextCache(fused.decoder, depth, storage_dtype)
+        where = (directory or cache_dir() / "text") if kind == "disk" else None
+        fused.cache = TextCache(fused.decoder, depth, where, storage)
 
-    def build_text_cache(self, texts: Iterable[Sequence[int]], progress: Any = None) -> int:
-        """Computes the streams of these token id lists now; returns the bytes held. See :meth:`enable_text_cache`."""
+    @property
+    def text_cache(self) -> TextCache:
+        """The cache in use.
+
+        Raises:
+            ConfigError: there is none.
+        """
         cache = self.base_model.fused.cache
         if cache is None:
-            raise ConfigError("build_text_cache: no text cache; call enable_text_cache('memory') first")
+            raise ConfigError("no text cache: call enable_text_cache('memory') or enable_text_cache('disk') first")
+        return cache
+
+    def build_text_cache(self, texts: Iterable[Sequence[int]], progress: Callable[[int], Any] | None = None) -> int:
+        """Reads these texts (lists of token ids) now; ``progress`` hears how many each batch held.
+
+        Returns:
+            Bytes held. :meth:`TextCache.predicted_bytes` says them beforehand.
+        """
         with self.base_model.fused.injection.paused():
-            cache.add(texts, progress)
-        return cache.nbytes
+            self.text_cache.add(texts, progress)
+        return self.text_cache.nbytes
 
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model."""

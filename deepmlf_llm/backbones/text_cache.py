@@ -7,38 +7,74 @@ text. Whoever holds a cache must see to that; :class:`TextCache` cannot know.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepmlf_llm.backbones.fingerprint import base_fingerprint
 from deepmlf_llm.backbones.interface import Decoder
+from deepmlf_llm.backbones.quantisation import is_quantised
 from deepmlf_llm.backbones.stream import TextStream, read_text
+from deepmlf_llm.backbones.text_store import STORAGE, DiskStore, MemoryStore, pack, unpacked
+from deepmlf_llm.errors import ConfigError
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048  # texts are read in batches of about this many tokens, of like length
 
 
 class TextCache:
-    """Text streams by token ids, in memory.
+    """Text streams by token ids.
 
     Args:
         decoder: the frozen LM.
         depth: layers of it that are kept (None: all, and only the last token's state after the final norm).
-        storage_dtype: of what is kept; None: the LM's own.
+        directory: keep them on disk here, memory-mapped; None: in memory.
+        storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the LM's.
+
+    Raises:
+        ConfigError: unknown ``storage``.
     """
 
-    def __init__(self, decoder: Decoder, depth: int | None = None, storage_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        depth: int | None = None,
+        directory: str | Path | None = None,
+        storage: str | None = None,
+    ) -> None:
+        if storage is not None and storage not in STORAGE:
+            raise ConfigError(f"text_cache_dtype={storage!r}: expected one of {', '.join(map(repr, STORAGE))}")
         self.decoder = decoder
         self.depth = depth
-        self.storage_dtype = storage_dtype
-        self._entries: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.storage = storage
+        self.store: MemoryStore | DiskStore = MemoryStore()
+        if directory is not None:
+            self.store = DiskStore(directory, self._key())
+
+    def _key(self) -> dict[str, Any]:
+        lm = self.decoder.lm
+        quantisation = getattr(lm.config, "quantization_config", None) if is_quantised(lm) else None
+        described = quantisation if isinstance(quantisation, dict) or quantisation is None else quantisation.to_dict()
+        return {
+            "base": base_fingerprint(lm),
+            "dtype": str(self.decoder.embeddings.weight.dtype),
+            "quantisation": {k: str(v) for k, v in described.items()} if described else None,
+            "depth": self.depth,
+            "storage": self.storage,
+        }
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.store)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for entry in self._entries.values() for t in entry)
+        return self.store.nbytes
+
+    def predicted_bytes(self, texts: Iterable[Sequence[int]]) -> int:
+        """What keeping these texts will take, from the size of one token's and one text's worth."""
+        one, two = (self._read([tuple([1] * count)])[0][1].nbytes for count in (1, 2))
+        return sum(one + (two - one) * (len(text) - 1) for text in {tuple(text) for text in texts})
 
     def read(self, input_ids: Tensor, mask: Tensor) -> TextStream:
         """The batch's text stream, computed only for texts not met before.
@@ -52,42 +88,49 @@ class TextCache:
         return self._assemble(rows, input_ids)
 
     def add(self, texts: Iterable[Sequence[int]], progress: Callable[[int], Any] | None = None) -> None:
-        """Computes what is missing, in batches of like length; ``progress`` hears how many texts a batch held."""
-        missing = sorted({tuple(text) for text in texts} - self._entries.keys(), key=len)
+        """Computes what is missing, in batches of like length; ``progress`` hears how many texts a batch held.
+
+        Raises:
+            ConfigError: a text without tokens.
+        """
+        missing = sorted((text for text in {tuple(text) for text in texts} if text not in self.store), key=len)
+        if missing and not missing[0]:
+            raise ConfigError("a text has no tokens: every row needs at least one real token")
         while missing:
             count = max(1, BATCH_TOKENS // len(missing[-1]))
             batch, missing = missing[-count:], missing[:-count]
-            self._compute(batch)
+            self.store.put(self._read(batch))
             if progress is not None:
                 progress(len(batch))
 
     @torch.no_grad()
-    def _compute(self, texts: list[tuple[int, ...]]) -> None:
+    def _read(self, texts: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], Any]]:
         device = self.decoder.embeddings.weight.device
         length = max(map(len, texts))
-        input_ids = torch.zeros(len(texts), length, dtype=torch.long, device=device)
+        input_ids = torch.zeros(len(texts), length, dtype=torch.long)
         mask = torch.zeros_like(input_ids)
         for row, text in enumerate(texts):
-            input_ids[row, length - len(text) :] = torch.tensor(text, device=device)
+            input_ids[row, length - len(text) :] = torch.tensor(text)
             mask[row, length - len(text) :] = 1
+        input_ids, mask = input_ids.to(device), mask.to(device)
         stream = read_text(self.decoder, self.decoder.embeddings(input_ids), mask, self.depth)
         stacked = torch.stack([torch.stack(pair) for pair in stream.keys_values])  # [layers x 2 x b x h x l x e]
-        stacked = stacked if self.storage_dtype is None else stacked.to(self.storage_dtype)
-        for row, text in enumerate(texts):
-            states = stream.states[row, -len(text) :].clone()
-            self._entries[text] = (stacked[:, :, row, :, length - len(text) :].clone(), states)
+        return [
+            (text, pack(stacked[:, :, row, :, length - len(text) :], stream.states[row, -len(text) :], self.storage))
+            for row, text in enumerate(texts)
+        ]
 
     def _assemble(self, rows: list[tuple[int, ...]], input_ids: Tensor) -> TextStream:
         batch, length = input_ids.shape
-        entries = [self._entries[row] for row in rows]
-        layers, two, heads, _, width = entries[0][0].shape
-        dtype = entries[0][1].dtype
-        keys_values = torch.zeros(layers, two, batch, heads, length, width, dtype=dtype, device=input_ids.device)
+        entries = [self.store[row] for row in rows]
+        layers, two, heads, _, width = entries[0].keys_values.shape
+        dtype, device = entries[0].states.dtype, input_ids.device
+        keys_values = torch.zeros(layers, two, batch, heads, length, width, dtype=dtype, device=device)
         kept = 1 if self.depth is None else length
-        states = torch.zeros(batch, kept, entries[0][1].shape[-1], dtype=dtype, device=input_ids.device)
-        for row, (kv, state) in enumerate(entries):
-            keys_values[:, :, row, :, length - kv.shape[3] :] = kv
-            states[row, kept - state.shape[0] :] = state
+        states = torch.zeros(batch, kept, entries[0].states.shape[-1], dtype=dtype, device=device)
+        for row, entry in enumerate(entries):
+            keys_values[:, :, row, :, length - entry.keys_values.shape[3] :] = unpacked(entry)
+            states[row, kept - entry.states.shape[0] :] = entry.states
         return TextStream([(layer[0], layer[1]) for layer in keys_values], states)
 
 
