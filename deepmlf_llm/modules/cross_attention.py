@@ -31,12 +31,13 @@ class Gate(nn.Module):
             raise ValueError(f"gate={kind!r}: expected one of {', '.join(map(repr, GATES))}")
         self.kind = kind
         self.shut = False
-        self.alpha = nn.Parameter(torch.zeros(()), requires_grad=kind != "none")
+        # One element, not a scalar tensor: DeepSpeed broadcasts parameters as bytes, and a scalar has no such view.
+        self.alpha = nn.Parameter(torch.zeros(1), requires_grad=kind != "none")
 
     def forward(self) -> Tensor:
         if self.shut:
-            return torch.zeros_like(self.alpha, dtype=torch.float32)
-        return GATES[self.kind](self.alpha.float())
+            return torch.zeros_like(self.alpha, dtype=torch.float32)[0]
+        return GATES[self.kind](self.alpha.float())[0]
 
 
 class GatedCrossAttention(nn.Module):
