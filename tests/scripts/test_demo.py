@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -67,6 +68,10 @@ def test_failed_step_ends_the_demo_with_one_line(tmp_path, monkeypatch):
 @pytest.mark.timeout(900)
 def test_demo_runs_to_the_end_on_a_toy(tmp_path, monkeypatch, capfd, repository):
     monkeypatch.chdir(repository)
+    with socket.create_server(("127.0.0.1", 0)) as free:  # the launcher's own default may be another test's
+        port = free.getsockname()[1]
+    launcher = [*demo.processes(), "--master_port", str(port)]
+    monkeypatch.setattr(demo, "processes", lambda: launcher)
     assert demo.main(["--base_model", "tiny-llama", "--num_train_epochs", "1"], tmp_path) == 0
     run = tmp_path / "demo"
     assert json.loads((run / "result.json").read_text())["metrics"]["test"].keys() >= {"mae", "corr"}
