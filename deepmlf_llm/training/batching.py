@@ -1,0 +1,89 @@
+"""Which utterances go into which batch of which process: nothing dropped, nothing twice, the same for any launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from deepmlf_llm.errors import RunError
+
+GROUPED_BATCHES = 50
+"""Batches within which utterances are sorted by length: short rows meet short rows, and epochs still differ."""
+
+
+class BalancedBatches(Sampler[list[int]]):
+    """Batches of one process. All processes' k-th batches together are one part of an even split of the shuffled data.
+
+    The parts differ by at most one utterance in size (so there is no tiny last batch), each part is dealt out to the
+    processes in turn (so their batches differ by at most one too, and hold texts of the same lengths), and the parts
+    depend on seed, epoch and total size only: 2 processes x 16 see the same parts as 1 process x 32.
+
+    Args:
+        size: utterances in the data set.
+        per_process: most utterances in a batch.
+        processes: how many there are.
+        rank: which of them this is.
+        seed: of the order.
+        lengths: of each utterance; given, batches group similar ones.
+
+    Raises:
+        RunError: fewer utterances than processes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        per_process: int,
+        processes: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        if size < processes:
+            raise RunError(f"the training split has {size} utterances for {processes} processes: start fewer processes")
+        self.size, self.processes, self.rank, self.seed = size, processes, rank, seed
+        self.num_parts = -(-size // (per_process * processes))
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_parts
+
+    @property
+    def smallest(self) -> int:
+        """Utterances in the smallest batch of any process."""
+        return (self.size // self.num_parts) // self.processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order; the same epoch gives the same batches."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for part in self.parts():
+            yield part[self.rank :: self.processes].tolist()
+
+    def parts(self) -> list[np.ndarray]:
+        """The batches of all processes together, in order."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(self.size)
+        if self.lengths is None:
+            return np.array_split(order, self.num_parts)
+        groups = np.array_split(order, -(-self.num_parts // GROUPED_BATCHES))
+        ordered = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups])
+        parts = np.array_split(ordered, self.num_parts)
+        return [parts[i] for i in random.permutation(self.num_parts)]
+
+
+class LongestFirst(Sampler[int]):
+    """Order of evaluation: similar lengths together, the longest first, so that memory runs out at once or never."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)

@@ -1,0 +1,120 @@
+"""What happens beside the training: the log, early stopping, progress in plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from deepmlf_llm.training.checkpoints import write_aside
+
+METRICS_FILE = "metrics.jsonl"
+_EVALUATION = "eval_"
+
+
+class MetricsLog(TrainerCallback):
+    """``metrics.jsonl``: one JSON object a line, ``{"kind": "train" | "validation", "step", "epoch", ...}``.
+
+    A resumed run first drops the lines after its checkpoint, so the file reads as if nothing had happened.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / METRICS_FILE
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+            write_aside(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        if "loss" in logs:
+            self._write("train", state, logs)
+        elif f"{_EVALUATION}mae" in logs and not state.global_step == 0:
+            values = {name.removeprefix(_EVALUATION): value for name, value in logs.items()}
+            self._write("validation", state, values)
+
+    def _write(self, kind: str, state: Any, values: dict[str, Any]) -> None:
+        line = {"kind": kind, "step": state.global_step, **{name: finite(value) for name, value in values.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; a last line that a kill cut off is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: what is undefined is null."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends the run after ``patience`` evaluations without improvement. Holds no state: the log of the run decides, so a
+    resumed run stops where the uninterrupted one does."""
+
+    def __init__(self, metric: str, greater_is_better: bool, patience: int) -> None:
+        self.metric = metric if metric.startswith(_EVALUATION) else _EVALUATION + metric
+        self.sign = -1.0 if greater_is_better else 1.0
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        values = [self.sign * line[self.metric] for line in state.log_history if self.metric in line]
+        best = min(range(len(values)), key=values.__getitem__, default=0)
+        if self.patience and len(values) - 1 - best >= self.patience:
+            control.should_training_stop = True
+        return control
+
+
+class PlainProgress(TrainerCallback):
+    """Progress where there is no terminal: a line every few seconds, and one an evaluation."""
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self.seconds = seconds
+        self._last = 0.0
+        self._began = 0.0
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        now = time.monotonic()
+        if "loss" in logs and now - self._last >= self.seconds:
+            self._last = now
+            print(f"{self._where(state)}  loss {logs['loss']:.4f}  {self._left(state, now)}", flush=True)
+        elif f"{_EVALUATION}mae" in logs:
+            corr = logs.get(f"{_EVALUATION}corr", float("nan"))
+            print(f"{self._where(state)}  validation MAE {logs['eval_mae']:.4f}  Corr {corr:.4f}", flush=True)
+
+    def _where(self, state: Any) -> str:
+        return f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
+
+    def _left(self, state: Any, now: float) -> str:
+        done = state.global_step - self._first_step
+        if done <= 0:
+            return ""
+        left = (now - self._began) / done * (state.max_steps - state.global_step)
+        return f"{done / (now - self._began):.2f} steps/s, at most {left / 60:.1f} min left"
+
+
+def on_terminal() -> bool:
+    """Whether a progress bar can be drawn."""
+    return sys.stderr.isatty()

@@ -1,0 +1,105 @@
+"""Checkpoints that a kill cannot spoil: written, synced, then declared whole by a manifest that is renamed in last.
+
+A directory without a manifest that fits it is no checkpoint. The previous one goes only after the new one is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "checkpoint.json"
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+def commit(directory: Path, facts: dict[str, Any] | None = None) -> None:
+    """Declares the files of ``directory`` a whole checkpoint; ``facts`` are kept with it."""
+    files = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+        _sync(path)
+        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_aside(directory / MANIFEST, json.dumps({"files": files, **(facts or {})}, indent=1) + "\n")
+
+
+def flaw(directory: Path) -> str | None:
+    """Why ``directory`` is no whole checkpoint; None where it is one."""
+    try:
+        files = json.loads((directory / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return "it was cut while being written"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
+    for name, facts in files.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]:
+            return f"{name} is damaged"
+    return None
+
+
+def step_of(directory: Path) -> int | None:
+    """The step in the name of a checkpoint directory; None for another name."""
+    match = _NAME.match(directory.name)
+    return int(match[1]) if match else None
+
+
+def all_checkpoints(run: Path) -> list[Path]:
+    """Directories named like checkpoints, the newest (largest step) first, whole or not."""
+    found = [p for p in run.iterdir() if p.is_dir() and step_of(p) is not None] if run.is_dir() else []
+    return sorted(found, key=lambda p: -int(step_of(p) or 0))
+
+
+def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole checkpoint (None: there is none), and what is wrong with those that are newer."""
+    skipped: dict[Path, str] = {}
+    for directory in all_checkpoints(run):
+        reason = flaw(directory)
+        if reason is None:
+            return directory, skipped
+        skipped[directory] = reason
+    return None, skipped
+
+
+def prune(run: Path, keep: int | None, best_step: int | None) -> None:
+    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all."""
+    if keep is None:
+        return
+    for directory in all_checkpoints(run)[max(keep, 1) :]:
+        if step_of(directory) != best_step:
+            remove(directory)
+
+
+def remove(directory: Path) -> None:
+    """Removes a checkpoint, its manifest first: a kill in between leaves no half that looks whole."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Writes a text file that is either the old one or the new one, whatever happens in between."""
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

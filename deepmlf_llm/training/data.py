@@ -1,0 +1,152 @@
+"""What a run learns from: three splits of any torch data set, and what they say about themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from deepmlf_llm.errors import DataError, Problems, suggest
+from deepmlf_llm.training.settings import EMBEDDED, RunSettings
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass
+class TrainingData:
+    """Three splits and their facts.
+
+    Args:
+        train, valid, test: map-style data sets whose items are ``{"text", "label", "<modality>": float32 [t x d]}``.
+        modalities: name -> dim, and optionally frame_rate, features, standardisation (they travel with the adapter).
+        dataset: label and metric rule: "mosi", "mosei" or "sims".
+        case: what was done to the transcripts' case: "lower", "sentence" or "keep".
+        facts: what a result says about the data.
+        fingerprint: changes when the data do.
+    """
+
+    train: Dataset[Any]
+    valid: Dataset[Any]
+    test: Dataset[Any]
+    modalities: Mapping[str, Mapping[str, Any]]
+    dataset: str = "mosi"
+    case: str = "keep"
+    facts: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def splits(self) -> dict[str, Dataset[Any]]:
+        return {name: getattr(self, name) for name in SPLITS}
+
+
+def load_data(settings: RunSettings) -> TrainingData:
+    """Opens the data directory that the settings name; the embedded set is made once and kept in the user's cache.
+
+    Raises:
+        DataError: missing, damaged, not prepared, or without one of the splits.
+    """
+    from deepmlf_llm.data.store import open_store
+
+    if settings.data == EMBEDDED:
+        from deepmlf_llm.data.demo import embedded_dataset
+
+        directory = embedded_dataset()
+    else:
+        directory = Path(settings.data).expanduser()
+        if not directory.exists():
+            raise DataError(f"data={settings.data}: not there; make it with recipes/prepare_data.py")
+        if directory.is_file():
+            raise DataError(
+                f"data={settings.data}: a file; prepare it first: python recipes/prepare_data.py --source "
+                f"{settings.data} --dataset mosi|mosei|sims --out DIR"
+            )
+    store = open_store(directory)
+    manifest = store.manifest
+    missing = [name for name in SPLITS if name not in manifest.splits]
+    if missing:
+        raise DataError(f"data={settings.data}: no split {', '.join(missing)}")
+    facts = {
+        "name": directory.name,
+        "dataset": manifest.dataset,
+        "source": manifest.source,
+        "splits": {name: {k: manifest.splits[name].get(k) for k in ("rows", "sha256")} for name in SPLITS},
+        "modalities": {name: {"dim": m["dim"], "frame_rate": m["frame_rate"]} for name, m in store.modalities.items()},
+        "text": manifest.text,
+    }
+    return TrainingData(
+        **{name: store.split(name) for name in SPLITS},
+        modalities=store.modalities,
+        dataset=manifest.dataset,
+        case=manifest.text["case"],
+        facts=facts,
+        fingerprint="-".join(str(manifest.splits[name]["sha256"])[:16] for name in SPLITS),
+    )
+
+
+def chosen_modalities(settings: RunSettings, data: TrainingData) -> dict[str, dict[str, Any]]:
+    """The modalities that a run uses, in the data's order.
+
+    Raises:
+        DataError: the data have no such modality.
+    """
+    wanted = list(data.modalities) if settings.modalities is None else settings.modalities
+    problems = Problems(DataError, f"modalities={wanted}")
+    known = ", ".join(data.modalities) or "none"
+    for name in wanted:
+        near = suggest(name, data.modalities)
+        problems.check(name in data.modalities, f"the data have no {name!r}{near}; they have {known}")
+    problems.raise_if_any()
+    return {name: dict(facts) for name, facts in data.modalities.items() if name in wanted}
+
+
+def take_fraction(dataset: Dataset[Any], fraction: float) -> Dataset[Any]:
+    """A share of a data set: the same utterances for every seed, and a smaller share lies within a larger one."""
+    if fraction >= 1:
+        return dataset
+    size = len(dataset)  # type: ignore[arg-type]
+    chosen = np.random.default_rng(0).permutation(size)[: max(1, round(fraction * size))]
+    indices = sorted(chosen.tolist())
+    if hasattr(dataset, "select"):
+        selected: Dataset[Any] = dataset.select(indices)
+        return selected
+    from torch.utils.data import Subset
+
+    return Subset(dataset, indices)
+
+
+class _WithTexts(Dataset[dict[str, Any]]):
+    """Any map-style data set, with the list of its transcripts."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        self.texts = [dataset[i]["text"] for i in range(len(dataset))]  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item: dict[str, Any] = self.dataset[index]
+        return item
+
+
+def tokenised(dataset: Dataset[Any], name: str, tokenizer: Any, max_tokens: int) -> Any:
+    """A split with token ids, its labels looked at.
+
+    Raises:
+        DataError: the split is empty, or a label is missing or not finite.
+    """
+    from deepmlf_llm.data.collate import tokenise
+
+    size = len(dataset)  # type: ignore[arg-type]
+    if size == 0:
+        raise DataError(f"split {name!r} is empty")
+    values = getattr(dataset, "labels", None)
+    labels = [dataset[i].get("label") for i in range(size)] if values is None else list(values)
+    broken = [i for i, label in enumerate(labels) if label is None or not math.isfinite(float(label))]
+    if broken:
+        raise DataError(f"split {name!r}: {len(broken)} labels are missing or not finite, the first at row {broken[0]}")
+    return tokenise(dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, max_tokens)

@@ -1,0 +1,124 @@
+"""TrainingArguments and the DeepSpeed configuration of a run, checked against each other before anything loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.training.callbacks import on_terminal
+from deepmlf_llm.training.settings import RunSettings
+
+HIGHER_IS_BETTER = ("corr", "acc", "f1")
+
+
+def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
+    """The DeepSpeed configuration; None where the run uses none.
+
+    Raises:
+        ConfigError: not there, no JSON, or with settings that this recipe decides.
+    """
+    path = settings.deepspeed
+    if path is None:
+        return None
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--ds {path}: cannot be read ({error.strerror}); ds_configs/ holds five") from None
+    except ValueError as error:
+        raise ConfigError(f"--ds {path}: is no JSON ({error})") from None
+    if not isinstance(config, dict) or "zero_optimization" not in config:
+        raise ConfigError(f"--ds {path}: has no section zero_optimization; ds_configs/ holds five examples")
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise ConfigError(
+                f"--ds {path}: remove its section {section!r}: each group of weights has its own learning rate here"
+            )
+    stage = zero_stage(config)
+    if stage == 3 and settings.text_cache != "none":
+        raise ConfigError(
+            f"text_cache={settings.text_cache!r} needs the whole frozen LM in each process, ZeRO-3 splits it: use "
+            "ds_configs/zero2.json"
+        )
+    if stage == 3 and settings.quantization == "int8":
+        raise ConfigError("quantization='int8' cannot be split by ZeRO-3: use nf4, or ds_configs/zero2.json")
+    return config
+
+
+def zero_stage(config: dict[str, Any] | None) -> int:
+    """ZeRO stage of a DeepSpeed configuration; 0 without one."""
+    return int(config["zero_optimization"].get("stage", 0)) if config else 0
+
+
+def uses_bf16(settings: RunSettings) -> bool:
+    """Whether to compute under bf16 autocast: as told, else where the GPU can."""
+    given = settings.trainer.get("bf16")
+    if given is not None:
+        return bool(given)
+    return torch.cuda.is_available() and not settings.trainer.get("use_cpu") and torch.cuda.is_bf16_supported()
+
+
+def make_arguments(
+    settings: RunSettings, output_dir: Path, processes: int, utterances: int, deepspeed: dict[str, Any] | None
+) -> Any:
+    """``TrainingArguments`` of a run; torch.distributed starts here, except under DeepSpeed.
+
+    Args:
+        settings: the run's.
+        output_dir: its directory; not touched.
+        processes: how many train together.
+        utterances: in the training split.
+        deepspeed: from :func:`read_deepspeed`.
+
+    Raises:
+        ConfigError: the arguments refuse a value.
+    """
+    from transformers import TrainingArguments
+
+    values = settings.trainer_values()
+    per_device, accumulated = settings.resolve_batch(processes)
+    steps = max(1, math.ceil(math.ceil(utterances / (per_device * processes)) / accumulated))
+    planned = values.get("max_steps", -1)
+    planned = planned if planned > 0 else math.ceil(values["num_train_epochs"] * steps)
+    cpu = values.setdefault("use_cpu", not torch.cuda.is_available())
+    bf16 = uses_bf16(settings)
+    metric = values["metric_for_best_model"]
+    values.setdefault("warmup_steps", min(math.ceil(settings.warmup_epochs * steps), planned // 2))
+    values.setdefault("report_to", "tensorboard" if find_spec("tensorboard") else "none")
+    values.setdefault("disable_tqdm", not on_terminal())
+    values.setdefault("greater_is_better", metric.removeprefix("eval_").startswith(HIGHER_IS_BETTER))
+    values.setdefault("dataloader_pin_memory", not cpu)
+    values.setdefault("ddp_find_unused_parameters", False)
+    values.setdefault("ddp_broadcast_buffers", False)  # running statistics are averaged, see gradients.py
+    if cpu and deepspeed is None and processes > 1:
+        values.setdefault("ddp_backend", "gloo")
+    if values.get("gradient_checkpointing"):
+        values.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output_dir / "tensorboard")  # else a folder named after the host
+    values.update(
+        output_dir=str(output_dir),
+        per_device_train_batch_size=per_device,
+        bf16=bf16 and deepspeed is None,
+        deepspeed=_with_precision(deepspeed, bf16),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        save_total_limit=None,  # old checkpoints go after the new one is whole, see checkpoints.py
+        logging_nan_inf_filter=False,
+    )
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"TrainingArguments: {' '.join(str(error).split())}") from error
+
+
+def _with_precision(config: dict[str, Any] | None, bf16: bool) -> dict[str, Any] | None:
+    """bf16 as autocast over fp32 weights: DeepSpeed's own bf16 mode would round the trained weights themselves."""
+    if config is None or not bf16:
+        return config
+    return {**config, "bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}

@@ -1,0 +1,109 @@
+"""The first gradients, looked at: a group that silently receives none, or one that is not finite, ends the run at once.
+
+Typical causes elsewhere: activation checkpointing with frozen inputs, weights repacked by an evaluation, a detached path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepmlf_llm.errors import RunError
+
+AV_GROUP = "av_encoder"
+
+
+class FirstGradients:
+    """Watches every trainable group until each has had a finite, non-zero gradient.
+
+    Hooks see the gradients as autograd makes them, so it is the same under DDP and every ZeRO stage.
+
+    Args:
+        groups: name -> (parameter name, parameter), trainable ones.
+    """
+
+    def __init__(self, groups: Mapping[str, Iterable[tuple[str, nn.Parameter]]]) -> None:
+        self.names = [name for name, members in groups.items() if list(members)]
+        self._seen: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        self._handles = [
+            parameter.register_hook(self._watcher(name))
+            for name, members in groups.items()
+            for _, parameter in members
+        ]
+        self._alive: set[str] = set()
+        self._frames = False
+
+    @property
+    def done(self) -> bool:
+        return not self._handles
+
+    def saw_batch(self, masks: Iterable[Tensor]) -> None:
+        """Notes whether the batch held any audiovisual frame: without one, the AV encoder rightly learns nothing."""
+        if not self.done:
+            self._frames |= any(bool(mask.any()) for mask in masks)
+
+    def check(self, step: int) -> None:
+        """After the backward passes of a step, on every process.
+
+        Raises:
+            RunError: a gradient is not finite, or a group has none although it should.
+        """
+        if self.done:
+            return
+        alive, finite, frames = self._over_processes()
+        broken = [name for name, good in zip(self.names, finite, strict=True) if not good]
+        if broken:
+            self._stop_watching()
+            raise RunError(f"step {step}: the gradient of {', '.join(broken)} is not finite; lower the learning rate")
+        self._alive |= {name for name, any_gradient in zip(self.names, alive, strict=True) if any_gradient}
+        dead = [n for n in self.names if n not in self._alive and (n != AV_GROUP or frames)]
+        if dead:
+            self._stop_watching()
+            raise RunError(f"step {step}: no gradient reaches {', '.join(dead)}, although it is to be trained")
+        if self._alive == set(self.names):
+            self._stop_watching()
+
+    def _watcher(self, name: str) -> Any:
+        seen = self._seen[name]
+
+        def watch(gradient: Tensor) -> None:
+            # [largest magnitude, is finite]: stays on the device, so nothing waits for it here.
+            largest = gradient.detach().abs().max().float()
+            seen.append(torch.stack([largest.nan_to_num(0.0), largest.isfinite().float()]))
+
+        return watch
+
+    def _over_processes(self) -> tuple[list[bool], list[bool], bool]:
+        rows = []
+        for name in self.names:
+            seen = self._seen[name]
+            if seen:
+                largest, finite = torch.stack(seen).unbind(1)
+                rows.append(torch.stack([(largest.max() > 0).float(), 1 - finite.min()]))
+            else:
+                rows.append(torch.zeros(2))
+            seen.clear()
+        device = next((row.device for row in rows if row.is_cuda), torch.device("cpu"))
+        flags = torch.cat([*(row.to(device) for row in rows), torch.tensor([float(self._frames)], device=device)])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        values = flags.tolist()
+        return [v > 0 for v in values[:-1:2]], [v == 0 for v in values[1:-1:2]], values[-1] > 0
+
+    def _stop_watching(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def average_running_statistics(model: nn.Module) -> None:
+    """Sets BatchNorm's running mean and variance to their mean over the processes, so that all evaluate one model."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            torch.distributed.all_reduce(buffer)
+            buffer /= torch.distributed.get_world_size()

@@ -1,0 +1,123 @@
+"""How a run was started: ``deepspeed``, ``torchrun`` or plain ``python``; what each needs set up, and its orderly end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from deepmlf_llm.errors import DeepMLFError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those of the run."""
+
+    launcher: str  # "deepspeed", "torchrun" or "python"
+    rank: int = 0
+    local_rank: int = 0
+    processes: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def detect() -> Launch:
+    """Reads what a launcher left in the environment."""
+    environment = os.environ
+    if "WORLD_SIZE" not in environment or "RANK" not in environment:
+        return Launch("python")
+    return Launch(
+        launcher="torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed",
+        rank=int(environment["RANK"]),
+        local_rank=int(environment.get("LOCAL_RANK", 0)),
+        processes=int(environment["WORLD_SIZE"]),
+    )
+
+
+def prepare_environment(launch: Launch, deepspeed: bool) -> None:
+    """What must hold before torch.distributed starts.
+
+    Plain ``python`` under DeepSpeed gets the environment of a launcher with one process (DeepSpeed would ask for mpi4py
+    else). On CPU, DeepSpeed's shared-memory op is switched off: it compiles for a minute, and needs a compiler.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not deepspeed:
+        return
+    if launch.launcher == "python":
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in alone.items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    import torch
+
+    if not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def start_process_group(deepspeed: bool) -> None:
+    """Under DeepSpeed: before the base model loads, so that ZeRO-3 can split it while it does."""
+    if not deepspeed:
+        return
+    import deepspeed as engine
+    import torch
+
+    engine.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+
+
+def end_process_group() -> None:
+    """All processes leave together; without it, the first to end can pull the others down."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def wait_for_everyone() -> None:
+    """A barrier, where there is more than one process."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def say(message: str, launch: Launch | None = None) -> None:
+    """One plain line on stdout, from the main process."""
+    if (launch or detect()).is_main:
+        print(message, flush=True)
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Bad input meets every process: the first of each machine says so; the others speak only if it does not end them."""
+    try:
+        yield
+    except DeepMLFError:
+        if detect().local_rank != 0:
+            time.sleep(5)
+        raise
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' start-up chatter out of the output; their warnings stay."""
+    import logging
+    import warnings
+
+    for name in ("DeepSpeed", "deepspeed", "accelerate", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|accelerate)\..*")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,202 @@
+"""What one run is: its own settings, the method's and the Trainer's, strict, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepmlf_llm.errors import ConfigError, Problems
+from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
+
+TEXT_CACHES = ("none", "memory", "disk")
+EMBEDDED = "embedded"
+AUTO = "auto"
+
+VOLATILE = {
+    "output_dir",
+    "disable_tqdm",
+    "report_to",
+    "run_name",
+    "log_level",
+    "log_level_replica",
+    "log_on_each_node",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "dataloader_persistent_workers",
+    "save_total_limit",
+    "ddp_timeout",
+}
+"""Keys that may differ between a run and its continuation: they change nothing that is computed."""
+
+
+def _key(help_text: str, default: Any) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class RunSettings:
+    """Settings of one training run.
+
+    ``method`` holds the keys of :class:`~deepmlf_llm.config.DeepMLFConfig` that differ from its defaults (nested), and
+    ``trainer`` those of transformers' ``TrainingArguments``. Make one with :meth:`from_dict`, which checks every key.
+
+    Raises:
+        ConfigError: a setting is out of range; the message names all that are.
+    """
+
+    base_model: str = _key("hub id, directory, smollm2-135m, tiny-llama, tiny-mistral, tiny-gpt2, or auto", AUTO)
+    revision: str | None = _key("revision of a hub model", None)
+    num_layers: int | None = _key("keep only the first layers of the base model", None)
+    quantization: str = _key("of the frozen base: none, nf4, fp4 or int8 (bitsandbytes)", "none")
+    dtype: str = _key("of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16", AUTO)
+    attn_implementation: str = _key("auto, sdpa, eager or flash_attention_2", AUTO)
+    data: str = _key("data directory made by recipes/prepare_data.py, or embedded", EMBEDDED)
+    modalities: list[str] | None = _key("which of the data's modalities to use; default: all of them", None)
+    data_fraction: float = _key("share of the training split to use, in (0, 1]", 1.0)
+    output_dir: str | None = _key("run directory; default: one under runs/ named after the settings", None)
+    deepspeed: str | None = _key("DeepSpeed configuration (also --ds), e.g. ds_configs/zero2.json", None)
+    text_cache: str = _key("keep the frozen text stream: none, memory or disk", "none")
+    text_cache_dtype: str | None = _key("of the kept text stream: float32, bfloat16, float16 or int8; default: as computed", None)
+    batch_size: int = _key("utterances a step, over all processes and accumulated batches", 32)
+    group_by_length: bool = _key("put texts of similar length into one batch", True)
+    warmup_epochs: float = _key("epochs of linear warm-up", 1.0)
+    av_learning_rate: float | None = _key("of the AV encoder; default: learning_rate", None)
+    lora_learning_rate: float | None = _key("of LoRA on the LM; default: learning_rate", None)
+    av_weight_decay: float | None = _key("of the AV encoder; default: weight_decay", None)
+    early_stopping_patience: int = _key("evaluations without improvement before the run ends; 0 = never", 10)
+    method: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._given_batch_size = False
+        problems = Problems(ConfigError, "settings")
+        choices = {"text_cache": TEXT_CACHES, "quantization": ("none", "nf4", "fp4", "int8")}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            problems.check(value in allowed, f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
+        problems.check(0 < self.data_fraction <= 1, f"data_fraction={self.data_fraction!r}: expected a share in (0, 1]")
+        problems.check(self.batch_size >= 1, f"batch_size={self.batch_size!r}: expected an integer >= 1")
+        for name in ("warmup_epochs", "av_learning_rate", "lora_learning_rate", "av_weight_decay"):
+            value = getattr(self, name)
+            problems.check(value is None or value >= 0, f"{name}={value!r}: expected a number >= 0")
+        problems.check(
+            self.early_stopping_patience >= 0, f"early_stopping_patience={self.early_stopping_patience!r}: expected >= 0"
+        )
+        problems.check(
+            self.modalities is None or len(set(self.modalities)) == len(self.modalities),
+            f"modalities={self.modalities!r}: a name stands there twice",
+        )
+        problems.raise_if_any()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "settings") -> RunSettings:
+        """Settings from names to values, nested or dotted (``{"objective": {"gamma": 1.0}}``, ``"objective.gamma"``).
+
+        Raises:
+            ConfigError: unknown keys, values of another type, values out of range; all of them at once.
+        """
+        problems = Problems(ConfigError, source)
+        flat = flatten(values)
+        owned: dict[str, dict[str, Any]] = {"run": {}, "method": {}, "trainer": {}}
+        for name, value in flat.items():
+            key = all_keys().get(name)
+            if key is None:
+                problems.check(False, refuse(name))
+                continue
+            try:
+                owned[key.owner][name] = key.coerce(value)
+            except ConfigError as error:
+                problems.check(False, str(error))
+        problems.raise_if_any()
+        settings = cls(**owned["run"], method=_nest(owned["method"]), trainer=owned["trainer"])
+        settings._given_batch_size = "batch_size" in owned["run"]
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that was decided, nested, by the names that :meth:`from_dict` reads; without keys left at their default
+        by the method or the Trainer."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if "help" in f.metadata}
+        return {**own, **_nest(flatten(self.method)), **self.trainer_values()}
+
+    def trainer_values(self) -> dict[str, Any]:
+        """TrainingArguments by name: the run's defaults under what was given."""
+        return {**TRAINER_DEFAULTS, **self.trainer}
+
+    def method_values(self) -> dict[str, Any]:
+        """DeepMLFConfig by its own names (``lora_r`` is ``r`` there)."""
+        return {RENAMED.get(name, name): value for name, value in self.method.items()}
+
+    def fingerprint(self, processes: int, base_model: str, data: str) -> str:
+        """The same for a run and its continuation: sha256 of all that changes what is computed.
+
+        Args:
+            processes: how many train together.
+            base_model: what ``base_model`` stands for here (``auto`` depends on what is installed).
+            data: fingerprint of the data.
+        """
+        kept = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
+        if self.deepspeed and Path(self.deepspeed).is_file():
+            kept["deepspeed"] = json.loads(Path(self.deepspeed).read_text())
+        kept.update(base_model=base_model, data=data, processes=processes)
+        text = json.dumps(kept, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def resolve_batch(self, processes: int) -> tuple[int, int]:
+        """Utterances a batch and process, and batches a step: the same step size on any number of processes.
+
+        Rounded up where ``batch_size`` cannot be split evenly.
+
+        Raises:
+            ConfigError: ``batch_size`` and ``per_device_train_batch_size`` were both given and disagree.
+        """
+        accumulated = self.trainer_values()["gradient_accumulation_steps"]
+        per_device = self.trainer.get("per_device_train_batch_size")
+        if per_device is None:
+            return -(-self.batch_size // (accumulated * processes)), accumulated
+        if self._given_batch_size and per_device * accumulated * processes != self.batch_size:
+            raise ConfigError(
+                f"batch_size={self.batch_size}, but per_device_train_batch_size={per_device} x "
+                f"gradient_accumulation_steps={accumulated} x {processes} processes = "
+                f"{per_device * accumulated * processes}; give one of them only"
+            )
+        return per_device, accumulated
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names; mappings that are themselves a value stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and not prefix and name in sections():
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = value
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        section, dot, name = path.partition(".")
+        if dot:
+            nested.setdefault(section, {})[name] = value
+        else:
+            nested[path] = value
+    return nested
+
+
+def key_of(name: str) -> Key:
+    """The key called ``name``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in all_keys():
+        raise ConfigError(refuse(name))
+    return all_keys()[name]

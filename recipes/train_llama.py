@@ -1,0 +1,45 @@
+"""Trains a DeepMLF adapter on a LLaMA-class decoder (any supported family), or goes on with the run that was cut.
+
+  deepspeed recipes/train_llama.py --ds ds_configs/zero2.json [--config recipes/configs/X.yaml] [--key value ...]
+  torchrun --nproc_per_node 2 recipes/train_llama.py [...]
+  python recipes/train_llama.py [...]
+
+With no options: the embedded data set with recipes/configs/demo.yaml. The same command again resumes, or says that the run
+is finished.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # runs from a checkout too
+
+from deepmlf_llm.cli import print_table, run_recipe  # noqa: E402
+from deepmlf_llm.training.launch import detect, one_voice  # noqa: E402
+
+DEMO = ROOT / "recipes" / "configs" / "demo.yaml"
+
+
+def main() -> None:
+    from deepmlf_llm.training.arguments import help_text, parse_settings
+
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(__doc__ or ""))
+        return
+    with one_voice():
+        settings = parse_settings(sys.argv[1:], default_config=DEMO)
+        from deepmlf_llm.training.run import run_training
+
+        result = run_training(settings)
+    if detect().is_main:
+        metrics = result["metrics"]
+        rows = [(name, *(_shown(metrics[split].get(name)) for split in metrics)) for name in metrics["validation"]]
+        print_table("Best adapter by validation", rows, ("metric", *metrics))
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None or value != value else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(main))
