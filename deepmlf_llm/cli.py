@@ -1,0 +1,93 @@
+"""What every recipe shares: one line on bad input, unknown keys with the nearest match, tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from deepmlf_llm.errors import DeepMLFError, suggest
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def run_recipe(main: Callable[[], int | None]) -> int:
+    """Runs a recipe's ``main`` and returns the exit code: ``raise SystemExit(run_recipe(main))``.
+
+    A :class:`DeepMLFError` becomes one line on stderr and code 2; any other exception is a defect and keeps its
+    traceback.
+    """
+    try:
+        return main() or 0
+    except DeepMLFError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+class RecipeParser(argparse.ArgumentParser):
+    """An argument parser that shows defaults, abbreviates nothing, and reports errors as one line with code 2."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parses; unknown options are looked for first, so that a misspelt one is not reported as a missing one."""
+        args = sys.argv[1:] if args is None else list(args)
+        for token in args:
+            if token == "--":
+                break
+            name = token.partition("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions:
+                self.error(f"unknown option {name}{suggest(name, self._option_string_actions)}; --help lists them")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message}\n")
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """An argparse ``type`` for a choice whose error names the nearest match."""
+
+    def choice(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}{suggest(text, names)}")
+        return text
+
+    return choice
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """An argparse ``type`` for ``name=value``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected name=value")
+    return name, value
+
+
+def print_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str] = ()) -> None:
+    """Prints a table on stdout, with ``rich`` where that is installed, else in plain columns."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        lines = ([list(columns)] if columns else []) + cells
+        widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(max(map(len, lines), default=0))]
+        print(title)
+        for line in lines:
+            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip())
+        return
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(columns))
+    for index in range(max(map(len, [columns, *cells]))):
+        table.add_column(columns[index] if index < len(columns) else "", overflow="fold")
+    for line in cells:
+        table.add_row(*[cell.replace("[", "\\[") for cell in line])
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)

@@ -1,0 +1,184 @@
+"""From utterances to a batch: token ids, padding, masks. Tokenising is done once, not once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deepmlf_llm.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_MAX_TOKENS = 50
+
+
+class UtteranceDataset(Protocol):
+    """What :func:`tokenise` needs: utterances by index, and all their transcripts."""
+
+    texts: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class TokenisedDataset(Dataset[dict[str, Any]]):
+    """A data set whose items also hold ``"input_ids"``, a list of at least one id.
+
+    Attributes:
+        dataset: the data set below.
+        input_ids: token ids of each transcript, not padded.
+        lengths: their number for each transcript, for grouping by length [N].
+        truncated: how many transcripts were longer than the limit.
+        max_tokens: the limit.
+    """
+
+    def __init__(self, dataset: UtteranceDataset, input_ids: list[list[int]], truncated: int, max_tokens: int) -> None:
+        self.dataset = dataset
+        self.input_ids = input_ids
+        self.lengths = [len(ids) for ids in input_ids]
+        self.truncated = truncated
+        self.max_tokens = max_tokens
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], "input_ids": self.input_ids[index]}
+
+
+def tokenise(
+    dataset: UtteranceDataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = DEFAULT_MAX_TOKENS
+) -> TokenisedDataset:
+    """Tokenises every transcript of a data set, once."""
+    input_ids, truncated = token_ids(dataset.texts, tokenizer, max_tokens)
+    return TokenisedDataset(dataset, input_ids, truncated, max_tokens)
+
+
+def token_ids(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int = DEFAULT_MAX_TOKENS
+) -> tuple[list[list[int]], int]:
+    """Token ids of each text, at most ``max_tokens``, and how many texts were longer.
+
+    An empty transcript becomes one special token: the model reads the state of the last real token, so there must be
+    one. The tokenizer cuts, so special tokens that it puts at the end survive.
+    """
+    texts = list(texts)
+    if not texts:
+        return [], 0
+    full: list[list[int]] = tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
+    result, truncated = [], 0
+    for text, ids in zip(texts, full, strict=True):
+        if len(ids) > max_tokens:
+            truncated += 1
+            ids = tokenizer(text, padding=False, truncation=True, max_length=max_tokens)["input_ids"]
+        result.append(list(ids) or [_special_token(tokenizer)])
+    return result, truncated
+
+
+def _special_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+class Collator:
+    """Pads a list of utterances into a batch.
+
+    Notation used for tensor shapes:
+        - b: batch size
+        - l: most tokens in the batch
+        - t: most frames of that modality in the batch, at least 1
+        - d: dimension of the modality
+
+    Args:
+        tokenizer: of the base model; gives the padding id, and the token ids of items that have no ``"input_ids"``.
+        modalities: name -> d, or name -> anything that has a ``dim`` (``store.modalities``, ``config.modalities``).
+            Other modalities of the items are left out.
+        max_tokens: limit for items that are not tokenised yet.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        modalities: Mapping[str, Any],
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.modalities = {name: _dimension(facts) for name, facts in modalities.items()}
+        self.max_tokens = max_tokens
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """One batch.
+
+        Args:
+            items: ``"text"`` or ``"input_ids"``; for each modality frames [t x d], no frames, None or no key;
+                ``"label"`` in all of them or in none.
+
+        Returns:
+            input_ids [b x l] int64 and attention_mask [b x l] int64, padded on the LEFT; for each modality
+            ``<name>`` [b x t x d] float32, padded with 0 on the right, and ``<name>_mask`` [b x t] bool, True where a
+            frame is real (nowhere in the row of an absent modality); labels [b] float32 where the items have them.
+
+        Raises:
+            DataError: frames of another dimension; labels in some items only; no items.
+        """
+        if not items:
+            raise DataError("cannot make a batch of no items")
+        batch = self._text(items)
+        for name, dim in self.modalities.items():
+            batch[name], batch[f"{name}_mask"] = _pad_frames(items, name, dim)
+        labelled = [item.get("label") is not None for item in items]
+        if all(labelled):
+            batch["labels"] = torch.tensor([float(item["label"]) for item in items], dtype=torch.float32)
+        elif any(labelled):
+            raise DataError(f"{labelled.count(False)} of {len(items)} items of a batch have no label")
+        return batch
+
+    def _text(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = [item.get("input_ids") for item in items]
+        if any(row is None for row in rows):
+            made, _ = token_ids([item["text"] for item in items], self.tokenizer, self.max_tokens)
+            rows = [new if row is None else row for row, new in zip(rows, made, strict=True)]
+        ids = [np.asarray(row, dtype=np.int64) for row in rows]
+        longest = max(len(row) for row in ids)
+        pad = self.tokenizer.pad_token_id
+        input_ids = np.full((len(ids), longest), 0 if pad is None else pad, dtype=np.int64)
+        # The mask comes from the lengths, never from comparing with the padding id: that is often the end token too.
+        attention_mask = np.zeros((len(ids), longest), dtype=np.int64)
+        for row, tokens in enumerate(ids):
+            input_ids[row, longest - len(tokens) :] = tokens
+            attention_mask[row, longest - len(tokens) :] = 1
+        return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+
+
+def _dimension(facts: Any) -> int:
+    if isinstance(facts, int):
+        return facts
+    return int(facts["dim"] if isinstance(facts, Mapping) else facts.dim)
+
+
+def _pad_frames(items: Sequence[Mapping[str, Any]], name: str, dim: int) -> tuple[Tensor, Tensor]:
+    rows = []
+    for item in items:
+        frames = item.get(name)
+        frames = np.empty((0, dim), dtype=np.float32) if frames is None else np.asarray(frames, dtype=np.float32)
+        if frames.size and (frames.ndim != 2 or frames.shape[1] != dim):
+            raise DataError(
+                f"{name} of {item.get('id', 'an utterance')!r} has shape {frames.shape}, expected (frames, {dim})"
+            )
+        rows.append(frames.reshape(-1, dim))
+    longest = max(1, *(len(frames) for frames in rows))  # one masked frame where the whole batch has none
+    padded = np.zeros((len(rows), longest, dim), dtype=np.float32)
+    mask = np.zeros((len(rows), longest), dtype=bool)
+    for row, frames in enumerate(rows):
+        padded[row, : len(frames)] = frames
+        mask[row, : len(frames)] = True
+    return torch.from_numpy(padded), torch.from_numpy(mask)

@@ -1,0 +1,181 @@
+"""What every reader hands over: three splits of utterances, and the checks that no later stage repeats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deepmlf_llm.errors import DataError, suggest
+
+SPLITS = ("train", "valid", "test")
+LABEL_RANGES = {"mosi": (-3.0, 3.0), "mosei": (-3.0, 3.0), "sims": (-1.0, 1.0)}
+UNIMODAL_LABELS = ("T", "A", "V")
+"""Suffixes of the optional polarity labels of one modality alone (text, audio, vision), as MMSA names them."""
+
+RESERVED_NAMES = {"id", "text", "raw_text", "label", "labels", "input_ids", "attention_mask"}
+_LABEL_TOLERANCE = 1e-5
+
+
+@dataclass
+class Utterances:
+    """One split as it was read: transcripts, labels, and for each modality one sequence an utterance.
+
+    Attributes:
+        ids: unique name of each utterance [N].
+        texts: transcripts [N].
+        labels: polarity, float64 [N].
+        features: modality name -> N arrays of real frames [t x d]; t = 0 where the modality is absent. Padding has been
+            cut off by the reader.
+        unimodal: "T", "A", "V" -> polarity of that modality alone [N], NaN where it was not rated.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    labels: np.ndarray
+    features: dict[str, list[np.ndarray]]
+    unimodal: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Corpus:
+    """Three splits and where they come from.
+
+    Attributes:
+        splits: "train", "valid", "test" -> utterances.
+        source: kind ("mmsa", "npy_folder", "embedded"), name (never a whole path) and sha256 of what was read.
+        notes: what the user should know and no number tells, one sentence each.
+    """
+
+    splits: dict[str, Utterances]
+    source: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+def check_dataset_name(dataset: str) -> None:
+    """Raises DataError unless the label rule of ``dataset`` is known."""
+    if dataset not in LABEL_RANGES:
+        known = ", ".join(LABEL_RANGES)
+        raise DataError(f"dataset={dataset!r}: expected one of {known}{suggest(dataset, LABEL_RANGES)}")
+
+
+def check_modality_names(names: Iterable[str]) -> None:
+    """Raises DataError for a modality name that could not be a keyword of the model beside its mask."""
+    for name in names:
+        if not name.isidentifier() or name in RESERVED_NAMES or name.endswith(("_mask", "_lengths")):
+            raise DataError(f"modality {name!r}: expected a plain name such as 'audio', 'vision' or 'heart_rate'")
+
+
+def choose_modalities(present: Iterable[str], wanted: Iterable[str] | None, where: str) -> list[str]:
+    """``wanted`` if given, else all that are ``present``; raises DataError for one that is not there, or for none."""
+    present = list(present)
+    names = present if wanted is None else list(dict.fromkeys(wanted))
+    for name in names:
+        if name not in present:
+            raise DataError(
+                f"{where}: no modality {name!r}{suggest(name, present)}; there are {', '.join(present) or 'none'}"
+            )
+    if not names:
+        raise DataError(f"{where}: no modality found, expected at least one such as audio or vision")
+    check_modality_names(names)
+    return names
+
+
+def check_corpus(corpus: Corpus, dataset: str) -> dict[str, int]:
+    """Checks all that training relies on, and adds what is merely odd to ``corpus.notes``.
+
+    Returns:
+        The dimension of each modality.
+
+    Raises:
+        DataError: an empty split; a label that is not a number or out of the data set's range; dimensions that differ
+            between utterances or splits; a split without one real frame in any modality.
+    """
+    low, high = LABEL_RANGES[dataset]
+    name = corpus.source["name"]
+    for split, rows in corpus.splits.items():
+        if not len(rows):
+            raise DataError(f"{name}: split {split!r} is empty")
+        _check_labels(rows.labels, rows.ids, low, high, f"{name}: split {split!r}, dataset {dataset}")
+        for suffix, values in rows.unimodal.items():
+            rated = np.where(np.isnan(values), 0.0, values)
+            _check_labels(rated, rows.ids, low, high, f"{name}: split {split!r}, label_{suffix}")
+        if all(not len(frames) for sequences in rows.features.values() for frames in sequences):
+            raise DataError(f"{name}: split {split!r} has no real frame in any modality ({', '.join(rows.features)})")
+    _note_oddities(corpus, high)
+    return _common_dimensions(corpus)
+
+
+def _check_labels(labels: np.ndarray, ids: list[str], low: float, high: float, where: str) -> None:
+    with np.errstate(invalid="ignore"):
+        wrong = ~((labels >= low - _LABEL_TOLERANCE) & (labels <= high + _LABEL_TOLERANCE))  # NaN compares false
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(
+            f"{where}: {int(wrong.sum())} of {len(labels)} labels are no number in [{low:g}, {high:g}], the first is "
+            f"{labels[first]:g} of {ids[first]!r}"
+        )
+
+
+def _common_dimensions(corpus: Corpus) -> dict[str, int]:
+    dimensions: dict[str, int] = {}
+    for split, rows in corpus.splits.items():
+        for modality, sequences in rows.features.items():
+            for utterance, frames in zip(rows.ids, sequences, strict=True):
+                # A row without frames may come without a dimension too, as (0, 0): it says nothing.
+                if not len(frames) and not frames.shape[1]:
+                    continue
+                expected = dimensions.setdefault(modality, frames.shape[1])
+                if frames.shape[1] != expected:
+                    raise DataError(
+                        f"{corpus.source['name']}: {modality} has {frames.shape[1]} dimensions in split {split!r} "
+                        f"({utterance!r}), but {expected} before"
+                    )
+    for modality in corpus.splits["train"].features:
+        if not dimensions.get(modality):
+            raise DataError(f"{corpus.source['name']}: {modality} has no dimension: no utterance has one frame of it")
+    return dimensions
+
+
+def _note_oddities(corpus: Corpus, high: float) -> None:
+    owners: dict[str, str] = {}
+    repeated: list[str] = []
+    for split, rows in corpus.splits.items():
+        repeated += [f"{name!r} in {owners[name]} and {split}" for name in rows.ids if name in owners]
+        owners.update(dict.fromkeys(rows.ids, split))
+        distinct = len(set(rows.ids))
+        if distinct < len(rows):
+            corpus.notes.append(f"{len(rows) - distinct} utterance ids occur twice within {split}")
+    if repeated:
+        corpus.notes.append(f"{len(repeated)} utterances are in two splits (such as {repeated[0]})")
+    for modality, sequences in corpus.splits["train"].features.items():
+        if not any(len(frames) for frames in sequences):
+            corpus.notes.append(f"{modality} is absent from every training utterance: nothing can be learnt of it")
+    largest = max(float(np.abs(rows.labels).max()) for rows in corpus.splits.values())
+    if high > 1 and largest <= 1:
+        corpus.notes.append("no label is beyond +-1: are these SIMS labels?")
+
+
+def label_statistics(labels: np.ndarray) -> dict[str, float]:
+    """Smallest, largest and mean label, and how many are negative, zero and positive."""
+    return {
+        "min": float(labels.min()),
+        "max": float(labels.max()),
+        "mean": float(labels.mean()),
+        "negative": int((labels < 0).sum()),
+        "neutral": int((labels == 0).sum()),
+        "positive": int((labels > 0).sum()),
+    }
+
+
+def length_statistics(lengths: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Median and largest number of frames over the utterances that have any, and the number of all real frames."""
+    present = np.concatenate([split[split > 0] for split in lengths.values()])
+    if not len(present):
+        return {"median": 0.0, "max": 0, "total": 0}
+    return {"median": float(np.median(present)), "max": int(present.max()), "total": math.floor(present.sum())}

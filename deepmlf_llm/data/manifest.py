@@ -1,0 +1,101 @@
+"""What a data directory says about itself: ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from deepmlf_llm.errors import DataError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+def package_version() -> str:
+    """Version of this package, ``"unknown"`` where it runs without being installed."""
+    try:
+        return version("deepmlf_llm")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass
+class Manifest:
+    """Facts about a prepared data set; reads like a dictionary too (``manifest["dataset"]``).
+
+    Attributes:
+        dataset: whose label and metric rules hold: "mosi", "mosei" or "sims".
+        source: kind ("mmsa", "npy_folder", "embedded"), name and sha256 of what was read; the embedded set adds a
+            description of its texts and of its synthetic parts.
+        settings: what the preparation was asked for: case, clip, modalities, frame_rates (Hz).
+        splits: split -> rows, sha256 of its content, labels (min, max, mean, negative, neutral, positive), words
+            (median, max, empty).
+        modalities: name -> dim, frame_rate (Hz, None = unknown), features (kind, source, fingerprint), standardisation
+            (mean, std, clip, constant), frames (median, max, total), absent (split -> rows), cleaned (split -> counts).
+        labels: range of the data set's rule, and min and max found.
+        text: case, words (median, max, empty) over all splits.
+        notes: what was odd, one sentence each.
+        storage: "arrow" or "numpy".
+        schema: version of this layout.
+        package: version of deepmlf_llm that wrote it.
+    """
+
+    dataset: str
+    source: dict[str, Any]
+    settings: dict[str, Any]
+    splits: dict[str, dict[str, Any]]
+    modalities: dict[str, dict[str, Any]]
+    labels: dict[str, Any]
+    text: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    storage: str = "arrow"
+    schema: int = SCHEMA_VERSION
+    package: str = field(default_factory=package_version)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def keys(self) -> list[str]:
+        return [item.name for item in fields(self)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def same_preparation(self, other: Manifest) -> bool:
+        """Whether the other one prepared the same source with the same settings."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("dataset", "source", "settings", "storage", "schema")
+        )
+
+    def write(self, directory: Path) -> None:
+        """Writes ``manifest.json`` into ``directory``."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads ``manifest.json``.
+
+    Raises:
+        DataError: not there, damaged, or of a layout that this version does not know.
+    """
+    path = Path(directory) / FILE_NAME
+    if not path.is_file():
+        raise DataError(f"{directory}: no data directory (no {FILE_NAME}); make one with recipes/prepare_data.py")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error})") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
+        found = content.get("schema") if isinstance(content, dict) else None
+        raise DataError(f"{path}: layout version {found!r}, expected {SCHEMA_VERSION}: prepare the data again")
+    odd = ", ".join(sorted({item.name for item in fields(Manifest)} ^ set(content)))
+    if odd:
+        raise DataError(f"{path}: damaged (missing or unknown: {odd})")
+    return Manifest(**content)

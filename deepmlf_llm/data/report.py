@@ -1,0 +1,57 @@
+"""The manifest as a person reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepmlf_llm.data.manifest import Manifest
+
+
+def report_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """What was prepared, as pairs of a name and a sentence."""
+    source, text = manifest.source, manifest.text
+    rows = [
+        ("source", f"{source['name']} ({source['kind']}), sha256 {source['sha256'][:12]}"),
+        (
+            "dataset",
+            f"{manifest.dataset}, polarity in [{manifest.labels['range'][0]:g}, {manifest.labels['range'][1]:g}]",
+        ),
+    ]
+    for name, facts in manifest.splits.items():
+        labels = facts["labels"]
+        rows.append(
+            (
+                name,
+                f"{facts['rows']} utterances; polarity {labels['min']:.4g} to {labels['max']:.4g}, mean "
+                f"{labels['mean']:.3f}; {labels['negative']} negative, {labels['neutral']} neutral, "
+                f"{labels['positive']} positive",
+            )
+        )
+    words = text["words"]
+    empty = f"; {words['empty']} empty" if words["empty"] else ""
+    rows.append(("text", f"case {text['case']}; words: median {words['median']:g}, max {words['max']}{empty}"))
+    for name, facts in manifest.modalities.items():
+        rows += _modality_rows(name, facts)
+    return rows + [("note", note) for note in manifest.notes]
+
+
+def _modality_rows(name: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rate = f" at {facts['frame_rate']:g} Hz" if facts["frame_rate"] else ""
+    frames, standardisation = facts["frames"], facts["standardisation"]
+    total = {key: sum(counts[key] for counts in facts["cleaned"].values()) for key in facts["cleaned"]["train"]}
+    absent = ", ".join(f"{split} {count}" for split, count in facts["absent"].items() if count)
+    infinite = total["positive_inf"] + total["negative_inf"]
+    clip = (
+        "no clip"
+        if standardisation["clip"] is None
+        else f"{total['clipped']} clipped at {standardisation['clip']:g} sd"
+    )
+    return [
+        (name, f"{facts['dim']} dims{rate}; frames: median {frames['median']:g}, max {frames['max']}"),
+        ("  absent", absent or "in no utterance"),
+        (
+            "  cleaned",
+            f"{total['nan']} NaN and {infinite} infinite values set to the training mean; {clip}; "
+            f"{len(standardisation['constant'])} constant dims",
+        ),
+    ]

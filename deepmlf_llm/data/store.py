@@ -1,0 +1,117 @@
+"""The data directory: the splits and the manifest, written aside and renamed, opened for training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepmlf_llm.data.manifest import Manifest, read_manifest
+from deepmlf_llm.data.storage import read_split, write_splits
+from deepmlf_llm.errors import DataError, suggest
+
+if TYPE_CHECKING:
+    from deepmlf_llm.data.dataset import PolarityDataset
+
+FACTS = ("dim", "frame_rate", "features", "standardisation")
+"""What a model must remember of a modality, and a prediction must match."""
+
+
+class DataStore:
+    """A prepared data set.
+
+    Attributes:
+        directory: where it lies.
+        manifest: what it says about itself.
+        modalities: name -> dim, frame_rate, features, standardisation: what travels with a model.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.modalities: dict[str, dict[str, Any]] = {
+            name: {fact: facts[fact] for fact in FACTS} for name, facts in manifest.modalities.items()
+        }
+        self._loaded: dict[str, PolarityDataset] = {}
+
+    def split(self, name: str) -> PolarityDataset:
+        """A split, loaded into memory at the first call.
+
+        Raises:
+            DataError: unknown split, damaged files, or another number of utterances than the manifest says.
+        """
+        if name not in self.manifest.splits:
+            known = ", ".join(self.manifest.splits)
+            raise DataError(f"{self.directory}: no split {name!r}{suggest(name, self.manifest.splits)}; it has {known}")
+        if name not in self._loaded:
+            dims = {modality: facts["dim"] for modality, facts in self.modalities.items()}
+            split = read_split(self.directory, name, dims, self.manifest.storage)
+            expected = self.manifest.splits[name]["rows"]
+            if len(split) != expected or any(len(ragged) != expected for ragged in split.features.values()):
+                raise DataError(f"{self.directory}: split {name!r} is damaged: not the {expected} rows of its manifest")
+            self._loaded[name] = split
+        return self._loaded[name]
+
+    def verify(self) -> None:
+        """Compares every split with its hash; raises DataError for one that was changed."""
+        for name, facts in self.manifest.splits.items():
+            if self.split(name).fingerprint() != facts["sha256"]:
+                raise DataError(f"{self.directory}: split {name!r} is not what was prepared: its hash differs")
+
+
+def open_store(directory: Path | str) -> DataStore:
+    """Opens a data directory.
+
+    Raises:
+        DataError: no data directory, or one of an unknown layout.
+    """
+    directory = Path(directory)
+    return DataStore(directory, read_manifest(directory))
+
+
+def check_output(directory: Path) -> Manifest | None:
+    """What is already at ``directory``: None where it is free, else the manifest of the data set there.
+
+    Raises:
+        DataError: something is there that is no data set; it is left alone.
+    """
+    if not directory.exists() and not directory.is_symlink():
+        return None
+    if not directory.is_dir():
+        raise DataError(f"{directory}: is a file; give a new directory")
+    if not any(directory.iterdir()):
+        return None
+    try:
+        return read_manifest(directory)
+    except DataError as error:
+        raise DataError(f"{directory}: holds something else already, give a new directory ({error})") from None
+
+
+def write_store(directory: Path, splits: Mapping[str, PolarityDataset], manifest: Manifest) -> None:
+    """Writes a data directory; it appears complete or not at all.
+
+    Raises:
+        DataError: the place cannot be written to, or was taken meanwhile.
+    """
+    aside = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
+        write_splits(aside, splits, manifest.storage)
+        manifest.write(aside)
+        aside.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        os.rename(aside, directory)  # replaces an empty directory, refuses any other
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if aside is not None and aside.exists():
+            shutil.rmtree(aside)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from deepmlf_llm.data.mmsa import read_mmsa
+from deepmlf_llm.errors import DataError
+
+
+def test_padding_is_cut_off_by_the_lengths(write_pickle, tree):
+    path = write_pickle(tree)
+    corpus = read_mmsa(path)
+    assert corpus.source == {
+        "kind": "mmsa",
+        "name": "source.pkl",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    for split, content in tree.items():
+        rows = corpus.splits[split]
+        assert rows.ids == content["id"]
+        assert rows.texts == content["raw_text"]
+        np.testing.assert_array_equal(rows.labels, content["regression_labels"])
+        assert list(rows.features) == ["audio", "vision"]
+        for name, sequences in rows.features.items():
+            for frames, padded, length in zip(sequences, content[name], content[f"{name}_lengths"], strict=True):
+                np.testing.assert_array_equal(frames, padded[:length])
+
+
+def test_any_modality_with_lengths_is_found_and_others_are_left_out(write_pickle, tree):
+    for split in tree.values():
+        split["heart_rate"] = split["audio"][..., :1]
+        split["heart_rate_lengths"] = split["audio_lengths"]
+        split["text"] = np.zeros((len(split["id"]), 4, 7))
+        split["text_lengths"] = split["audio_lengths"]
+        split["text_bert"] = np.zeros((len(split["id"]), 3, 50))
+    path = write_pickle(tree)
+    assert list(read_mmsa(path).splits["valid"].features) == ["audio", "vision", "heart_rate"]
+    assert list(read_mmsa(path, ["heart_rate", "audio"]).splits["test"].features) == ["heart_rate", "audio"]
+    with pytest.raises(DataError, match=r"no modality 'visoin' \(did you mean 'vision'\?\); there are audio, vision"):
+        read_mmsa(path, ["visoin"])
+
+
+@pytest.mark.parametrize("as_lists", [False, True])
+def test_one_vector_an_utterance_and_ragged_rows(write_pickle, tree, as_lists):
+    for split in tree.values():
+        split["audio"] = split["audio"][:, 0]
+        rows = [frames[:length] for frames, length in zip(split["vision"], split["vision_lengths"], strict=True)]
+        split["vision"] = rows if as_lists else np.array([*rows, None], dtype=object)[:-1]
+        del split["audio_lengths"], split["vision_lengths"]
+    rows = read_mmsa(write_pickle(tree)).splits["train"]
+    np.testing.assert_array_equal(rows.features["audio"][3], tree["train"]["audio"][3][None])
+    assert [len(frames) for frames in rows.features["vision"]] == [len(row) for row in tree["train"]["vision"]]
+
+
+def test_without_lengths_the_zero_frames_at_the_ends_are_padding(write_pickle, tree):
+    for split in tree.values():
+        split["audio"][:] = 0
+        split["audio"][:, 2:4] = 1
+        split["audio"][0] = 0
+        del split["audio_lengths"]
+    corpus = read_mmsa(write_pickle(tree))
+    assert [len(frames) for frames in corpus.splits["valid"].features["audio"]] == [0, 2, 2, 2]
+    assert any("audio has no lengths" in note for note in corpus.notes)
+
+
+def test_object_arrays_byte_strings_and_column_labels(write_pickle, tree):
+    for split in tree.values():
+        split["raw_text"] = np.array(split["raw_text"], dtype=object)
+        split["id"] = np.array(split["id"]).astype("S")
+        split["regression_labels"] = split["regression_labels"][:, None]
+        split["audio_lengths"] = np.array(split["audio_lengths"], dtype=np.float64)
+        split["regression_labels_T"] = split["regression_labels"] / 2
+        split["regression_labels_A"] = []  # as some files have it
+    rows = read_mmsa(write_pickle(tree)).splits["test"]
+    assert rows.ids[0] == "testvideo$_$0"
+    assert rows.labels.shape == (5,)
+    assert list(rows.unimodal) == ["T"]
+
+
+def _set(split, key, value):
+    def change(tree):
+        if value is None:
+            del tree[split][key]
+        else:
+            tree[split][key] = value(tree[split][key]) if callable(value) else value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree.pop("valid"), "expected the splits train, valid, test, found train, test"),
+        (_set("valid", "raw_text", None), "split 'valid' lacks raw_text; it has id, "),
+        (_set("test", "vision", None), "split 'test' lacks the modality vision"),
+        (_set("train", "audio_lengths", lambda v: [99, *v[1:]]), "audio_lengths: row 0 has length 99.* has 6 frames"),
+        (_set("train", "audio_lengths", lambda v: [-1, *v[1:]]), "row 0 has length -1"),
+        (_set("train", "audio_lengths", lambda v: [1.5, *v[1:]]), "row 0 has length 1.5"),
+        (_set("train", "audio_lengths", lambda v: [np.nan, *v[1:]]), "row 0 has length nan"),
+        (_set("train", "audio_lengths", lambda v: v[1:]), "11 lengths for 12 rows"),
+        (_set("train", "audio_lengths", "abc"), "audio_lengths: expected one number a row"),
+        (_set("valid", "audio", lambda v: v[1:]), "3 rows of audio for 4 labels"),
+        (_set("valid", "audio", lambda v: v[..., None]), r"audio of row 0 is float32 of shape \(6, 3, 1\)"),
+        (_set("valid", "audio", lambda v: v.astype("U")), "expected numbers"),
+        (_set("valid", "audio", 3.0), "audio is a float, expected an array"),
+        (_set("valid", "audio", lambda v: [[[1.0], [1.0, 2.0]]] * len(v)), "a row of audio is no array"),
+        (_set("valid", "raw_text", lambda v: v[1:]), "raw_text: expected 4 strings"),
+        (_set("valid", "raw_text", lambda v: [None, *v[1:]]), "raw_text: expected strings, found NoneType"),
+        (_set("valid", "raw_text", lambda v: ["\ud800", *v[1:]]), "is no valid text"),
+        (_set("valid", "id", lambda v: [b"\xff", *v[1:]]), "is no valid text"),
+        (_set("valid", "regression_labels", lambda v: np.stack([v, v], 1)), r"found shape \(4, 2\)"),
+        (_set("valid", "regression_labels", lambda v: list("abcd")), "regression_labels: expected one number a row"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(write_pickle, tree, change, message):
+    change(tree)
+    with pytest.raises(DataError, match=message):
+        read_mmsa(write_pickle(tree))
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"train": 1, "valid": 2, "test": 3}, "text"])
+def test_a_pickle_of_something_else_is_refused(write_pickle, content):
+    with pytest.raises(DataError, match="no MMSA pickle: expected the splits"):
+        read_mmsa(write_pickle(content))
+
+
+def test_no_modality_at_all(write_pickle, tree):
+    for split in tree.values():
+        for key in ("audio", "vision", "audio_lengths", "vision_lengths"):
+            del split[key]
+    with pytest.raises(DataError, match="no modality found"):
+        read_mmsa(write_pickle(tree))
