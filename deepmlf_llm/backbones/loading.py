@@ -30,8 +30,11 @@ def cpu_or_cuda_dtype(dtype: str = "auto") -> torch.dtype:
     return DTYPES[dtype]
 
 
-def attention_kernel(name: str = "auto") -> str | None:
+def attention_kernel(name: str = "auto", dtype: torch.dtype = torch.float32) -> str | None:
     """What to ask transformers for; None lets it choose (sdpa where the family has it).
+
+    ``auto``: flash-attn on CUDA where it is installed; eager for bf16 on CPU, where the backward pass of PyTorch's fused
+    attention takes longer than all matmuls of the step together.
 
     Raises:
         BaseModelError: unknown, or not installed; the message says how to install it.
@@ -41,6 +44,8 @@ def attention_kernel(name: str = "auto") -> str | None:
     if name not in ATTENTION:
         raise BaseModelError(f"attn_implementation={name!r}: expected one of {', '.join(map(repr, ATTENTION))}")
     if name == "auto":
+        if not torch.cuda.is_available():
+            return "eager" if dtype != torch.float32 else None
         return "flash_attention_2" if is_flash_attn_2_available() else None
     if name == "flash_attention_2" and not is_flash_attn_2_available():
         raise BaseModelError(
@@ -90,7 +95,7 @@ def load_base_model(
     """
     torch_dtype = cpu_or_cuda_dtype(dtype)
     quantised = quantization_config(quantization, torch_dtype, DTYPES[storage_dtype] if storage_dtype else None)
-    kernel = attention_kernel(attn_implementation)
+    kernel = attention_kernel(attn_implementation, torch_dtype)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": kernel, "revision": revision}
     if quantised is not None:
         options["quantization_config"] = quantised
@@ -151,20 +156,36 @@ def cut_layers(lm: Any, num_layers: int) -> None:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer of a base model, padding on the left, with a pad token (eos where it has none).
+    """The tokenizer of a base model: pads on the left, has a pad token (eos where it has none), starts with BOS.
 
     Raises:
         BaseModelError: not found.
     """
-    if name in TOYS:
-        return toy_tokenizer()
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision, padding_side="left")
+        if name in TOYS:
+            tokenizer = toy_tokenizer()
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision, padding_side="left")
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"base_model={name!r}: no tokenizer found: {' '.join(str(error).split())[:300]}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    start_with_bos(tokenizer)
     return tokenizer
+
+
+def start_with_bos(tokenizer: Any) -> None:
+    """Every text starts with the BOS token, if there is one.
+
+    A causal LM's first token becomes an attention sink. Where a tokenizer adds no BOS (SmolLM2, GPT-2), that would be the
+    first word, and a transcript of ten words would lose one.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token
+    if bos is not None and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        special = [(bos, tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=special)
 
