@@ -96,6 +96,7 @@ class TextConfig:
 
     case: str = _help("lower, sentence or keep: MOSI's transcripts are upper case", "keep")
     max_tokens: int = _help("longer transcripts are cut, and counted", 50)
+    template: str = _help("what the LM reads, with {text} for the transcript, e.g. '{text} Sentiment:'", "{text}")
 
 
 SECTIONS: dict[str, type] = {
@@ -184,6 +185,10 @@ class DeepMLFConfig(LoraConfig):
         problems.check(
             self.text.case in ("lower", "sentence", "keep"),
             f"text.case={self.text.case!r}: expected 'lower', 'sentence' or 'keep'",
+        )
+        problems.check(
+            str(self.text.template).count("{text}") == 1,
+            f"text.template={self.text.template!r}: expected a string that holds {{text}} once",
         )
         problems.check(
             not (self.objective.gamma > 0 and self.ffw_scope == "fusion" and self.r == 0),

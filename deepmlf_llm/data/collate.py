@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_MAX_TOKENS = 50
+TRANSCRIPT = "{text}"  # a template that adds nothing
 
 
 class UtteranceDataset(Protocol):
@@ -54,31 +55,45 @@ class TokenisedDataset(Dataset[dict[str, Any]]):
 
 
 def tokenise(
-    dataset: UtteranceDataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = DEFAULT_MAX_TOKENS
+    dataset: UtteranceDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    template: str = TRANSCRIPT,
 ) -> TokenisedDataset:
-    """Tokenises every transcript of a data set, once."""
-    input_ids, truncated = token_ids(dataset.texts, tokenizer, max_tokens)
+    """Tokenises every transcript of a data set, once. See :func:`token_ids`."""
+    input_ids, truncated = token_ids(dataset.texts, tokenizer, max_tokens, template)
     return TokenisedDataset(dataset, input_ids, truncated, max_tokens)
 
 
 def token_ids(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int = DEFAULT_MAX_TOKENS
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    template: str = TRANSCRIPT,
 ) -> tuple[list[list[int]], int]:
-    """Token ids of each text, at most ``max_tokens``, and how many texts were longer.
+    """Token ids of each text in its template, and how many texts were longer than ``max_tokens``.
 
     An empty transcript becomes one special token: the model reads the state of the last real token, so there must be
     one. The tokenizer cuts, so special tokens that it puts at the end survive.
+
+    Args:
+        texts: transcripts.
+        tokenizer: of the base model.
+        max_tokens: limit of what stands before the end of the transcript; what the template puts after it is never cut.
+        template: holds ``{text}`` once.
     """
-    texts = list(texts)
+    before, _, after = template.partition(TRANSCRIPT)
+    texts = [before + text for text in texts]
     if not texts:
         return [], 0
+    ending: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
     full: list[list[int]] = tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
     result, truncated = [], 0
     for text, ids in zip(texts, full, strict=True):
         if len(ids) > max_tokens:
             truncated += 1
             ids = tokenizer(text, padding=False, truncation=True, max_length=max_tokens)["input_ids"]
-        result.append(list(ids) or [_special_token(tokenizer)])
+        result.append([*ids, *ending] or [_special_token(tokenizer)])
     return result, truncated
 
 
@@ -102,7 +117,7 @@ class Collator:
         tokenizer: of the base model; gives the padding id, and the token ids of items that have no ``"input_ids"``.
         modalities: name -> d, or name -> anything that has a ``dim`` (``store.modalities``, ``config.modalities``).
             Other modalities of the items are left out.
-        max_tokens: limit for items that are not tokenised yet.
+        max_tokens, template: for items that are not tokenised yet, see :func:`token_ids`.
     """
 
     def __init__(
@@ -110,10 +125,12 @@ class Collator:
         tokenizer: PreTrainedTokenizerBase,
         modalities: Mapping[str, Any],
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        template: str = TRANSCRIPT,
     ) -> None:
         self.tokenizer = tokenizer
         self.modalities = {name: _dimension(facts) for name, facts in modalities.items()}
         self.max_tokens = max_tokens
+        self.template = template
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """One batch.
@@ -145,7 +162,7 @@ class Collator:
     def _text(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         rows = [item.get("input_ids") for item in items]
         if any(row is None for row in rows):
-            made, _ = token_ids([item["text"] for item in items], self.tokenizer, self.max_tokens)
+            made, _ = token_ids([item["text"] for item in items], self.tokenizer, self.max_tokens, self.template)
             rows = [new if row is None else row for row, new in zip(rows, made, strict=True)]
         ids = [np.asarray(row, dtype=np.int64) for row in rows]
         longest = max(len(row) for row in ids)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from deepmlf_llm.config import TextConfig
 from deepmlf_llm.errors import DataError, Problems, suggest
 from deepmlf_llm.training.settings import EMBEDDED, RunSettings
 
@@ -133,7 +134,7 @@ class _WithTexts(Dataset[dict[str, Any]]):
         return item
 
 
-def tokenised(dataset: Dataset[Any], name: str, tokenizer: Any, max_tokens: int) -> Any:
+def tokenised(dataset: Dataset[Any], name: str, tokenizer: Any, text: TextConfig) -> Any:
     """A split with token ids, its labels looked at.
 
     Raises:
@@ -149,4 +150,4 @@ def tokenised(dataset: Dataset[Any], name: str, tokenizer: Any, max_tokens: int)
     broken = [i for i, label in enumerate(labels) if label is None or not math.isfinite(float(label))]
     if broken:
         raise DataError(f"split {name!r}: {len(broken)} labels are missing or not finite, the first at row {broken[0]}")
-    return tokenise(dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, max_tokens)
+    return tokenise(dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, text.max_tokens, text.template)

@@ -45,7 +45,6 @@ def run_training(settings: RunSettings, data: TrainingData | None = None) -> dic
     settings.resolve_batch(launching.detect().processes)
     launch = launching.detect()
     launching.prepare_environment(launch, deepspeed is not None)
-    launching.quiet_libraries()
     try:
         return _Run(settings, data, launch, deepspeed).result()
     finally:
@@ -127,7 +126,7 @@ class _Run:
 
     def tokenise(self, tokenizer: Any) -> dict[str, Any]:
         parts = {"train": self.train_split, "valid": self.data.valid, "test": self.data.test}
-        splits = {n: tokenised(part, n, tokenizer, self.config.text.max_tokens) for n, part in parts.items()}
+        splits = {n: tokenised(part, n, tokenizer, self.config.text) for n, part in parts.items()}
         cut = {name: split.truncated for name, split in splits.items() if split.truncated}
         if cut:
             told = ", ".join(f"{n} of {len(splits[name])} in {name}" for name, n in cut.items())
@@ -159,7 +158,9 @@ class _Run:
             args=arguments,
             train_dataset=train,
             eval_dataset=splits["valid"],
-            data_collator=Collator(tokenizer, self.config.modalities, self.config.text.max_tokens),
+            data_collator=Collator(
+                tokenizer, self.config.modalities, self.config.text.max_tokens, self.config.text.template
+            ),
             compute_metrics=compute_metrics_for(self.config.dataset),
             callbacks=[MetricsLog(self.directory.path), stopping],
             batches=batches,

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepmlf_llm.backbones import load_tokenizer
 from deepmlf_llm.data.collate import Collator, token_ids, tokenise
 from deepmlf_llm.data.dataset import PolarityDataset
 from deepmlf_llm.data.ragged import Ragged
@@ -154,3 +155,11 @@ def test_special_tokens_at_the_end_survive_the_limit(tokenizer):
     assert ids[0][-1] == end
     assert truncated == 1
     assert token_ids([], framed) == ([], 0)
+
+
+def test_a_template_surrounds_the_transcript_and_its_ending_is_never_cut():
+    tokenizer = load_tokenizer("tiny-llama")
+    (short, long), truncated = token_ids(["ab", "abcdefgh"], tokenizer, max_tokens=5, template="x{text}!?")
+    assert tokenizer.decode(short) == "<bos>xab!?"
+    assert tokenizer.decode(long) == "<bos>xabc!?"  # five tokens up to the transcript's end, then the ending
+    assert truncated == 1
