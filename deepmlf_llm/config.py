@@ -125,7 +125,7 @@ class DeepMLFConfig(LoraConfig):
     ffw_lora_dropout: float = _help("dropout before that LoRA", 0.0)
     dequantize_copy: bool = _help("allow ffw_weights='copy' of a 4-bit or 8-bit FFW: it is dequantised to fp32", False)
     gate: str = _help("sigmoid (paper: opens at 0.5), tanh (Flamingo: starts shut) or none", "sigmoid")
-    norm_init: str = _help("norms of an MM Block: fresh (paper) or lm (the LM block's own norm weights)", "fresh")
+    norm_init: str = _help("norms of an MM Block start as lm (the LM block's own, which its FFW expects) or fresh (paper)", "lm")
     gca_heads: int | None = _help("heads of gated cross-attention; default: the LM's", None)
     gca_head_width: int | None = _help("width of one such head; default: LM width / heads", None)
     modalities: dict[str, ModalityConfig] = _help("name -> settings of each modality beside the text", factory=dict)
