@@ -3,7 +3,8 @@
 Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positions, the last real text token is at
 ``-n - 1``, positions follow the mask. Three paths give the same numbers (tests hold them to tolerance):
 
-- ``whole``: everything through the decoder at once, MM Blocks in its hooks;
+- ``whole``: everything through the decoder at once, MM Blocks in its hooks; without padding where the attention kernel
+  takes rows of different length (``attn_implementation="varlen"``, flash-attn);
 - ``text once`` (``ffw_scope="fusion"``): the text alone without a graph, then the fusion tokens on its keys and values;
 - ``split`` (``ffw_scope="joint"``): the same below the first MM Block, then text and fusion tokens together.
 """
@@ -18,7 +19,16 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from deepmlf_llm.backbones import Decoder, PrefixCache, TextStream, read_text, run_layers
+from deepmlf_llm.backbones import (
+    PACKING,
+    Decoder,
+    PackedRows,
+    PrefixCache,
+    TextStream,
+    read_text,
+    run_layers,
+    run_packed,
+)
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, suggest
@@ -141,13 +151,16 @@ class FusedDecoder:
     ) -> _States:
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
         full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
-        apart = self.text_once and not config.has_lm_lora and not self.injection.checkpointing
+        packed = self.decoder.lm.config._attn_implementation in PACKING
+        apart = self.text_once and not packed and not config.has_lm_lora and not self.injection.checkpointing
         depth = self.text_depth(config, stack)
         if not apart or depth == self.decoder.num_layers:
-            embeddings = self._embed_text(config, input_ids, mask, stack.training)
+            inputs = torch.cat([self._embed_text(config, input_ids, mask, stack.training), tokens], dim=1)
+            state.rows = PackedRows.of(full_mask) if packed else None
             with self.injection.active(stack, state):
-                hidden = run_layers(self.decoder, torch.cat([embeddings, tokens], dim=1), full_mask)
-            return self._split(hidden, stack)
+                if state.rows is None:
+                    return self._split(run_layers(self.decoder, inputs, full_mask), stack)
+                return self._split(run_packed(self.decoder, inputs, full_mask, state.rows), stack)
         stream = self._text_stream(stack, config, input_ids, mask, depth)
         prefix = PrefixCache(stream.keys_values, input_ids.shape[1])
         with self.injection.active(stack, state):
@@ -157,9 +170,7 @@ class FusedDecoder:
             # The hook of the first MM Block's layer must not run on the tokens alone: joint FFW reads the text too.
             tokens = self._below_first_block(tokens, full_mask, prefix, depth)
             joined = torch.cat([stream.states, tokens], dim=1)
-            joined = stack.mm_blocks[str(depth - 1)](
-                joined, state.key_values[depth - 1], state.context_mask, state.num_tokens
-            )
+            joined = state.fuse(stack.mm_blocks[str(depth - 1)], depth - 1, joined)
             hidden = run_layers(self.decoder, joined, full_mask, first=depth)
         return self._split(hidden, stack)
 

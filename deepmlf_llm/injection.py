@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepmlf_llm.backbones import Decoder, is_quantised, run_layers
+from deepmlf_llm.backbones import Decoder, PackedRows, is_quantised, run_layers
 from deepmlf_llm.backbones.interface import layer_output, replace_layer_output
 from deepmlf_llm.config import DeepMLFConfig, resolve_fusion_layers
 from deepmlf_llm.errors import ConfigError, InjectionError
@@ -38,11 +38,24 @@ class FusionState:
         key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)].
         context_mask: True where a frame is real [b x t].
         num_tokens: n; fusion tokens are the last n of the sequence.
+        rows: where the rows of a packed sequence lie; None: rows are padded.
     """
 
     key_values: dict[int, Tensor]
     context_mask: Tensor
     num_tokens: int
+    rows: PackedRows | None = None
+
+    def fuse(self, block: MMBlock, index: int, hidden: Tensor) -> Tensor:
+        """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
+        if self.rows is None:
+            return block(hidden, self.key_values[index], self.context_mask, self.num_tokens)
+        where = self.rows.last(self.num_tokens)  # [b x n]
+        tokens = block.read(hidden[0, where], self.key_values[index], self.context_mask)
+        if block.ffw_scope == "fusion":
+            tokens = block.feed_forward(tokens)
+        hidden = hidden[0].index_copy(0, where.flatten(), tokens.flatten(0, 1))[None]
+        return hidden if block.ffw_scope == "fusion" else block.feed_forward(hidden)
 
 
 class Injection:
@@ -98,11 +111,8 @@ class Injection:
     def _fuse(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
         if self.state is None or self.stack is None or str(index) not in self.stack.mm_blocks:
             return output
-        block = self.stack.mm_blocks[str(index)]
-        hidden = block(
-            layer_output(output), self.state.key_values[index], self.state.context_mask, self.state.num_tokens
-        )
-        return replace_layer_output(output, hidden)
+        fused = self.state.fuse(self.stack.mm_blocks[str(index)], index, layer_output(output))
+        return replace_layer_output(output, fused)
 
 
 def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from deepmlf_llm.backbones.interface import Decoder, layer_output
+from deepmlf_llm.backbones.packing import PackedRows
 
 
 @dataclass
@@ -97,7 +98,6 @@ def run_layers(
     first: int = 0,
     last: int | None = None,
     cache: Cache | None = None,
-    position_ids: Tensor | None = None,
 ) -> Tensor:
     """Runs layers ``first .. last - 1`` of a decoder, with all its own masks and rotary tables.
 
@@ -107,7 +107,6 @@ def run_layers(
         mask: 1 where a token is real, cached prefix included [b x (prefix + s)].
         first, last: range of layers; ``last=None`` runs to the end, final norm included.
         cache: keys and values of the prefix, or a cache to fill.
-        position_ids: default: counted over ``mask``.
 
     Returns:
         [b x s x d] after layer ``last - 1``, or after the final norm.
@@ -120,14 +119,12 @@ def run_layers(
         handles.append(_feed(layers[first], hidden))
     if last is not None:
         handles.append(layers[stop - 1].register_forward_hook(lambda m, a, out: captured.append(layer_output(out))))
-    if position_ids is None:
-        position_ids = positions(mask)[:, -hidden.shape[1] :]
     try:
         with _passing_through(layers[:first] + layers[stop:]):
             out = decoder.body(
                 inputs_embeds=hidden,
                 attention_mask=mask,
-                position_ids=position_ids,
+                position_ids=positions(mask)[:, -hidden.shape[1] :],
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
@@ -135,6 +132,27 @@ def run_layers(
         for handle in handles:
             handle.remove()
     return captured[0] if last is not None else out.last_hidden_state
+
+
+def run_packed(decoder: Decoder, hidden: Tensor, mask: Tensor, rows: PackedRows) -> Tensor:
+    """The whole decoder over rows without padding, for kernels that take them so.
+
+    Args:
+        hidden: input embeddings [b x s x d].
+        mask: 1 where a position is real [b x s].
+        rows: of ``mask``.
+
+    Returns:
+        [b x s x d] after the final norm, zero where padded.
+    """
+    out = decoder.body(
+        inputs_embeds=rows.pack(hidden),
+        attention_mask=None,
+        position_ids=rows.pack(positions(mask)),
+        use_cache=False,
+        **rows.kernel_arguments(),
+    )
+    return rows.unpack(out.last_hidden_state)
 
 
 def _feed(layer: nn.Module, hidden: Tensor) -> Any:

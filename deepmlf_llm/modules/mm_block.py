@@ -7,6 +7,9 @@ DeepMLF section 3 (arXiv 2504.11082), on the LM block's output ``H~ = [X~_t ; X~
    (``"fusion"``: the text stays what the frozen LM makes of it, and need be computed only once).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -61,18 +64,28 @@ class MMBlock(nn.Module):
             context_mask: True where a frame is real [b x t].
             num_tokens: n.
         """
-        half = hidden.dtype in (torch.bfloat16, torch.float16)
-        # The frozen LM may live in bf16; the masters here are fp32. Autocast meets at this boundary, nowhere else.
-        with torch.autocast(hidden.device.type, dtype=hidden.dtype if half else torch.bfloat16, enabled=half):
-            text, tokens = hidden[:, :-num_tokens], hidden[:, -num_tokens:]
-            update = self.cross_attention(self.attention_norm(tokens.float()) if half else self.attention_norm(tokens),
-                                          key_value, context_mask)
-            tokens = tokens + update.to(hidden.dtype)
-            if self.ffw_scope == "joint":
-                return self._feed_forward(torch.cat([text, tokens], dim=1))
-            return torch.cat([text, self._feed_forward(tokens)], dim=1)
+        text, tokens = hidden[:, :-num_tokens], hidden[:, -num_tokens:]
+        tokens = self.read(tokens, key_value, context_mask)
+        if self.ffw_scope == "joint":
+            return self.feed_forward(torch.cat([text, tokens], dim=1))
+        return torch.cat([text, self.feed_forward(tokens)], dim=1)
 
-    def _feed_forward(self, hidden: Tensor) -> Tensor:
-        half = hidden.dtype in (torch.bfloat16, torch.float16)
-        update = self.ffw(self.ffw_norm(hidden.float() if half else hidden))
-        return hidden + (self.ffw_gate() * update).to(hidden.dtype)
+    def read(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
+        """First equation: fusion tokens [b x n x d] after reading the context."""
+        with _half_precision(tokens) as masters:
+            update = self.cross_attention(self.attention_norm(tokens.to(masters)), key_value, context_mask)
+        return tokens + update.to(tokens.dtype)
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """Second equation, over any rows [b x s x d]."""
+        with _half_precision(hidden) as masters:
+            update = self.ffw_gate() * self.ffw(self.ffw_norm(hidden.to(masters)))
+        return hidden + update.to(hidden.dtype)
+
+
+@contextmanager
+def _half_precision(hidden: Tensor) -> Iterator[torch.dtype]:
+    """The frozen LM may live in bf16; the masters here are fp32. Autocast meets at this boundary; gives their dtype."""
+    half = hidden.dtype in (torch.bfloat16, torch.float16)
+    with torch.autocast(hidden.device.type, dtype=hidden.dtype if half else torch.bfloat16, enabled=half):
+        yield torch.float32 if half else hidden.dtype
