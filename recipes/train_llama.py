@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a checkout too
 
 from deepmlf_llm.cli import print_table, run_recipe  # noqa: E402
-from deepmlf_llm.training.launch import detect, one_voice  # noqa: E402
+from deepmlf_llm.training.launch import detect, one_voice, quiet_libraries  # noqa: E402
 
 DEMO = ROOT / "recipes" / "configs" / "demo.yaml"
 
 
 def main() -> None:
+    quiet_libraries()
     from deepmlf_llm.training.arguments import help_text, parse_settings
 
     if {"-h", "--help"} & set(sys.argv[1:]):

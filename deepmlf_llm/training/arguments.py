@@ -72,7 +72,7 @@ def split_command_line(argv: Sequence[str]) -> CommandLine:
     """Options and their values. ``--key=value`` and ``--key value`` are the same; a bare ``--key`` means true.
 
     Raises:
-        ConfigError: a word that belongs to no option, or an option given twice.
+        ConfigError: a word that belongs to no option.
     """
     line = CommandLine()
     problems = Problems(ConfigError, "command line")
@@ -96,8 +96,7 @@ def split_command_line(argv: Sequence[str]) -> CommandLine:
             problems.check(value is not None, "--config: expected a file")
             line.config = value
             continue
-        problems.check(name not in line.values, f"--{name} is given twice")
-        line.values[name] = value
+        line.values[name] = value  # given twice, the last one counts: scripts append what they change
     problems.raise_if_any()
     return line
 
@@ -112,7 +111,7 @@ def read_value(key: Key, text: str | None) -> Any:
         text = "true"
     if text == "null":
         return key.coerce(None)
-    if key.hint is not Any and not text.startswith("{"):
+    if not (key.takes_yaml and text.startswith(("{", "[")) or key.hint is Any):
         try:
             return key.coerce(text)  # text, numbers, comma-separated lists
         except ConfigError as error:

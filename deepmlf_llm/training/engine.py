@@ -46,8 +46,8 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
             f"text_cache={settings.text_cache!r} needs the whole frozen LM in each process, ZeRO-3 splits it: use "
             "ds_configs/zero2.json"
         )
-    if stage == 3 and settings.quantization == "int8":
-        raise ConfigError("quantization='int8' cannot be split by ZeRO-3: use nf4, or ds_configs/zero2.json")
+    if settings.quantization == "int8" and (stage == 3 or not torch.cuda.is_available()):
+        raise ConfigError("quantization='int8' works under DeepSpeed on CUDA with ZeRO 1 or 2 only: use nf4")
     return config
 
 

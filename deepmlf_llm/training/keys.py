@@ -120,6 +120,11 @@ class Key:
     default: Any
     help: str
 
+    @property
+    def takes_yaml(self) -> bool:
+        """Whether it can hold a list or a mapping."""
+        return any((typing.get_origin(m) or m) in (list, tuple, set, dict) for m in _members(self.hint))
+
     def coerce(self, value: Any) -> Any:
         """``value`` as this key's type.
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deepmlf_llm.errors import DeepMLFError
+
+_CHATTY = r"(accelerate|deepspeed|torch\.distributed|transformers)\b.*"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ def prepare_environment(launch: Launch, deepspeed: bool) -> None:
     Plain ``python`` under DeepSpeed gets the environment of a launcher with one process (DeepSpeed would ask for mpi4py
     else). On CPU, DeepSpeed's shared-memory op is switched off: it compiles for a minute, and needs a compiler.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
     if not deepspeed:
         return
     if launch.launcher == "python":
@@ -54,9 +62,7 @@ def prepare_environment(launch: Launch, deepspeed: bool) -> None:
         for name, value in alone.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    import torch
-
-    if not torch.cuda.is_available():
+    if on_cpu:
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -107,14 +113,14 @@ def one_voice() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' start-up chatter out of the output; their warnings stay."""
-    import logging
-    import warnings
-
-    for name in ("DeepSpeed", "deepspeed", "accelerate", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Keeps the libraries' start-up chatter out of the output. To be called before they are imported."""
+    for name in ("accelerate", "bitsandbytes.backends", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|accelerate)\..*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=_CHATTY)
+        warnings.filterwarnings("ignore", category=UserWarning, module=_CHATTY, message=".*lr_scheduler.step.*")
 
 
 def _free_port() -> int:

@@ -45,10 +45,9 @@ def run_training(settings: RunSettings, data: TrainingData | None = None) -> dic
     settings.resolve_batch(launching.detect().processes)
     launch = launching.detect()
     launching.prepare_environment(launch, deepspeed is not None)
-    try:
-        return _Run(settings, data, launch, deepspeed).result()
-    finally:
-        launching.end_process_group()
+    result = _Run(settings, data, launch, deepspeed).result()
+    launching.end_process_group()  # not after an error: the others may never come, and the launcher ends them
+    return result
 
 
 class _Run:

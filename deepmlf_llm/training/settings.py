@@ -119,10 +119,11 @@ class RunSettings:
         return settings
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was decided, nested, by the names that :meth:`from_dict` reads; without keys left at their default
-        by the method or the Trainer."""
+        """All that was decided, nested, by the names that :meth:`from_dict` reads: every setting of the run and of the
+        method, and what differs from TrainingArguments' own defaults."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if "help" in f.metadata}
-        return {**own, **_nest(flatten(self.method)), **self.trainer_values()}
+        defaults = {key.name: key.default for key in all_keys().values() if key.owner == "method"}
+        return {**own, **_nest({**defaults, **flatten(self.method)}), **self.trainer_values()}
 
     def trainer_values(self) -> dict[str, Any]:
         """TrainingArguments by name: the run's defaults under what was given."""

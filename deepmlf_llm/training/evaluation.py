@@ -1,0 +1,108 @@
+"""One split of prepared data through a trained adapter: the metrics of ``result.json``, for any adapter and any data."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepmlf_llm.errors import DataError, Problems
+from deepmlf_llm.training.data import tokenised
+from deepmlf_llm.training.report import environment
+
+
+def evaluate_adapter(
+    adapter: str | Path,
+    data: str | Path,
+    split: str = "test",
+    base: Any = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Evaluates on one split.
+
+    Args:
+        adapter: directory of a trained adapter.
+        data: directory of prepared data.
+        split: of the data.
+        base: the base model; default: the one the adapter names.
+        batch_size: utterances a batch.
+
+    Returns:
+        metrics, heads (each modality's own), and what they were measured on.
+
+    Raises:
+        AdapterError: no whole adapter, or one of another base model.
+        DataError: no such data or split, or features that the adapter was not trained on.
+    """
+    from deepmlf_llm.backbones import load_tokenizer
+    from deepmlf_llm.data.collate import Collator
+    from deepmlf_llm.data.store import open_store
+    from deepmlf_llm.model import DeepMLFModel
+    from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for, split_metrics
+
+    store = open_store(data)
+    items = store.split(split)
+    model = DeepMLFModel.from_pretrained(adapter, base=base)
+    config = model.deepmlf_config
+    notes = check_features(config, store.modalities, store.manifest.dataset)
+    tokenizer = load_tokenizer(model.base_model.model.name_or_path)
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer = DeepMLFTrainer(
+            model=model,
+            args=_arguments(nowhere, batch_size),
+            data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
+            compute_metrics=compute_metrics_for(config.dataset),
+        )
+        logged = trainer.evaluate(tokenised(items, split, tokenizer, config.text), metric_key_prefix=split)
+    return {
+        **split_metrics(logged, split),
+        "split": split,
+        "utterances": len(items),
+        "dataset": config.dataset,
+        "data": {"name": Path(data).name, "sha256": store.manifest.splits[split]["sha256"]},
+        "notes": notes,
+        "environment": environment(),
+    }
+
+
+def check_features(config: Any, modalities: dict[str, dict[str, Any]], dataset: str) -> list[str]:
+    """Whether the data's features are those the adapter was trained on; what differs without harm, in sentences.
+
+    Raises:
+        DataError: a modality is missing, has another dimension or was made in another way, or the label rule differs.
+    """
+    problems, notes = Problems(DataError, "these data do not fit the adapter"), []
+    problems.check(dataset == config.dataset, f"labels of {dataset!r}, the adapter predicts those of {config.dataset!r}")
+    for name, trained in config.modalities.items():
+        given = modalities.get(name)
+        if given is None:
+            problems.check(False, f"no {name!r}")
+            continue
+        problems.check(given["dim"] == trained.dim, f"{name!r} has {given['dim']} dimensions, expected {trained.dim}")
+        known = trained.features and given.get("features")
+        problems.check(
+            not known or trained.features == given["features"], f"{name!r} was made by another feature recipe"
+        )
+        if trained.standardisation and given.get("standardisation") != trained.standardisation:
+            notes.append(f"{name!r} is standardised by these data's own training split, not by the adapter's")
+    problems.raise_if_any()
+    return notes
+
+
+def _arguments(directory: str, batch_size: int) -> Any:
+    from transformers import TrainingArguments
+
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=directory,
+        per_device_eval_batch_size=batch_size,
+        use_cpu=not cuda,
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+    )
