@@ -4,15 +4,12 @@ python recipes/evaluate.py --adapter runs/x/adapter --data data/mosi --split tes
 """
 
 import json
-import sys
 from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout too
-
-from deepmlf_llm.cli import RecipeParser, one_of, print_table, run_recipe  # noqa: E402
-from deepmlf_llm.errors import ConfigError  # noqa: E402
-from deepmlf_llm.training.launch import quiet_libraries  # noqa: E402
+from deepmlf_llm.cli import RecipeParser, one_of, print_table, run_recipe
+from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.training.launch import quiet_libraries
 
 
 def build_parser() -> RecipeParser:

@@ -4,20 +4,17 @@
   torchrun --nproc_per_node 2 recipes/train_llama.py [...]
   python recipes/train_llama.py [...]
 
-With no options: the embedded data set with recipes/configs/demo.yaml. The same command again resumes, or says that the run
-is finished.
+With no options: the embedded data set with recipes/configs/demo.yaml. The same command again goes on with a run
+that was cut, or says that it is finished.
 """
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # runs from a checkout too
+from deepmlf_llm.cli import print_table, run_recipe
+from deepmlf_llm.training.launch import detect, one_voice, quiet_libraries
 
-from deepmlf_llm.cli import print_table, run_recipe  # noqa: E402
-from deepmlf_llm.training.launch import detect, one_voice, quiet_libraries  # noqa: E402
-
-DEMO = ROOT / "recipes" / "configs" / "demo.yaml"
+DEMO = Path(__file__).resolve().parent / "configs" / "demo.yaml"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A run's command line: ``--key value``, ``--section.key value``, ``--config FILE.yaml`` below it, defaults below that."""
+"""A run's command line: ``--key value``, ``--section.key value``, over ``--config FILE.yaml``, over defaults."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def read_value(key: Key, text: str | None) -> Any:
         text = "true"
     if text == "null":
         return key.coerce(None)
-    if not (key.takes_yaml and text.startswith(("{", "[")) or key.hint is Any):
+    structured = key.hint is Any or (key.takes_yaml and text.startswith(("{", "[")))
+    if not structured:
         try:
             return key.coerce(text)  # text, numbers, comma-separated lists
         except ConfigError as error:

@@ -17,8 +17,12 @@ METRICS_FILE = "metrics.jsonl"
 _EVALUATION = "eval_"
 
 
+class RunIsOver(Exception):
+    """Raised before an epoch that an uninterrupted run would not have begun."""
+
+
 class MetricsLog(TrainerCallback):
-    """``metrics.jsonl``: one JSON object a line, ``{"kind": "train" | "validation", "step", "epoch", ...}``.
+    """``metrics.jsonl``: one JSON object a line, ``{"kind": "train" | "validation" | "gates", "step", ...}``.
 
     A resumed run first drops the lines after its checkpoint, so the file reads as if nothing had happened.
     """
@@ -36,9 +40,17 @@ class MetricsLog(TrainerCallback):
             return
         if "loss" in logs:
             self._write("train", state, logs)
-        elif f"{_EVALUATION}mae" in logs and not state.global_step == 0:
+        elif f"{_EVALUATION}mae" in logs:
             values = {name.removeprefix(_EVALUATION): value for name, value in logs.items()}
             self._write("validation", state, values)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
+    ) -> None:
+        if f"{_EVALUATION}mae" in (metrics or {}):
+            gates = gate_values(model)  # on every process: ZeRO-3 may have split them
+            if state.is_world_process_zero:
+                self._write("gates", state, gates)
 
     def _write(self, kind: str, state: Any, values: dict[str, Any]) -> None:
         line = {"kind": kind, "step": state.global_step, **{name: finite(value) for name, value in values.items()}}
@@ -64,6 +76,19 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def gate_values(model: Any) -> dict[str, dict[str, float]]:
+    """Gate factors by LM layer, wherever the engine keeps them."""
+    gates = [p for name, p in model.named_parameters() if name.endswith("gate.alpha") and hasattr(p, "ds_id")]
+    if not gates:
+        values: dict[str, dict[str, float]] = model.gate_values()
+        return values
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(gates):
+        values = model.gate_values()
+    return values
+
+
 class EarlyStopping(TrainerCallback):
     """Ends the run after ``patience`` evaluations without improvement. Holds no state: the log of the run decides, so a
     resumed run stops where the uninterrupted one does."""
@@ -73,12 +98,19 @@ class EarlyStopping(TrainerCallback):
         self.sign = -1.0 if greater_is_better else 1.0
         self.patience = patience
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def spent(self, state: Any) -> bool:
+        """Whether the last ``patience`` evaluations brought nothing."""
         values = [self.sign * line[self.metric] for line in state.log_history if self.metric in line]
         best = min(range(len(values)), key=values.__getitem__, default=0)
-        if self.patience and len(values) - 1 - best >= self.patience:
-            control.should_training_stop = True
+        return bool(self.patience) and len(values) - 1 - best >= self.patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop |= self.spent(state)
         return control
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.spent(state):
+            raise RunIsOver
 
 
 class PlainProgress(TrainerCallback):

@@ -134,7 +134,7 @@ class _WithTexts(Dataset[dict[str, Any]]):
         return item
 
 
-def tokenised(dataset: Dataset[Any], name: str, tokenizer: Any, text: TextConfig) -> Any:
+def tokenised(dataset: Any, name: str, tokenizer: Any, text: TextConfig) -> Any:
     """A split with token ids, its labels looked at.
 
     Raises:
@@ -142,7 +142,7 @@ def tokenised(dataset: Dataset[Any], name: str, tokenizer: Any, text: TextConfig
     """
     from deepmlf_llm.data.collate import tokenise
 
-    size = len(dataset)  # type: ignore[arg-type]
+    size = len(dataset)
     if size == 0:
         raise DataError(f"split {name!r} is empty")
     values = getattr(dataset, "labels", None)
@@ -150,4 +150,6 @@ def tokenised(dataset: Dataset[Any], name: str, tokenizer: Any, text: TextConfig
     broken = [i for i, label in enumerate(labels) if label is None or not math.isfinite(float(label))]
     if broken:
         raise DataError(f"split {name!r}: {len(broken)} labels are missing or not finite, the first at row {broken[0]}")
-    return tokenise(dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, text.max_tokens, text.template)
+    return tokenise(
+        dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, text.max_tokens, text.template
+    )

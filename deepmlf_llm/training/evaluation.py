@@ -1,4 +1,4 @@
-"""One split of prepared data through a trained adapter: the metrics of ``result.json``, for any adapter and any data."""
+"""One split of prepared data through a trained adapter: the metrics of ``result.json``, of any data."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def check_features(config: Any, modalities: dict[str, dict[str, Any]], dataset: 
         DataError: a modality is missing, has another dimension or was made in another way, or the label rule differs.
     """
     problems, notes = Problems(DataError, "these data do not fit the adapter"), []
-    problems.check(dataset == config.dataset, f"labels of {dataset!r}, the adapter predicts those of {config.dataset!r}")
+    problems.check(
+        dataset == config.dataset, f"labels of {dataset!r}, the adapter predicts those of {config.dataset!r}"
+    )
     for name, trained in config.modalities.items():
         given = modalities.get(name)
         if given is None:

@@ -1,6 +1,6 @@
 """The first gradients, looked at: a group that silently receives none, or one that is not finite, ends the run at once.
 
-Typical causes elsewhere: activation checkpointing with frozen inputs, weights repacked by an evaluation, a detached path.
+Typical causes elsewhere: activation checkpointing with frozen inputs, weights repacked by an evaluation, a cut graph.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ class FirstGradients:
         self.names = [name for name, members in groups.items() if list(members)]
         self._seen: dict[str, list[Tensor]] = {name: [] for name in self.names}
         self._handles = [
-            parameter.register_hook(self._watcher(name))
-            for name, members in groups.items()
-            for _, parameter in members
+            parameter.register_hook(self._watcher(name)) for name, members in groups.items() for _, parameter in members
         ]
         self._alive: set[str] = set()
         self._frames = False

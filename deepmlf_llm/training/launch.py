@@ -1,4 +1,4 @@
-"""How a run was started: ``deepspeed``, ``torchrun`` or plain ``python``; what each needs set up, and its orderly end."""
+"""How a run was started (``deepspeed``, ``torchrun``, plain ``python``), what each needs, and its orderly end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def detect() -> Launch:
     )
 
 
-def prepare_environment(launch: Launch, deepspeed: bool) -> None:
+def prepare_environment(launch: Launch, with_deepspeed: bool) -> None:
     """What must hold before torch.distributed starts.
 
     Plain ``python`` under DeepSpeed gets the environment of a launcher with one process (DeepSpeed would ask for mpi4py
@@ -55,7 +55,7 @@ def prepare_environment(launch: Launch, deepspeed: bool) -> None:
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
-    if not deepspeed:
+    if not with_deepspeed:
         return
     if launch.launcher == "python":
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -68,14 +68,14 @@ def prepare_environment(launch: Launch, deepspeed: bool) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def start_process_group(deepspeed: bool) -> None:
+def start_process_group(with_deepspeed: bool) -> None:
     """Under DeepSpeed: before the base model loads, so that ZeRO-3 can split it while it does."""
-    if not deepspeed:
+    if not with_deepspeed:
         return
-    import deepspeed as engine
+    import deepspeed
     import torch
 
-    engine.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
 def end_process_group() -> None:
@@ -103,7 +103,7 @@ def say(message: str, launch: Launch | None = None) -> None:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Bad input meets every process: the first of each machine says so; the others speak only if it does not end them."""
+    """Bad input meets every process: one of each machine says so, the others only if that does not end them."""
     try:
         yield
     except DeepMLFError:

@@ -1,4 +1,4 @@
-"""What a result must say about where it came from: versions, code, machine class, parameters, memory. No paths, no names."""
+"""What a result must say about where it came from: versions, code, machine class, parameters, memory. No paths."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def peak_memory_mb() -> dict[str, float]:
     return dict(zip(("resident", "gpu"), (round(v, 1) for v in values.tolist()), strict=False))
 
 
-def parameter_table(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_table(model: Any) -> list[dict[str, Any]]:
     """Rows of part, parameters, trainable, dtype, memory in MB: the frozen base, then each trainable group."""
     rows = []
     trainable = {id(p): group for group, members in model.parameter_groups().items() for _, p in members}
@@ -121,7 +121,7 @@ def parameter_table(model: nn.Module) -> list[dict[str, Any]]:
     return rows
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
+def parameter_counts(model: Any) -> dict[str, int]:
     """``{"trainable", "total"}``."""
     rows = parameter_table(model)
     trainable = sum(row["parameters"] for row in rows if row["trainable"])

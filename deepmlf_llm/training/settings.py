@@ -57,12 +57,16 @@ class RunSettings:
     dtype: str = _key("of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16", AUTO)
     attn_implementation: str = _key("auto, sdpa, eager or flash_attention_2", AUTO)
     data: str = _key("data directory made by recipes/prepare_data.py, or embedded", EMBEDDED)
-    modalities: list[str] | None = _key("which of the data's modalities to use; default: all of them", None)
+    modalities: list[str] | None = field(
+        default=None, metadata={"help": "which of the data's modalities to use; default: all of them"}
+    )
     data_fraction: float = _key("share of the training split to use, in (0, 1]", 1.0)
     output_dir: str | None = _key("run directory; default: one under runs/ named after the settings", None)
     deepspeed: str | None = _key("DeepSpeed configuration (also --ds), e.g. ds_configs/zero2.json", None)
     text_cache: str = _key("keep the frozen text stream: none, memory or disk", "none")
-    text_cache_dtype: str | None = _key("of the kept text stream: float32, bfloat16, float16 or int8; default: as computed", None)
+    text_cache_dtype: str | None = _key(
+        "of the kept text stream: float32, bfloat16, float16 or int8; default: as computed", None
+    )
     batch_size: int = _key("utterances a step, over all processes and accumulated batches", 32)
     group_by_length: bool = _key("put texts of similar length into one batch", True)
     warmup_epochs: float = _key("epochs of linear warm-up", 1.0)
@@ -86,7 +90,8 @@ class RunSettings:
             value = getattr(self, name)
             problems.check(value is None or value >= 0, f"{name}={value!r}: expected a number >= 0")
         problems.check(
-            self.early_stopping_patience >= 0, f"early_stopping_patience={self.early_stopping_patience!r}: expected >= 0"
+            self.early_stopping_patience >= 0,
+            f"early_stopping_patience={self.early_stopping_patience!r}: expected >= 0",
         )
         problems.check(
             self.modalities is None or len(set(self.modalities)) == len(self.modalities),

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.metrics import METRIC_DEFINITIONS, polarity_metrics
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.batching import BalancedBatches, LongestFirst
+from deepmlf_llm.training.callbacks import RunIsOver
 from deepmlf_llm.training.gradients import FirstGradients, average_running_statistics
 from deepmlf_llm.training.launch import wait_for_everyone
 from deepmlf_llm.training.losses import LossWindow, batch_counts, weighted_loss
@@ -64,7 +66,7 @@ class DeepMLFTrainer(Trainer):
         if self.batches is None:
             raise RunError("this trainer was made for evaluation: it has no training batches")
         return DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
+            self.train_dataset,
             batch_sampler=self.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -77,7 +79,7 @@ class DeepMLFTrainer(Trainer):
         return LongestFirst(getattr(eval_dataset, "lengths", range(len(eval_dataset))))
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = []  # the collator picks what the model reads
+        self._signature_columns: list[str] = []  # the collator picks what the model reads
 
     def _prepare_input(self, data: Any) -> Any:
         """Moves tensors to the device, and leaves their dtype: DeepSpeed's would round labels to bf16."""
@@ -91,7 +93,7 @@ class DeepMLFTrainer(Trainer):
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         """One group per role and decay: norms, biases and gates (what has one dimension or none) are not decayed."""
-        if self.optimizer is None:
+        if self.optimizer is None:  # type: ignore[has-type]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(self.optimizer_groups(), **options)
         return self.optimizer
@@ -115,7 +117,12 @@ class DeepMLFTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, watching the first gradients (see :class:`FirstGradients`)."""
         self.first_gradients = FirstGradients(self.model.parameter_groups())
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        except RunIsOver:  # resumed at its very end
+            self.is_in_train = False
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
+            return TrainOutput(self.state.global_step, math.nan, {})
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Tensor]], device: Any) -> Tensor | None:
         """What the parts of the loss are means over, in all batches of this step on all processes (see losses.py)."""
@@ -234,14 +241,26 @@ class _Epochs(TrainerCallback):
         self.batches = batches
         self.steps = -(-len(batches) // accumulated)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        set_seed(args.seed + args.process_index)  # weights are made with one seed everywhere, dropout is not
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise RunIsOver
         self.batches.set_epoch(state.global_step // self.steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:
+            control.should_evaluate = True  # what the last steps brought is looked at too
+        return self._close_window(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        return self._close_window(control)
+
+    @staticmethod
+    def _close_window(control: Any) -> Any:
         control.should_log |= control.should_save or control.should_evaluate
         return control
-
-    on_epoch_end = on_step_end
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

@@ -1,0 +1,130 @@
+"""The parts of a run, in their one order: load the base (quantised or not) -> freeze -> inject -> LoRA -> trainer.
+
+The first two are ``load_base_model``, the next two ``DeepMLFModel``; the trainer hands the model to the engine
+(DeepSpeed, DDP or none).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepmlf_llm.training.data import TrainingData, chosen_modalities
+from deepmlf_llm.training.engine import zero_stage
+from deepmlf_llm.training.launch import Launch
+from deepmlf_llm.training.settings import AUTO, RunSettings
+
+REAL_BASE, TOY_BASE = "smollm2-135m", "tiny-llama"
+
+
+def resolve_base_model(name: str) -> str:
+    """``auto``: SmolLM2-135M where its package is installed, else a random toy."""
+    if name != AUTO:
+        return name
+    from deepmlf_llm.backbones.smollm2 import smollm2_available
+
+    return REAL_BASE if smollm2_available() else TOY_BASE
+
+
+def method_config(settings: RunSettings, data: TrainingData) -> Any:
+    """The method's settings, completed by what the data say about themselves.
+
+    Raises:
+        ConfigError: a setting of the method is out of range.
+        DataError: a modality that the data do not have.
+    """
+    from deepmlf_llm.config import DeepMLFConfig
+
+    values = settings.method_values()
+    text = {**values.get("text", {}), "case": data.case}
+    modalities = chosen_modalities(settings, data)
+    return DeepMLFConfig.from_dict({**values, "modalities": modalities, "dataset": data.dataset, "text": text})
+
+
+def load_model(
+    settings: RunSettings, base_name: str, config: Any, arguments: Any, deepspeed: dict[str, Any] | None
+) -> tuple[Any, Any]:
+    """The base, frozen; fusion and LoRA on it; its tokenizer. The same weights on every process.
+
+    Raises:
+        DeepMLFError: the base cannot be loaded, or does not take these settings.
+    """
+    from transformers import set_seed
+
+    from deepmlf_llm.backbones import load_base_model, load_tokenizer
+    from deepmlf_llm.model import DeepMLFModel
+
+    with arguments.main_process_first(desc="base model"):  # it may convert or download
+        tokenizer = load_tokenizer(base_name, settings.revision)
+    packed = settings.quantization in ("nf4", "fp4") and zero_stage(deepspeed) == 3
+    base = load_base_model(
+        base_name,
+        quantization=settings.quantization,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        revision=settings.revision,
+        # ZeRO-3 can split packed weights only where they are stored in the dtype of the others.
+        storage_dtype=("bfloat16" if torch.cuda.is_available() else "float32") if packed else None,
+        num_layers=settings.num_layers,
+    )
+    set_seed(arguments.seed)
+    model = DeepMLFModel(base, config)
+    model.enable_text_cache(settings.text_cache, storage=settings.text_cache_dtype)
+    return model, tokenizer
+
+
+def make_trainer(
+    settings: RunSettings,
+    config: Any,
+    arguments: Any,
+    model: Any,
+    tokenizer: Any,
+    splits: dict[str, Any],
+    launch: Launch,
+    run: Path,
+) -> Any:
+    """The trainer of a run, with its batches, groups and callbacks."""
+    from transformers.trainer_callback import PrinterCallback
+
+    from deepmlf_llm.data.collate import Collator
+    from deepmlf_llm.training.batching import BalancedBatches
+    from deepmlf_llm.training.callbacks import EarlyStopping, MetricsLog, PlainProgress
+    from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for
+
+    train = splits["train"]
+    batches = BalancedBatches(
+        len(train),
+        arguments.per_device_train_batch_size,
+        launch.processes,
+        launch.rank,
+        arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        train.lengths if settings.group_by_length else None,
+    )
+    metric, higher = arguments.metric_for_best_model, arguments.greater_is_better
+    trainer = DeepMLFTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=splits["valid"],
+        data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
+        compute_metrics=compute_metrics_for(config.dataset),
+        callbacks=[MetricsLog(run), EarlyStopping(metric, higher, settings.early_stopping_patience)],
+        batches=batches,
+        group_settings=group_settings(settings),
+        keep_checkpoints=settings.trainer_values()["save_total_limit"],
+    )
+    if arguments.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(PlainProgress())
+    return trainer
+
+
+def group_settings(settings: RunSettings) -> dict[str, dict[str, float]]:
+    """What differs between the groups of weights: learning rates, weight decay."""
+    groups = {
+        "av_encoder": {"lr": settings.av_learning_rate, "weight_decay": settings.av_weight_decay},
+        "lm_lora": {"lr": settings.lora_learning_rate},
+    }
+    return {group: {k: v for k, v in values.items() if v is not None} for group, values in groups.items()}
