@@ -1,0 +1,281 @@
+"""DeepMLF against the published cost profile, on this machine's CPU, in one run: samples a second and peak memory.
+
+Every variant has the same LM weights, the same utterances, the same number of trainable weights and the same optimiser.
+Timed steps alternate: one of the yardstick, one pass of a variant over all batches, again. Peak memory is taken in a
+process of its own for each variant, on the epoch's longest batch.
+
+    python benchmarks/run.py [--output FILE.json] [--profile] [--quick] [--gpu]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import SUPPRESS, Namespace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from measuring import (
+    LIVE_BLOCKS,
+    Clock,
+    environment,
+    operations,
+    peak_memory,
+    print_markdown,
+    summary,
+    use_threads,
+    write_json,
+)
+from published_layout import PublishedLoop
+from variants import VARIANTS, OurLoop
+from workload import TRAINING_SPLIT, Geometry, grouped, make_utterances, representative, with_token_ids
+
+from deepmlf_llm.backbones import load_base_model, load_tokenizer
+from deepmlf_llm.cli import RecipeParser, run_recipe
+
+METHOD = {
+    "yardstick": "the published cost profile (published_layout.py): random batches, everything padded to its limit",
+    "ours": "length-grouped batches, evenly spread over an epoch's from the shortest to the longest, tokenised once",
+    "samples": "the yardstick draws its batches from the very utterances that ours are made of",
+    "time": "wall time, steps alternating in one process; a ratio is the median of each pass over the yardstick's step "
+    "just before it, its spread the quartiles",
+    "fusion_cached": "after the first epoch: text read beforehand, a batch's cache put together inside the step",
+    "inference_shared_text": "predictions for texts met before (another take, other features), against the yardstick's",
+    "memory": "VmHWM of a process of its own, nothing subtracted, after two steps on the epoch's longest batch; glibc "
+    "returns freed blocks of 1 MB at once there, so the peak is what was alive",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    base_model: str = "smollm2-135m"
+    batch: int = 32
+    batches: int = 5
+    rounds: int = 5
+    utterances: int = TRAINING_SPLIT
+    geometry: Geometry = field(default_factory=Geometry)
+
+
+QUICK = Setting("tiny-llama", batch=4, batches=2, rounds=3, utterances=24, geometry=Geometry(frames=60))
+
+
+class Bench:
+    """One tokenizer, one set of batches; makes the loops that are compared."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.tokenizer = load_tokenizer(setting.base_model)
+        drawn = make_utterances(setting.utterances, setting.geometry)
+        epoch = grouped(with_token_ids(drawn, self.tokenizer, setting.geometry.max_tokens), setting.batch)
+        self.batches = representative(epoch, setting.batches)
+        self.longest = epoch[-1]
+
+    def yardstick(self) -> PublishedLoop:
+        utterances = [utterance for batch in self.batches for utterance in batch]
+        lm = load_base_model(self.setting.base_model, dtype="float32")
+        return PublishedLoop(lm, self.tokenizer, utterances, self.setting.geometry, self.setting.batch)
+
+    def ours(self, name: str, batches: list[Any] | None = None) -> OurLoop:
+        scope, cached = VARIANTS[name]
+        lm = load_base_model(self.setting.base_model, dtype="float32")
+        return OurLoop(lm, self.tokenizer, batches or self.batches, self.setting.geometry, scope, cached)
+
+
+def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
+    """Alternating training steps, and predictions with cached text: the ``training``, ``inference`` and cache parts."""
+    setting = bench.setting
+    yardstick = bench.yardstick()
+    ours = {name: bench.ours(name) for name in VARIANTS}
+    yardstick.step()
+    for loop in ours.values():
+        loop.epoch()
+    ours["fusion_cached"].assembling = Clock()
+    clocks = {name: Clock() for name in ours}
+    before = {name: Clock() for name in ours}
+    for _ in range(setting.rounds):
+        for name, loop in ours.items():
+            with before[name]:
+                yardstick.step()
+            with clocks[name]:
+                loop.epoch()
+    cached = ours["fusion_cached"]
+    assembly = sum(cached.assembling.seconds) / sum(clocks["fusion_cached"].seconds)
+    steps = [(clock, 1) for clock in before.values()]
+    training = {"yardstick": speed(steps, setting.batch)}
+    training.update({name: speed([(clocks[name], setting.batches)], setting.batch) for name in ours})
+    for name in ours:
+        training[name]["ratio"] = paired(before[name], clocks[name], setting.batches)
+        training[name]["trainable_parameters"] = sum(p.numel() for p in ours[name].trainable())
+    training["yardstick"]["trainable_parameters"] = sum(p.numel() for p in yardstick.trainable())
+    result = {
+        "training": training,
+        "inference": measure_inference(yardstick, cached, setting),
+        "text_cache": {
+            "bytes": cached.model.text_cache.nbytes,
+            "share_of_step": assembly,
+            "texts": len(cached.model.text_cache),
+        },
+    }
+    if profile:
+        loops: dict[str, Callable[[], Any]] = {
+            "yardstick": yardstick.step,
+            **{n: loop.epoch for n, loop in ours.items()},
+        }
+        result["profile"] = {name: operations(run) for name, run in loops.items()}
+    return result
+
+
+def measure_inference(yardstick: PublishedLoop, cached: OurLoop, setting: Setting) -> dict[str, Any]:
+    clocks = Clock(), Clock()
+    for timed in [False, *[True] * setting.rounds]:
+        with clocks[0] if timed else Clock():
+            yardstick.predict()
+        with clocks[1] if timed else Clock():
+            for index in range(setting.batches):
+                cached.predict(index)
+    shared_text = speed([(clocks[1], setting.batches)], setting.batch)
+    shared_text["ratio"] = paired(*clocks, setting.batches)
+    return {"yardstick": speed([(clocks[0], 1)], setting.batch), "shared_text": shared_text}
+
+
+def paired(yardstick: Clock, ours: Clock, batches: int) -> dict[str, Any]:
+    """How much faster each of our passes over ``batches`` was than the yardstick's step just before it."""
+    return summary([one / many * batches for one, many in zip(yardstick.seconds, ours.seconds, strict=True)])
+
+
+def speed(clocks: list[tuple[Clock, int]], batch: int) -> dict[str, Any]:
+    """Samples a second and seconds a step from clocks that each timed so many batches at once."""
+    steps = [seconds / count for clock, count in clocks for seconds in clock.seconds]
+    kernel = [seconds / count for clock, count in clocks for seconds in clock.kernel_seconds]
+    return {
+        "samples_per_second": summary([batch / seconds for seconds in steps]),
+        "step_seconds": summary(steps),
+        "kernel_seconds": summary(kernel),
+    }
+
+
+def measure_memory(args: Namespace) -> dict[str, dict[str, int]]:
+    """Runs this script once for each variant, to see its peak alone."""
+    result = {}
+    for name in ("yardstick", *VARIANTS):
+        command = [sys.executable, __file__, "--memory_of", name, *(["--quick"] if args.quick else [])]
+        command += ["--base_model", args.base_model] if args.base_model else []
+        command += ["--threads", str(args.threads)] if args.threads else []
+        done = subprocess.run(
+            command, env={**os.environ, **LIVE_BLOCKS}, stdout=subprocess.PIPE, text=True, check=True, timeout=1800
+        )
+        result[name] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def peak_of(name: str, setting: Setting) -> dict[str, int]:
+    """Peak of this process after two steps of one variant on the epoch's longest batch."""
+    start = peak_memory()
+    bench = Bench(setting)
+    if name == "yardstick":
+        bench.batches = [bench.longest]
+        loop: Any = bench.yardstick()
+        steps = [loop.step, loop.step]
+    else:
+        loop = bench.ours(name, [bench.longest])
+        steps = [loop.epoch, loop.epoch]
+    for step in steps:
+        step()
+    return {"peak_bytes": peak_memory(), "interpreter_bytes": start}
+
+
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Each to the yardstick: speed (more is faster), ``memory_*`` (less is lighter)."""
+
+    found = {name: result["training"][name]["ratio"]["median"] for name in VARIANTS}
+    found["inference_shared_text"] = result["inference"]["shared_text"]["ratio"]["median"]
+    peaks = result["memory"]
+    for name in VARIANTS:
+        found[f"memory_{name}"] = peaks[name]["peak_bytes"] / peaks["yardstick"]["peak_bytes"]
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """The Markdown report."""
+    rows = []
+    for name, facts in result["training"].items():
+        rate, step = facts["samples_per_second"], facts["step_seconds"]
+        ratio = "1" if name == "yardstick" else f"{result['ratios'][name]:.2f} ({_spread(facts['ratio'])})"
+        memory = result["memory"][name]["peak_bytes"]
+        share = memory / result["memory"]["yardstick"]["peak_bytes"]
+        kernel = facts["kernel_seconds"]["median"] / step["median"]
+        rows.append([name, f"{rate['median']:.2f} ({_spread(rate)})", ratio, f"{step['median']:.2f}", f"{kernel:.0%}"])
+        rows[-1] += [f"{memory / 1e9:.2f}", f"{share:.2f}", f"{facts['trainable_parameters'] / 1e6:.2f} M"]
+    columns = [
+        "training",
+        "samples/s (quartiles)",
+        "x yardstick",
+        "s a step",
+        "of it kernel",
+        "peak GB",
+        "share",
+        "trainable",
+    ]
+    print_markdown(columns, rows)
+    cache, rate = result["text_cache"], result["inference"]["shared_text"]["samples_per_second"]["median"]
+    ratio = result["ratios"]["inference_shared_text"]
+    print(f"\nInference on shared text: {rate:.1f} samples/s, {ratio:.1f} x the yardstick.")
+    held = f"{cache['bytes'] / 1e6:.0f} MB for {cache['texts']} texts"
+    print(f"Text cache: {held}; putting a batch of it together takes {cache['share_of_step']:.1%} of the step.")
+    machine = result["environment"]
+    print(f"Machine: {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}.")
+    for name, operators in result.get("profile", {}).items():
+        print(
+            f"\n{name}, seconds by operator: " + ", ".join(f"{op} {seconds:.2f}" for op, seconds in operators.items())
+        )
+
+
+def _spread(values: dict[str, Any]) -> str:
+    return f"{values['low']:.2f} .. {values['high']:.2f}"
+
+
+def main() -> int:
+    parser = RecipeParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--base_model", help="a LLaMA-class base model; default: smollm2-135m (--quick: tiny-llama)")
+    parser.add_argument("--rounds", type=int, help="timed rounds; default: 5 (--quick: 3)")
+    parser.add_argument("--batches", type=int, help="batches of a pass; default: 5 (--quick: 2)")
+    parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS or one a core")
+    parser.add_argument("--profile", action="store_true", help="seconds by operator for each variant too")
+    parser.add_argument("--gpu", action="store_true", help="benchmarks/gpu.py with its defaults, on a CUDA device")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
+    parser.add_argument("--memory_of", choices=["yardstick", *VARIANTS], help=SUPPRESS)
+    args = parser.parse_args()
+    if args.gpu:
+        from gpu import CASES, run
+
+        return run(CASES, args.rounds or 5, args.output)
+    changes = {key: getattr(args, key) for key in ("base_model", "rounds", "batches") if getattr(args, key)}
+    setting = Setting(**{**vars(QUICK if args.quick else Setting()), **changes})
+    use_threads(args.threads)
+    if args.memory_of:
+        print(json.dumps(peak_of(args.memory_of, setting)))
+        return 0
+    memory = measure_memory(args)
+    result = {**measure_training(Bench(setting), args.profile), "memory": memory}
+    result = {
+        "ratios": ratios(result),
+        **result,
+        "setting": asdict(setting),
+        "method": METHOD,
+        "environment": environment(),
+    }
+    show(result)
+    if args.output:
+        write_json(args.output, result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(main))

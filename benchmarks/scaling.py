@@ -1,0 +1,178 @@
+"""How a training step's cost grows: with text length, fusion tokens, MM Blocks, AV frames and batch size.
+
+One size moves at a time, the others stay. Each line's exponent p is the slope of log(seconds) over log(size): 1 grows
+in proportion, 0 does not grow. The figure and its JSON file lie side by side.
+
+    python benchmarks/scaling.py [--output runs/scaling.json] [--base_model smollm2-135m] [--gpu] [--quick]
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import Clock, environment, print_markdown, summary, use_threads, write_json
+from published_layout import PublishedLoop, blocks_after
+from variants import VARIANTS, OurLoop
+from workload import Geometry, make_utterance, with_token_ids
+
+from deepmlf_llm.backbones import load_base_model, load_tokenizer
+from deepmlf_llm.cli import RecipeParser, run_recipe
+from deepmlf_llm.errors import RunError
+
+# Okabe and Ito's colours, told apart with any colour vision; markers and dashes differ too.
+STYLES = {
+    "yardstick": {"color": "#000000", "marker": "s", "linestyle": ":"},
+    "joint": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    "fusion": {"color": "#D55E00", "marker": "^", "linestyle": "--"},
+    "fusion_cached": {"color": "#009E73", "marker": "D", "linestyle": "-."},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Sizes of one measurement."""
+
+    text: int = 16
+    tokens: int = 12
+    blocks: int = 7
+    frames: int = 50
+    batch: int = 8
+
+
+SWEEPS: dict[str, tuple[str, list[int]]] = {
+    "text": ("text tokens", [8, 16, 32, 64, 128]),
+    "tokens": ("fusion tokens n", [2, 4, 8, 16, 32]),
+    "blocks": ("MM Blocks", [1, 2, 3, 5, 7]),
+    "frames": ("frames of audio and of vision", [25, 50, 100, 200, 400]),
+    "batch": ("utterances in a batch", [2, 4, 8, 16, 32]),
+}
+
+
+def make_loop(variant: str, point: Point, lm: Any, tokenizer: Any) -> Any:
+    """One variant at one point: a batch whose every utterance has exactly these sizes."""
+    geometry = Geometry(max_tokens=point.text, frames=point.frames)
+    random = np.random.default_rng(0)
+    drawn = [make_utterance(point.text, geometry, random, f"u{i}", point.frames) for i in range(point.batch)]
+    utterances = with_token_ids(drawn, tokenizer, point.text)
+    layers = blocks_after(lm.config.num_hidden_layers)[-point.blocks :]
+    if variant == "yardstick":
+        return PublishedLoop(lm, tokenizer, utterances, geometry, point.batch, num_tokens=point.tokens, layers=layers)
+    scope, cached = VARIANTS[variant]
+    return OurLoop(lm, tokenizer, [utterances], geometry, scope, cached, point.tokens, layers=layers)
+
+
+def measure(variant: str, point: Point, args: Namespace, tokenizer: Any) -> dict[str, Any]:
+    """Seconds of a training step, after one that is not timed; on a GPU its peak memory too."""
+    lm = load_base_model(args.base_model, dtype="bfloat16" if args.gpu else "float32")
+    if args.gpu:
+        lm = lm.cuda()
+        torch.cuda.reset_peak_memory_stats()
+    loop = make_loop(variant, point, lm, tokenizer)
+    step = loop.step if variant == "yardstick" else loop.epoch
+    clock = Clock()
+    for timed in (False, *[True] * args.repeats):
+        with clock if timed else Clock():
+            step()
+    facts = {"step_seconds": summary(clock.seconds)}
+    return {**facts, "peak_bytes": torch.cuda.max_memory_allocated()} if args.gpu else facts
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """p of the power law ``seconds = c size^p`` that fits best in logarithms.
+
+    >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
+    2.0
+    """
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def sweep(name: str, sizes: Sequence[int], args: Namespace, tokenizer: Any) -> dict[str, Any]:
+    """All variants over the sizes of one sweep, with two exponents: over all sizes, and between the two largest."""
+    result: dict[str, Any] = {"sizes": list(sizes), "label": SWEEPS[name][0], "variants": {}}
+    for variant in args.variants:
+        points = [measure(variant, replace(Point(), **{name: size}), args, tokenizer) for size in sizes]
+        medians = [point["step_seconds"]["median"] for point in points]
+        result["variants"][variant] = {
+            "points": points,
+            "exponent": exponent(sizes, medians),
+            "exponent_at_top": exponent(sizes[-2:], medians[-2:]),
+        }
+        print(
+            f"{SWEEPS[name][0]}, {variant}: "
+            + ", ".join(f"{s}: {t:.3f} s" for s, t in zip(sizes, medians, strict=True))
+        )
+    return result
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Small multiples, one a sweep, both axes logarithmic; bars are quartiles."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.fonttype"] = "none"  # text stays text
+    sweeps = result["sweeps"]
+    figure, axes = pyplot.subplots(1, len(sweeps), figsize=(3.4 * len(sweeps), 3.6), squeeze=False, sharey=True)
+    for axis, facts in zip(axes[0], sweeps.values(), strict=True):
+        for variant, line in facts["variants"].items():
+            steps = [point["step_seconds"] for point in line["points"]]
+            middle = np.array([step["median"] for step in steps])
+            spread = np.abs(np.array([[step["low"], step["high"]] for step in steps]).T - middle)
+            label = f"{variant}, p = {line['exponent']:.2f}"
+            axis.errorbar(facts["sizes"], middle, spread, label=label, markersize=4, capsize=2, **STYLES[variant])
+        axis.set(xscale="log", yscale="log", xlabel=facts["label"])
+        axis.set_xticks(facts["sizes"], labels=[str(size) for size in facts["sizes"]])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False)
+    axes[0][0].set_ylabel("seconds a training step")
+    figure.suptitle(f"{result['base_model']}, cost of a training step", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = RecipeParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/scaling.json"), help="JSON file; the figure: .png, .svg"
+    )
+    parser.add_argument("--base_model", help="a LLaMA-class base model; default: smollm2-135m (--quick: tiny-llama)")
+    parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="what moves")
+    parser.add_argument("--variants", nargs="+", choices=list(STYLES), default=list(STYLES), help="what is measured")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps a point")
+    parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS or one a core")
+    parser.add_argument("--gpu", action="store_true", help="bf16 on a CUDA device")
+    parser.add_argument(
+        "--quick", action="store_true", help="toy model, three sizes, two repeats: figures mean nothing"
+    )
+    args = parser.parse_args()
+    if args.gpu and not torch.cuda.is_available():
+        raise RunError("--gpu needs a CUDA device, and torch sees none here; leave it out to measure the CPU")
+    args.base_model = args.base_model or ("tiny-llama" if args.quick else "smollm2-135m")
+    if args.quick:
+        args.repeats = 2
+    use_threads(args.threads)
+    tokenizer = load_tokenizer(args.base_model)
+    sweeps = {name: sweep(name, SWEEPS[name][1][: 3 if args.quick else None], args, tokenizer) for name in args.sweeps}
+    result = {"base_model": args.base_model, "point": vars(Point()), "sweeps": sweeps, "environment": environment()}
+    rows = [
+        [facts["label"], variant, f"{line['exponent']:.2f}", f"{line['exponent_at_top']:.2f}"]
+        for facts in sweeps.values()
+        for variant, line in facts["variants"].items()
+    ]
+    print_markdown(["size", "variant", "exponent", "between the two largest"], rows)
+    write_json(args.output, result)
+    for suffix in (".png", ".svg"):
+        plot(result, args.output.with_suffix(suffix))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(main))

@@ -1,0 +1,102 @@
+"""The package's side of a benchmark: DeepMLF in either scope, with or without cached text, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from measuring import Clock
+from published_layout import OPTIMIZER, blocks_after
+from torch import Tensor, nn
+from workload import Geometry
+
+from deepmlf_llm import DeepMLFConfig, DeepMLFModel
+from deepmlf_llm.data.collate import Collator
+
+VARIANTS = {"joint": ("joint", False), "fusion": ("fusion", False), "fusion_cached": ("fusion", True)}
+"""Name -> ``ffw_scope``, whether the text is read from a cache."""
+
+
+class OurLoop:
+    """Batches of like length, tokenised once; collate, forward, backward, the yardstick's AdamW.
+
+    Args:
+        lm: base model, on its device.
+        tokenizer: of the LM.
+        batches: lists of utterances with ``input_ids``.
+        geometry: sizes of the inputs.
+        scope: ``"joint"`` or ``"fusion"``.
+        cached: read the text of all batches now and keep it in memory.
+        num_tokens, rank: as in the yardstick.
+        layers: LM layers that MM Blocks follow; default: the yardstick's.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: Any,
+        batches: Sequence[Sequence[Mapping[str, Any]]],
+        geometry: Geometry,
+        scope: str = "joint",
+        cached: bool = False,
+        num_tokens: int = 12,
+        rank: int = 64,
+        layers: list[int] | None = None,
+    ) -> None:
+        config = DeepMLFConfig(
+            num_fusion_tokens=num_tokens,
+            fusion_layers=layers or blocks_after(lm.config.num_hidden_layers),
+            ffw_scope=scope,
+            ffw_lora_r=rank,
+            ffw_lora_alpha=rank,
+            modalities={name: {"dim": width} for name, width in geometry.modalities.items()},
+            text={"max_tokens": geometry.max_tokens},
+        )
+        self.device = lm.device
+        self.model = DeepMLFModel(lm, config).train()
+        self.batches = batches
+        self.collate = Collator(tokenizer, geometry.modalities, geometry.max_tokens)
+        self.optimizer = torch.optim.AdamW(self.trainable(), **OPTIMIZER)
+        self.assembling = Clock()
+        if cached:
+            self._cache_text()
+
+    def _cache_text(self) -> None:
+        self.model.enable_text_cache("memory")
+        self.model.build_text_cache([utterance["input_ids"] for batch in self.batches for utterance in batch])
+        cache = self.model.text_cache
+        read = cache.read
+
+        def timed(*args: Any) -> Any:
+            with self.assembling:
+                return read(*args)
+
+        cache.read = timed  # type: ignore[method-assign]
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def step(self, index: int) -> int:
+        """One training step on batch ``index``; returns the samples it saw."""
+        batch = self._batch(index)
+        self.model(**batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return len(batch["labels"])
+
+    @torch.no_grad()
+    def predict(self, index: int) -> int:
+        """Predictions for batch ``index``; returns the samples it saw."""
+        self.model.eval()
+        batch = self._batch(index)
+        self.model(**batch)
+        self.model.train()
+        return len(batch["labels"])
+
+    def epoch(self) -> int:
+        """A training step on every batch; returns the samples seen."""
+        return sum(self.step(index) for index in range(len(self.batches)))
+
+    def _batch(self, index: int) -> dict[str, Tensor]:
+        return {name: x.to(self.device) for name, x in self.collate(self.batches[index]).items()}

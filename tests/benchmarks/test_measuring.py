@@ -1,0 +1,71 @@
+"""What is measured is what is said: times, spread, and a process's own peak."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from measuring import Clock, environment, operations, peak_memory, print_markdown, summary, write_json
+
+
+def test_clock_collects_one_time_a_block():
+    clock = Clock()
+    for _ in range(2):
+        with clock:
+            time.sleep(0.02)
+    assert len(clock.seconds) == len(clock.kernel_seconds) == 2
+    assert all(0.02 <= seconds < 5 for seconds in clock.seconds)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([3.0], (3, 3, 3)), ([1.0, 2.0, 3.0, 4.0, 5.0], (2, 3, 4)), ([1.0, 3.0], (1.5, 2, 2.5))]
+)
+def test_summary_is_median_and_quartiles(values, expected):
+    found = summary(values)
+    assert (found["low"], found["median"], found["high"]) == expected
+    assert found["n"] == len(values)
+
+
+def test_peak_is_the_process_own_not_its_parents(repository):
+    ballast = bytearray(300 * 2**20)  # a child's ru_maxrss would start here
+    code = "import sys; sys.path.insert(0, 'benchmarks'); from measuring import peak_memory; print(peak_memory())"
+    command = [sys.executable, "-c", code]
+    child = int(subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout)
+    assert peak_memory() > len(ballast)
+    assert child < peak_memory()
+
+
+def test_peak_sees_memory_that_is_gone_again():
+    before = peak_memory()
+    block = bytearray(before + 50 * 2**20)
+    size = len(block)
+    del block
+    assert peak_memory() >= size
+
+
+def test_operations_names_where_the_time_went():
+    a = torch.randn(200, 200)
+    found = operations(lambda: a @ a, most=2)
+    assert "aten::mm" in found
+    assert len(found) <= 2
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_environment_says_what_a_figure_needs_and_nothing_about_this_one_machine():
+    import platform
+
+    facts = environment()
+    assert facts["threads"] >= 1
+    assert facts["cpu"]
+    assert facts["packages"]["torch"]
+    assert platform.node() not in json.dumps(facts) or not platform.node()
+
+
+def test_table_and_json(tmp_path, capsys):
+    print_markdown(["a", "b"], [[1, "x"]])
+    assert capsys.readouterr().out == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+    write_json(tmp_path / "new" / "r.json", {"a": [1]})
+    assert json.loads((tmp_path / "new" / "r.json").read_text()) == {"a": [1]}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.json"]
