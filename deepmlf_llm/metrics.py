@@ -64,7 +64,7 @@ def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str) ->
     return _sims_metrics(y_hat, y) if dataset == "sims" else _mosi_metrics(y_hat, y)
 
 
-def polarity_label(y: float, dataset: str) -> str:
+def polarity_label(y: float | np.floating[Any], dataset: str) -> str:
     """``"negative"``, ``"neutral"`` or ``"positive"``: the class that ``acc3`` of the data set puts ``y`` in.
 
     MOSI and MOSEI: neutral where y rounds to 0, which is -0.5 <= y <= 0.5. SIMS: neutral where -0.1 < y <= 0.1,

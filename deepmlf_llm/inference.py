@@ -1,0 +1,192 @@
+"""From texts and raw features to polarity: what one does with a trained adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepmlf_llm.backbones import load_tokenizer
+from deepmlf_llm.data.clean import standardise
+from deepmlf_llm.data.collate import Collator, token_ids
+from deepmlf_llm.data.text import normalise_text
+from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.metrics import polarity_label
+from deepmlf_llm.model import DeepMLFModel
+
+TEXT_CACHE_BYTES = 1 << 30  # kept streams are dropped past this, so that a long job stays bounded
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one utterance, on the scale of the labels it was trained on.
+
+    Attributes:
+        polarity: the prediction.
+        label: negative, neutral or positive, by the data set's rule.
+        text_polarity: what the text alone says (its own head).
+        av_polarity: what audio and vision alone say; None where the utterance has neither.
+        fusion_polarity: what the fusion tokens say, mean over them.
+    """
+
+    polarity: float
+    label: str
+    text_polarity: float
+    av_polarity: float | None
+    fusion_polarity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class SentimentPredictor:
+    """Predicts polarity from transcripts and feature sequences of any length, either modality missing.
+
+    Args:
+        model: a trained :class:`DeepMLFModel`, or a merged one.
+        tokenizer: of its base model.
+        batch_size: utterances a batch; texts of like length go together.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
+        self.model = model.eval()
+        self.config = model.deepmlf_config
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.gates: dict[str, dict[str, float]] = model.gate_values()
+        self._collate = Collator(tokenizer, self.config.modalities)
+        if not self.config.has_lm_lora:
+            self.model.enable_text_cache("memory")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        base: Any = None,
+        dtype: str = "auto",
+        quantization: str = "none",
+        device: str | None = None,
+        batch_size: int = 32,
+        compile: bool = False,
+    ) -> SentimentPredictor:
+        """Loads an adapter (and its base) or a merged model.
+
+        Args:
+            directory: of the adapter or the merged model.
+            base: the base model; default: the one the adapter names.
+            dtype, quantization: of a base that is loaded here.
+            device: default: CUDA where there is one.
+            batch_size: utterances a batch.
+            compile: run the language model through ``torch.compile`` (slow first batches, then faster).
+
+        Raises:
+            AdapterError: damaged files, or files that do not fit the base.
+        """
+        model: Any = DeepMLFModel.from_pretrained(directory, base=base, dtype=dtype, quantization=quantization)
+        if quantization == "none":
+            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        own = (Path(directory) / "tokenizer_config.json").is_file()
+        config = model.deepmlf_config
+        tokenizer = load_tokenizer(str(directory) if own else config.base_model_name_or_path, config.revision)
+        if compile:
+            model.get_base_model().get_decoder().compile(dynamic=True)
+        return cls(model, tokenizer, batch_size)
+
+    def predict(
+        self, text: Sequence[str], standardised: bool = False, **features: Sequence[Any] | None
+    ) -> list[Prediction]:
+        """One prediction per utterance, in order.
+
+        Args:
+            text: transcripts, as they come: case and template of the training data are applied here.
+            standardised: the features have the training data's standardisation already (else it is applied here).
+            features: for each modality a list with one sequence [t x d] per utterance, None or empty where it is
+                absent; a modality that is not given is absent everywhere.
+
+        Raises:
+            DataError: an unknown modality, lists of different length, or features of another dimension; the message
+                names the utterance.
+        """
+        known = self.config.modalities
+        for name, rows in features.items():
+            if name not in known:
+                raise DataError(f"{name!r}{suggest(name, known)}: this model knows {', '.join(known)}")
+            if rows is not None and len(rows) != len(text):
+                raise DataError(f"{name}: {len(rows)} sequences for {len(text)} texts")
+        items = []
+        for index, transcript in enumerate(text):
+            row = {name: None if rows is None else rows[index] for name, rows in features.items()}
+            try:
+                items.append(self.prepare(transcript, row, standardised))
+            except DataError as error:
+                raise DataError(f"utterance {index}: {error}") from error
+        return self.predict_prepared(items)
+
+    def prepare(self, text: str, features: Mapping[str, Any], standardised: bool = False) -> dict[str, Any]:
+        """One utterance as the model reads it: token ids, standardised float32 frames.
+
+        Raises:
+            DataError: no string, frames that are no numbers, of another dimension or not finite.
+        """
+        if not isinstance(text, str):
+            raise DataError(f"text is {type(text).__name__}, expected a string")
+        settings = self.config.text
+        ids, _ = token_ids(
+            [normalise_text(text, settings.case)], self.tokenizer, settings.max_tokens, settings.template
+        )
+        item: dict[str, Any] = {"input_ids": ids[0]}
+        for name, frames in features.items():
+            if frames is None or len(frames) == 0 or name not in self.config.modalities:
+                continue
+            item[name] = self._frames(name, frames, standardised)
+        return item
+
+    def _frames(self, name: str, frames: Any, standardised: bool) -> np.ndarray:
+        facts = self.config.modalities[name]
+        try:
+            array = np.asarray(frames, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name}: frames are no table of numbers ({error})") from error
+        if array.ndim != 2 or array.shape[1] != facts.dim:
+            raise DataError(
+                f"{name}: features of shape {list(array.shape)}, but this model was trained on [frames, {facts.dim}]"
+                f"{_made_by(facts.features)}"
+            )
+        if facts.standardisation is not None and not standardised:
+            array, _ = standardise(array, facts.standardisation)
+        return array
+
+    @torch.inference_mode()
+    def predict_prepared(self, items: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        """Predictions of what :meth:`prepare` made, in order; batches hold texts of like length."""
+        results: list[Prediction | None] = [None] * len(items)
+        order = np.argsort([len(item["input_ids"]) for item in items], kind="stable")
+        for rows in self._batches(order):
+            batch = self._collate([items[i] for i in rows])
+            device = next(self.model.parameters()).device
+            out = self.model(**{name: value.to(device) for name, value in batch.items()})
+            heads = torch.stack([out.polarity, out.text_polarity, out.av_polarity, out.fusion_polarity]).T.tolist()
+            for i, (polarity, text, av, fusion) in zip(rows, heads, strict=True):
+                heard = any(len(items[i].get(name, ())) for name in self.config.modalities)
+                label = polarity_label(np.float32(polarity), self.config.dataset)
+                results[i] = Prediction(polarity, label, text, av if heard else None, fusion)
+        self._bound_text_cache()
+        return [result for result in results if result is not None]
+
+    def _batches(self, order: np.ndarray) -> Iterator[list[int]]:
+        for start in range(0, len(order), self.batch_size):
+            yield [int(i) for i in order[start : start + self.batch_size]]
+
+    def _bound_text_cache(self) -> None:
+        if not self.config.has_lm_lora and self.model.text_cache.nbytes > TEXT_CACHE_BYTES:
+            self.model.enable_text_cache("memory")
+
+
+def _made_by(features: Mapping[str, Any]) -> str:
+    """How the training features were made, for an error message."""
+    source = features.get("source") or features.get("kind")
+    return f" (features: {source})" if source else ""
