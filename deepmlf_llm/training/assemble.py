@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.errors import ConfigError, suggest
+from deepmlf_llm.metrics import polarity_metrics
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
 from deepmlf_llm.training.engine import zero_stage
 from deepmlf_llm.training.launch import Launch
@@ -41,6 +43,19 @@ def method_config(settings: RunSettings, data: TrainingData) -> Any:
     text = {**values.get("text", {}), "case": data.case}
     modalities = chosen_modalities(settings, data)
     return DeepMLFConfig.from_dict({**values, "modalities": modalities, "dataset": data.dataset, "text": text})
+
+
+def check_selection(settings: RunSettings, dataset: str) -> None:
+    """Whether there is a metric of the name that is to select the adapter.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = settings.trainer_values()["metric_for_best_model"]
+    known = ["loss", *polarity_metrics([-1.0, 1.0], [-1.0, 1.0], dataset)]
+    if str(name).removeprefix("eval_") not in known:
+        near = suggest(str(name), known)
+        raise ConfigError(f"metric_for_best_model={name!r}{near}: {dataset} has {', '.join(known)}")
 
 
 def load_model(

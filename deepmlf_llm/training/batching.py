@@ -44,7 +44,8 @@ class BalancedBatches(Sampler[list[int]]):
         if size < processes:
             raise RunError(f"the training split has {size} utterances for {processes} processes: start fewer processes")
         self.size, self.processes, self.rank, self.seed = size, processes, rank, seed
-        self.num_parts = -(-size // (per_process * processes))
+        # As few parts as hold everything, but none so small that a process would have nothing in it.
+        self.num_parts = min(-(-size // (per_process * processes)), size // processes)
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.epoch = 0
 

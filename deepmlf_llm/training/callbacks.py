@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -145,8 +144,3 @@ class PlainProgress(TrainerCallback):
             return ""
         left = (now - self._began) / done * (state.max_steps - state.global_step)
         return f"{done / (now - self._began):.2f} steps/s, at most {left / 60:.1f} min left"
-
-
-def on_terminal() -> bool:
-    """Whether a progress bar can be drawn."""
-    return sys.stderr.isatty()

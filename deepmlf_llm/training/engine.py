@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.training.callbacks import on_terminal
+from deepmlf_llm.training.launch import on_terminal
 from deepmlf_llm.training.settings import RunSettings
 
 HIGHER_IS_BETTER = ("corr", "acc", "f1")

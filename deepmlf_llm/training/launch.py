@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -99,6 +99,36 @@ def say(message: str, launch: Launch | None = None) -> None:
     """One plain line on stdout, from the main process."""
     if (launch or detect()).is_main:
         print(message, flush=True)
+
+
+@contextmanager
+def progress_bar(
+    total: int, what: str, launch: Launch, seconds: float = 10.0
+) -> Iterator[Callable[[int], None] | None]:
+    """A bar on a terminal, a plain line every few seconds elsewhere; from the main process. Yields what to tell of
+    progress: how many more are done."""
+    if not launch.is_main:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, disable=not on_terminal()) as bar:
+        done, told = 0, time.monotonic()
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            bar.update(count)
+            if bar.disable and time.monotonic() - told >= seconds:
+                told = time.monotonic()
+                print(f"{what}: {done} of {total}", flush=True)
+
+        yield advance
+
+
+def on_terminal() -> bool:
+    """Whether a progress bar can be drawn."""
+    return sys.stderr.isatty()
 
 
 @contextmanager

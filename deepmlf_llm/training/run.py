@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,17 @@ import torch
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.training import launch as launching
-from deepmlf_llm.training.assemble import TOY_BASE, load_model, make_trainer, method_config, resolve_base_model
+from deepmlf_llm.training.assemble import (
+    TOY_BASE,
+    check_selection,
+    load_model,
+    make_trainer,
+    method_config,
+    resolve_base_model,
+)
 from deepmlf_llm.training.data import TrainingData, load_data, take_fraction, tokenised
 from deepmlf_llm.training.engine import make_arguments, read_deepspeed
-from deepmlf_llm.training.launch import Launch, say
+from deepmlf_llm.training.launch import Launch, progress_bar, say
 from deepmlf_llm.training.report import environment, parameter_counts, parameter_table, peak_memory_mb
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.settings import AUTO, RunSettings
@@ -60,6 +66,7 @@ class _Run:
         self.data = load_data(settings) if data is None else data
         self.train_split = take_fraction(self.data.train, settings.data_fraction)
         self.config = method_config(settings, self.data)
+        check_selection(settings, self.data.dataset)
         fingerprint = settings.fingerprint(launch.processes, self.base_name, self.data.fingerprint)
         path = Path(settings.output_dir) if settings.output_dir else RUNS / self._default_name(fingerprint)
         self.directory = RunDirectory(path, settings.to_dict(), fingerprint)
@@ -124,15 +131,19 @@ class _Run:
         return size * self.launch.processes
 
     def cache_text(self, model: Any, splits: dict[str, Any], arguments: Any) -> None:
-        """Reads every text once, in one order: what is kept must not depend on where a run was cut."""
+        """Reads every text once, in one order: what is kept must not depend on where a run was cut. On disk the
+        processes share the work and the result; in memory each has all of it."""
         kind = self.settings.text_cache
         if kind == "none":
             return
         model.to(arguments.device)
         began = time.monotonic()
-        texts = [ids for split in splits.values() for ids in split.input_ids]
-        with arguments.main_process_first(desc="text cache") if kind == "disk" else nullcontext():
-            held = model.build_text_cache(texts)
+        texts = sorted({tuple(ids) for split in splits.values() for ids in split.input_ids}, key=lambda t: (len(t), t))
+        own = texts[self.launch.rank :: self.launch.processes] if kind == "disk" else texts
+        with progress_bar(len(own), "text cache", self.launch) as progress:
+            model.build_text_cache(own, progress)
+        launching.wait_for_everyone()
+        held = model.build_text_cache(texts)
         say(f"text cache ({kind}): {held / 2**20:.0f} MB in {time.monotonic() - began:.0f} s", self.launch)
 
     def train(self, trainer: Any) -> Any:

@@ -206,7 +206,15 @@ class DeepMLFTrainer(Trainer):
         return is_best
 
     def load_best(self) -> None:
-        """Puts the weights of the best evaluation into the model."""
+        """Puts the weights of the best evaluation into the model.
+
+        Raises:
+            RunError: no evaluation gave a value to select by.
+        """
+        if self.state.best_global_step is None:
+            raise RunError(
+                f"no evaluation gave a value of {self.args.metric_for_best_model}: the predictions are constant"
+            )
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(best)
         self._load_best_model()

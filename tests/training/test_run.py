@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from deepmlf_llm.data.demo import embedded_dataset
+from deepmlf_llm.errors import BaseModelError, ConfigError, DataError, DeepMLFError, RunError
+from deepmlf_llm.training import run as run_module
+from deepmlf_llm.training.callbacks import read_metrics
+from deepmlf_llm.training.data import TrainingData
+from deepmlf_llm.training.run import run_training
+from deepmlf_llm.training.settings import RunSettings
+
+from .conftest import DIMS, Utterances
+
+MakeSettings = Callable[..., RunSettings]
+CLOCKS = {"runtime", "samples_per_second", "steps_per_second"}
+
+
+class Killed(Exception):
+    """Stands for a kill: raised in the middle of a run, and nothing of the run may clean up after it."""
+
+
+def run_until(monkeypatch: pytest.MonkeyPatch, settings: RunSettings, data: TrainingData, step: int) -> None:
+    """A run that is cut just before it would have gone on from ``step``."""
+    make = run_module.make_trainer
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                raise Killed
+
+    def with_kill(*args: Any) -> Any:
+        trainer = make(*args)
+        trainer.add_callback(Kill())
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "make_trainer", with_kill)
+        with pytest.raises(Killed):
+            run_training(settings, data)
+
+
+def lines_of(settings: RunSettings) -> list[dict[str, Any]]:
+    lines = read_metrics(Path(str(settings.output_dir)) / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
+
+
+def weights_of(settings: RunSettings) -> dict[str, torch.Tensor]:
+    return load_file(Path(str(settings.output_dir)) / "adapter" / "adapter_model.safetensors")
+
+
+def test_a_run_leaves_what_it_promises(toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path) -> None:
+    result = run_training(toy_settings(), toy_data)
+    run = tmp_path / "run"
+    assert json.loads((run / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result["status"] == "finished"
+    assert set(result["metrics"]) == {"validation", "test"}
+    assert {"mae", "corr", "acc7", "acc2_has0", "f1_non0"} <= set(result["metrics"]["test"])
+    assert result["seed"] == 42
+    assert result["train"]["steps"] == 10
+    assert result["train"]["parameters"]["trainable"] > 0
+    assert result["train"]["fusion_layers"] == [1, 3]
+    assert result["config"]["objective"]["lambda_fusion"] == 0.4
+    assert result["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0] or result["environment"]
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "run.json", "metrics.jsonl", "result.json", "adapter"}
+    assert not [p.name for p in run.iterdir() if "partial" in p.name]
+    kinds = [line["kind"] for line in lines_of(toy_settings())]
+    assert kinds.count("train") == 10
+    assert kinds.count("validation") == kinds.count("gates") == 2
+
+
+def test_a_finished_run_is_not_run_again(toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path) -> None:
+    first = run_training(toy_settings(max_steps=2), toy_data)
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    assert run_training(toy_settings(max_steps=2), toy_data) == json.loads(json.dumps(first))
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"), [(1, {}), (4, {}), (5, {}), (7, {"gradient_accumulation_steps": 2}), (9, {"lora_r": 2})]
+)
+def test_cut_and_resumed_equals_uninterrupted_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+    toy_settings: MakeSettings,
+    toy_data: TrainingData,
+    tmp_path: Path,
+    step: int,
+    changes: dict[str, Any],
+) -> None:
+    schedule = {
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "logging_steps": 2,
+    }
+    values = {**schedule, "seqaug__p_apply": 0.5, "seqaug__p_feat": 0.2, "ffw_lora_dropout": 0.1, **changes}
+    whole = toy_settings(**values, output_dir=str(tmp_path / "whole"))
+    cut = toy_settings(**values, output_dir=str(tmp_path / "cut"))
+    expected = run_training(whole, toy_data)
+    run_until(monkeypatch, cut, toy_data, step)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    resumed = run_training(cut, toy_data)
+    assert lines_of(cut) == lines_of(whole)
+    assert resumed["metrics"] == expected["metrics"]
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(weights_of(cut)[name], tensor), name
+
+
+def test_resuming_after_the_last_step_trains_no_further(
+    monkeypatch: pytest.MonkeyPatch, toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path
+) -> None:
+    for name, values in {
+        "early": {"num_train_epochs": 6, "early_stopping_patience": 1, "learning_rate": 0.0},
+        "steps": {"max_steps": 3},
+    }.items():
+        whole = toy_settings(**values, output_dir=str(tmp_path / f"{name}-whole"))
+        cut = toy_settings(**values, output_dir=str(tmp_path / f"{name}-cut"))
+        expected = run_training(whole, toy_data)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module._Run, "conclude", lambda *_: (_ for _ in ()).throw(Killed))
+            with pytest.raises(Killed):
+                run_training(cut, toy_data)
+        resumed = run_training(cut, toy_data)
+        assert resumed["train"]["steps"] == expected["train"]["steps"]
+        assert resumed["metrics"] == expected["metrics"]
+        assert lines_of(cut) == lines_of(whole)
+
+
+def test_a_kill_while_saving_costs_the_new_checkpoint_only(
+    monkeypatch: pytest.MonkeyPatch,
+    toy_settings: MakeSettings,
+    toy_data: TrainingData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "save_total_limit": 1}
+    expected = run_training(toy_settings(**values, output_dir=str(tmp_path / "whole")), toy_data)
+    cut = toy_settings(**values, output_dir=str(tmp_path / "cut"))
+    commit = run_module.RunDirectory.resume_from.__globals__["checkpoints"].commit
+
+    def kill_at_four(directory: Path, facts: dict[str, Any]) -> None:
+        if facts["step"] == 4:
+            raise Killed
+        commit(directory, facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deepmlf_llm.training.checkpoints.commit", kill_at_four)
+        with pytest.raises(Killed):
+            run_training(cut, toy_data)
+    assert run_training(cut, toy_data)["metrics"] == expected["metrics"]
+    said = capsys.readouterr().out
+    assert "skipped checkpoint-4: it was cut while being written" in said
+    assert "going on from checkpoint-2" in said
+
+
+def test_the_test_split_is_read_once_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, toy_settings: MakeSettings, toy_data: TrainingData
+) -> None:
+    reads: list[int] = []
+
+    class Watched(Utterances):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            if counting:
+                reads.append(index)
+            return super().__getitem__(index)
+
+    counting = False
+    toy_data.test = Watched(6, seed=9)
+    conclude = run_module._Run.conclude
+
+    def after_training(self: Any, *args: Any) -> Any:
+        assert not reads
+        return conclude(self, *args)
+
+    train = run_module._Run.train
+
+    def from_training_on(self: Any, *args: Any) -> Any:
+        nonlocal counting
+        counting = True
+        return train(self, *args)
+
+    monkeypatch.setattr(run_module._Run, "conclude", after_training)
+    monkeypatch.setattr(run_module._Run, "train", from_training_on)
+    run_training(toy_settings(), toy_data)
+    assert sorted(reads) == list(range(6))
+
+
+@pytest.mark.parametrize("scope", ["fusion", "joint"])
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_text_cache_changes_nothing_but_time(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, scope: str, cache: str
+) -> None:
+    plain = run_training(toy_settings(ffw_scope=scope, output_dir=str(tmp_path / "plain")), toy_data)
+    cached = run_training(toy_settings(ffw_scope=scope, text_cache=cache), toy_data)
+    assert cached["metrics"]["test"]["mae"] == pytest.approx(plain["metrics"]["test"]["mae"], abs=1e-4)
+
+
+@pytest.mark.parametrize("modalities", [["audio"], ["vision"], ["audio", "vision"]])
+def test_any_set_of_modalities_trains(
+    toy_settings: MakeSettings, toy_data: TrainingData, modalities: list[str]
+) -> None:
+    result = run_training(toy_settings(modalities=modalities, max_steps=2), toy_data)
+    assert result["train"]["steps"] == 2
+
+
+def test_a_third_modality_needs_no_new_code(toy_settings: MakeSettings, toy_data: TrainingData) -> None:
+    for split in toy_data.splits().values():
+        for item in split.items:  # type: ignore[attr-defined]
+            item["heart_rate"] = item["audio"][:, :2]
+    toy_data.modalities = {**toy_data.modalities, "heart_rate": {"dim": 2}}
+    result = run_training(toy_settings(max_steps=2), toy_data)
+    assert result["train"]["steps"] == 2
+
+
+def test_data_without_any_modality_present_train(toy_settings: MakeSettings, toy_data: TrainingData) -> None:
+    toy_data.train = Utterances(16, seed=0, absent=lambda i: tuple(DIMS))
+    assert run_training(toy_settings(max_steps=2), toy_data)["train"]["steps"] == 2
+
+
+def test_prepared_data_and_a_share_of_them(toy_settings: MakeSettings, tmp_path: Path) -> None:
+    data = str(embedded_dataset(tmp_path / "cache", sizes=(24, 8, 8)))
+    result = run_training(toy_settings(data=data, data_fraction=0.5, max_steps=2))
+    assert result["data"]["used"]["train"]["utterances"] == 12
+    assert result["data"]["splits"]["train"]["rows"] == 24
+    assert len(result["data"]["splits"]["train"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"fusion_layers": [1, 99]}, DeepMLFError, "99"),
+        ({"fusion_layers": "last:9"}, DeepMLFError, "this LM has 4 layers"),
+        ({"base_model": "no/such-model"}, BaseModelError, "no/such-model"),
+        ({"data": "no/such/data"}, DataError, "not there"),
+        ({"modalities": ["smell"]}, DataError, "the data have no 'smell'"),
+        ({"gate": "relu"}, ConfigError, "gate='relu'"),
+        ({"deepspeed": "no.json"}, ConfigError, "cannot be read"),
+        ({"lr_scheduler_type": "zigzag"}, ConfigError, "zigzag"),
+        ({"batch_size": 8, "per_device_train_batch_size": 3}, ConfigError, "give one of them only"),
+        ({"text_cache": "memory", "lora_r": 2}, ConfigError, "text_cache"),
+        ({"num_layers": 40}, BaseModelError, "num_layers=40"),
+        ({"metric_for_best_model": "accuracy"}, ConfigError, "metric_for_best_model='accuracy'"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    toy_settings: MakeSettings,
+    toy_data: TrainingData,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    error: type[DeepMLFError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        run_training(toy_settings(**changes), None if "data" in changes else toy_data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_no_causal_decoder_is_refused(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    from deepmlf_llm.backbones import load_tokenizer
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=320, **sizes)).save_pretrained(tmp_path / "bert")
+    load_tokenizer("tiny-llama").save_pretrained(tmp_path / "bert")
+    with pytest.raises(BaseModelError):
+        run_training(toy_settings(base_model=str(tmp_path / "bert")), toy_data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_in_the_directory_is_refused(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path
+) -> None:
+    run_training(toy_settings(max_steps=1), toy_data)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    with pytest.raises(RunError, match=r"holds another run \(other gate\)"):
+        run_training(toy_settings(max_steps=1, gate="tanh"), toy_data)
+    toy_data.fingerprint = "other"
+    with pytest.raises(RunError, match="other data"):
+        run_training(toy_settings(max_steps=1), toy_data)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deepmlf_llm.training.assemble import load_model, make_trainer, method_config
+from deepmlf_llm.training.data import TrainingData, tokenised
+from deepmlf_llm.training.engine import make_arguments
+from deepmlf_llm.training.launch import Launch
+from deepmlf_llm.training.settings import RunSettings
+from deepmlf_llm.training.trainer import DeepMLFTrainer, split_metrics
+
+MakeTrainer = Callable[..., DeepMLFTrainer]
+
+
+@pytest.fixture
+def make(toy_data: TrainingData, toy_settings: Callable[..., RunSettings], tmp_path: Path) -> MakeTrainer:
+    def build(**changes: Any) -> DeepMLFTrainer:
+        settings = toy_settings(**changes)
+        config = method_config(settings, toy_data)
+        arguments = make_arguments(settings, tmp_path / "run", 1, len(toy_data.train), None)  # type: ignore[arg-type]
+        model, tokenizer = load_model(settings, settings.base_model, config, arguments, None)
+        splits = {name: tokenised(split, name, tokenizer, config.text) for name, split in toy_data.splits().items()}
+        trainer: DeepMLFTrainer = make_trainer(
+            settings, config, arguments, model, tokenizer, splits, Launch("python"), tmp_path / "run"
+        )
+        return trainer
+
+    return build
+
+
+def test_groups_have_their_own_rates_and_norms_biases_gates_no_decay(make: MakeTrainer) -> None:
+    trainer = make(lora_r=2, av_learning_rate=3e-3, lora_learning_rate=2e-4, av_weight_decay=0.3, weight_decay=0.1)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    groups = {group["name"]: group for group in trainer.optimizer_groups()}
+    rates = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()}
+    assert rates == {
+        "av_encoder/decayed": (3e-3, 0.3),
+        "av_encoder/kept": (3e-3, 0.0),
+        "fusion/decayed": (1e-3, 0.1),
+        "fusion/kept": (1e-3, 0.0),
+        "lm_lora/decayed": (2e-4, 0.1),
+    }
+    kept = [names[id(p)] for name, group in groups.items() if name.endswith("kept") for p in group["params"]]
+    decayed = [names[id(p)] for name, group in groups.items() if name.endswith("decayed") for p in group["params"]]
+    assert not [name for name in decayed if name.endswith("bias") or "norm" in name or "gate.alpha" in name]
+    assert sum("gate" in name for name in kept) == 4  # two MM Blocks, two gates each
+    assert any("fusion_tokens" in name for name in decayed)
+    assert sorted([*kept, *decayed]) == sorted(n for n, p in trainer.model.named_parameters() if p.requires_grad)
+    assert trainer.create_optimizer() is trainer.create_optimizer()
+
+
+def test_checkpoints_hold_trainable_weights_only(make: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    directory = tmp_path / "run" / "checkpoint-2"
+    trainable = sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() * 4 for p in trainer.model.parameters() if not p.requires_grad)
+    assert frozen > trainable
+    size = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
+    assert size < 3 * trainable * 1.15 + 100_000  # weights, two moments; a little for everything else
+    weights = load_file(directory / "adapter_model.safetensors")
+    assert sum(v.numel() for v in weights.values()) == pytest.approx(trainable / 4, rel=0.01)  # and BatchNorm's buffers
+    assert not [
+        p for p in directory.iterdir() if p.name in ("training_args.bin", "tokenizer.json", "model.safetensors")
+    ]
+
+
+def test_evaluation_keeps_predictions_only(make: MakeTrainer) -> None:
+    trainer = make()
+    seen: dict[str, Any] = {}
+    inner = trainer.compute_metrics
+    assert inner is not None
+
+    def spy(evaluated: Any) -> dict[str, float]:
+        seen["shapes"] = [p.shape for p in evaluated.predictions]
+        result: dict[str, float] = inner(evaluated)
+        return result
+
+    trainer.compute_metrics = spy
+    logged = trainer.evaluate()
+    assert seen["shapes"] == [(12,)] * 4
+    parts = split_metrics(logged, "eval")
+    assert list(parts["metrics"])[:2] == ["mae", "corr"]
+    assert set(parts["heads"]) == {"fusion", "text", "av"}
+    assert parts["heads"]["text"].keys() == parts["metrics"].keys()
+
+
+def test_frozen_weights_do_not_move_and_trained_ones_do(make: MakeTrainer) -> None:
+    trainer = make(max_steps=3, eval_strategy="steps", eval_steps=3, lora_r=2)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, p in trainer.model.named_parameters():
+        if not p.requires_grad:
+            assert torch.equal(p, before[name]), name
+    for role, members in trainer.model.parameter_groups().items():
+        assert any(not torch.equal(p, before[name]) for name, p in members), role
+
+
+def test_the_best_evaluation_is_kept_and_restored(make: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make(num_train_epochs=4, learning_rate=2e-2, save_strategy="no", save_total_limit=1)
+    trainer.train()
+    history = {line["step"]: line["eval_mae"] for line in trainer.state.log_history if "eval_mae" in line}
+    best = min(history, key=lambda step: history[step])
+    assert trainer.state.best_global_step == best
+    kept = {p.name for p in (tmp_path / "run").iterdir() if p.is_dir()}
+    assert f"checkpoint-{best}" in kept
+    assert len(kept) <= 2
+    trainer.load_best()
+    assert trainer.evaluate(metric_key_prefix="best")["best_mae"] == pytest.approx(history[best], abs=1e-6)
+
+
+def test_loss_parts_add_up_to_the_loss(make: MakeTrainer) -> None:
+    trainer = make(max_steps=4, logging_steps=2, objective__gamma=0.5, gradient_accumulation_steps=2)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss_task" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        parts = {"task": 1.0, "fusion": 0.4, "av": 0.8, "text": 0.8, "lm": 0.5}
+        assert line["loss"] == pytest.approx(sum(w * line[f"loss_{name}"] for name, w in parts.items()), rel=1e-5)
+
+
+def test_gradient_checkpointing_trains_the_same(make: MakeTrainer) -> None:
+    losses = []
+    for recompute in (False, True):
+        trainer = make(max_steps=3, gradient_checkpointing=recompute, lora_r=2)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_training_goes_on_after_an_evaluation_of_a_quantised_base(make: MakeTrainer, quantization: str) -> None:
+    """Some CPUs repack 4-bit weights when evaluating: afterwards no gradient would flow."""
+    trainer = make(max_steps=4, quantization=quantization, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
+    assert len(norms) == 4
+    assert min(norms) > 0
+
+
+def test_a_diverged_run_ends_with_a_sentence(make: MakeTrainer) -> None:
+    from deepmlf_llm.errors import RunError
+
+    with pytest.raises(RunError, match=r"lower (the learning rate|learning_rate)"):
+        make(learning_rate=1e30, max_grad_norm=0, max_steps=10, warmup_epochs=0).train()
