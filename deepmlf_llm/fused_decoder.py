@@ -78,7 +78,6 @@ class FusedDecoder:
 
     Args:
         decoder: the frozen LM.
-        config: of the active adapter.
         text_once: allow the two paths that compute the text apart (False: always ``whole``).
     """
 
@@ -102,14 +101,14 @@ class FusedDecoder:
         input_ids, mask = left_padded(input_ids, mask)
         inputs = self._features(config, features, len(input_ids), stack)
         context, key_values = stack.encode(inputs)
-        state = FusionState(key_values, context.mask, stack.num_tokens)
+        state = FusionState(stack.blocks, key_values, context.mask, stack.num_tokens)
         states = self._states(stack, config, state, input_ids, mask)
         return self._output(stack, config, states, context, input_ids, mask, labels)
 
     def _features(
         self, config: DeepMLFConfig, given: Mapping[str, Tensor | None], batch: int, stack: FusionStack
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Name -> (frames [b x t x d_m], mask [b x t]) for every modality of the config; what is not given is absent."""
+        """Name -> (frames [b x t x d_m], mask [b x t]) for every modality of the config; not given means absent."""
         names = [*config.modalities, *(f"{name}_mask" for name in config.modalities)]
         for key in given:
             if key not in names:
@@ -122,9 +121,7 @@ class FusedDecoder:
                 frames = torch.zeros(batch, 1, modality.dim, device=device)
                 mask = torch.zeros(batch, 1, dtype=torch.bool, device=device)
             elif frames.dim() != 3 or frames.shape[0] != batch or frames.shape[2] != modality.dim:
-                raise ConfigError(
-                    f"{name}: got shape {list(frames.shape)}, expected [{batch}, frames, {modality.dim}]"
-                )
+                raise ConfigError(f"{name}: got shape {list(frames.shape)}, expected [{batch}, frames, {modality.dim}]")
             if mask is None:
                 mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
             mask = mask.bool()
@@ -152,31 +149,24 @@ class FusedDecoder:
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
         full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
         packed = self.decoder.lm.config._attn_implementation in PACKING
-        apart = self.text_once and not packed and not config.has_lm_lora and not self.injection.checkpointing
-        depth = self.text_depth(config, stack)
-        if not apart or depth == self.decoder.num_layers:
+        if packed or config.has_lm_lora or not self.text_once:
             inputs = torch.cat([self._embed_text(config, input_ids, mask, stack.training), tokens], dim=1)
-            state.rows = PackedRows.of(full_mask) if packed else None
-            with self.injection.active(stack, state):
-                if state.rows is None:
-                    return self._split(run_layers(self.decoder, inputs, full_mask), stack)
-                return self._split(run_packed(self.decoder, inputs, full_mask, state.rows), stack)
+            if not packed:
+                return self._split(run_layers(self.decoder, inputs, full_mask, fusion_state=state), stack)
+            state.rows = PackedRows.of(full_mask)
+            return self._split(run_packed(self.decoder, inputs, full_mask, state.rows, fusion_state=state), stack)
+        depth = self.text_depth(config, stack)
         stream = self._text_stream(stack, config, input_ids, mask, depth)
         prefix = PrefixCache(stream.keys_values, input_ids.shape[1])
-        with self.injection.active(stack, state):
-            if depth is None:
-                tokens = run_layers(self.decoder, tokens, full_mask, cache=prefix)
-                return _States(tokens, stream.states[:, 0], None)
-            # The hook of the first MM Block's layer must not run on the tokens alone: joint FFW reads the text too.
-            tokens = self._below_first_block(tokens, full_mask, prefix, depth)
-            joined = torch.cat([stream.states, tokens], dim=1)
-            joined = state.fuse(stack.mm_blocks[str(depth - 1)], depth - 1, joined)
-            hidden = run_layers(self.decoder, joined, full_mask, first=depth)
+        if depth is None:
+            tokens = run_layers(self.decoder, tokens, full_mask, cache=prefix, fusion_state=state)
+            return _States(tokens, stream.states[:, 0], None)
+        # The first MM Block does not run in a hook here: its joint FFW reads the text beside the tokens.
+        first = depth - 1
+        tokens = run_layers(self.decoder, tokens, full_mask, last=depth, cache=prefix)
+        hidden = state.fuse(first, torch.cat([stream.states, tokens], dim=1))
+        hidden = run_layers(self.decoder, hidden, full_mask, first=depth, fusion_state=state.above(first))
         return self._split(hidden, stack)
-
-    def _below_first_block(self, tokens: Tensor, mask: Tensor, prefix: PrefixCache, depth: int) -> Tensor:
-        with self.injection.paused():
-            return run_layers(self.decoder, tokens, mask, last=depth, cache=prefix)
 
     def _split(self, hidden: Tensor, stack: FusionStack) -> _States:
         n = stack.num_tokens
@@ -186,12 +176,10 @@ class FusedDecoder:
         self, stack: FusionStack, config: DeepMLFConfig, input_ids: Tensor, mask: Tensor, depth: int | None
     ) -> TextStream:
         changed = stack.training and config.seqaug.changes_text
-        with self.injection.paused():
-            # An adapter of another depth may have become active since the cache was made.
-            if self.cache is not None and self.cache.depth == depth and not changed:
-                return self.cache.read(input_ids, mask)
-            embeddings = self._embed_text(config, input_ids, mask, stack.training)
-            return read_text(self.decoder, embeddings, mask, depth)
+        # An adapter of another depth may have become active since the cache was made.
+        if self.cache is not None and self.cache.depth == depth and not changed:
+            return self.cache.read(input_ids, mask)
+        return read_text(self.decoder, self._embed_text(config, input_ids, mask, stack.training), mask, depth)
 
     def _output(
         self,

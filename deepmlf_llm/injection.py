@@ -6,14 +6,15 @@ changed: with every gate shut, the injected decoder is the base model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deepmlf_llm.backbones import Decoder, PackedRows, is_quantised, run_layers
 from deepmlf_llm.backbones.interface import layer_output, replace_layer_output
@@ -29,25 +30,39 @@ from deepmlf_llm.modules import (
     MMBlock,
 )
 
+# transformers 5.17 recomputes a layer with its hooks, later ones its bare forward.
+_HOOKS_ARE_RECOMPUTED = "__call__" in vars(GradientCheckpointingLayer)
+
 
 @dataclass
 class FusionState:
-    """What the hooks need during one forward pass.
+    """What MM Blocks need in one forward pass.
+
+    It travels with the pass, as keyword argument ``fusion_state`` of every layer. Kept on the side it would be another
+    pass's when activation checkpointing runs a layer again.
 
     Args:
+        blocks: LM layer (0-based) -> MM Block to run after it.
         key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)].
         context_mask: True where a frame is real [b x t].
         num_tokens: n; fusion tokens are the last n of the sequence.
         rows: where the rows of a packed sequence lie; None: rows are padded.
     """
 
+    blocks: dict[int, MMBlock]
     key_values: dict[int, Tensor]
     context_mask: Tensor
     num_tokens: int
     rows: PackedRows | None = None
 
-    def fuse(self, block: MMBlock, index: int, hidden: Tensor) -> Tensor:
+    def above(self, layer: int) -> FusionState:
+        """For a pass in which MM Blocks up to ``layer``'s have run already."""
+        blocks = {index: block for index, block in self.blocks.items() if index > layer}
+        return FusionState(blocks, self.key_values, self.context_mask, self.num_tokens, self.rows)
+
+    def fuse(self, index: int, hidden: Tensor) -> Tensor:
         """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
+        block = self.blocks[index]
         if self.rows is None:
             return block(hidden, self.key_values[index], self.context_mask, self.num_tokens)
         where = self.rows.last(self.num_tokens)  # [b x n]
@@ -59,12 +74,10 @@ class FusionState:
 
 
 class Injection:
-    """Forward hooks that run a stack's MM Blocks after their LM layers, while a state is set."""
+    """Forward hooks that run MM Blocks after their LM layers, in passes that carry a :class:`FusionState`."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.stack: FusionStack | None = None
-        self.state: FusionState | None = None
         self._handles: list[Any] = []
 
     @property
@@ -72,47 +85,33 @@ class Injection:
         return bool(self._handles)
 
     def attach(self) -> None:
-        """Hooks every layer; a layer without an MM Block in the current stack passes through."""
+        """Hooks every layer; one without an MM Block in the pass's state passes through."""
         if not self._handles:
             for index, layer in enumerate(self.decoder.layers):
-                # A partial of a bound method, not a closure: a deep copy of the model must run its own blocks.
-                self._handles.append(layer.register_forward_hook(partial(self._fuse, index)))
+                self._handles.append(layer.register_forward_hook(partial(_fuse, index), with_kwargs=True))
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.stack = self.state = None
 
-    @contextmanager
-    def active(self, stack: FusionStack, state: FusionState) -> Iterator[None]:
-        """Fuses inside. With activation checkpointing the state outlives the pass: the backward pass runs layers again."""
-        self.stack, self.state = stack, state
-        try:
-            yield
-        finally:
-            if not (torch.is_grad_enabled() and self.checkpointing):
-                self.stack = self.state = None
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Runs the bare decoder inside."""
-        stack, state = self.stack, self.state
-        self.stack = self.state = None
-        try:
-            yield
-        finally:
-            self.stack, self.state = stack, state
+def _fuse(index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """The hook of layer ``index``. It holds nothing, so a deep copy of the model runs the copy's own MM Blocks."""
+    state: FusionState | None = kwargs.get("fusion_state")
+    if state is None or index not in state.blocks:
+        return output
+    hidden = layer_output(output)
+    if recomputes(layer) and not _HOOKS_ARE_RECOMPUTED and torch.is_grad_enabled():
+        fused = checkpoint(state.fuse, index, hidden, use_reentrant=False)
+    else:
+        fused = state.fuse(index, hidden)
+    return replace_layer_output(output, fused)
 
-    @property
-    def checkpointing(self) -> bool:
-        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers)
 
-    def _fuse(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
-        if self.state is None or self.stack is None or str(index) not in self.stack.mm_blocks:
-            return output
-        fused = self.state.fuse(self.stack.mm_blocks[str(index)], index, layer_output(output))
-        return replace_layer_output(output, fused)
+def recomputes(layer: nn.Module) -> bool:
+    """Whether transformers checkpoints this layer's activations now."""
+    return bool(getattr(layer, "gradient_checkpointing", False)) and layer.training
 
 
 def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
@@ -153,9 +152,7 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             av.max_frames,
         ),
         {index: _build_block(decoder, index, config) for index in layers},
-        Heads(
-            decoder.width, av.width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs
-        ),
+        Heads(decoder.width, av.width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs),
         av.width,
     )
     return stack.float().to(decoder.embeddings.weight.device)
@@ -192,27 +189,22 @@ def _gathered(parameters: list[nn.Parameter]) -> Any:
     """Under ZeRO-3 the LM's weights are shards: whole inside this context."""
     sharded = [p for p in parameters if hasattr(p, "ds_id")]
     if not sharded:
-        from contextlib import nullcontext
-
         return nullcontext()
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(sharded)
 
 
-def _build_norm(decoder: Decoder, source: nn.Module, init: str) -> nn.Module:
+def _build_norm(decoder: Decoder, source: Any, init: str) -> nn.Module:
     """A norm of the decoder's kind: ones (and zeros), or the LM block's own FFW norm as its start."""
     eps = next((getattr(source, name) for name in ("variance_epsilon", "eps") if hasattr(source, name)), 1e-6)
     rms = decoder.interface.rms_norm
-    norm = nn.RMSNorm(decoder.width, eps=eps) if rms else nn.LayerNorm(decoder.width, eps=eps)
+    norm: Any = nn.RMSNorm(decoder.width, eps=eps) if rms else nn.LayerNorm(decoder.width, eps=eps)
     if init == "lm":
         with torch.no_grad():
-            probe = torch.eye(decoder.width, device=source.weight.device, dtype=source.weight.dtype)
-            # What the norm multiplies by, read off its action: Gemma stores weight - 1, others the weight.
-            if rms:
-                norm.weight.copy_((source(probe) / nn.functional.rms_norm(probe, (decoder.width,), eps=eps)).diagonal())
-            else:
-                norm.load_state_dict(source.state_dict())
+            norm.weight.copy_(source.weight.float() + decoder.interface.norm_offset)
+            if not rms:
+                norm.bias.copy_(source.bias)
     return norm
 
 
@@ -222,39 +214,45 @@ def can_probe(decoder: Decoder) -> bool:
 
 
 @torch.no_grad()
-def probe(injection: Injection, stack: FusionStack) -> None:
+def probe(decoder: Decoder, stack: FusionStack) -> None:
     """Shows that the injected decoder, gates shut, is the base model on the same ``[text ; fusion tokens]``.
 
     Bitwise in fp32 on CPU; on other devices, dtypes and 4-bit bases to the tolerance of one rounding.
 
     Raises:
-        InjectionError: it is not.
+        InjectionError: it is not, or a pass does not reach every MM Block.
     """
-    decoder = injection.decoder
     table = decoder.embeddings.weight
     ids = torch.arange(6, device=table.device).reshape(2, 3) % table.shape[0]
     mask = torch.ones(2, 3 + stack.num_tokens, dtype=torch.long, device=table.device)
     mask[1, 0] = 0  # a padded row
-    tokens = stack.fusion_tokens(2).to(table.dtype)
-    inputs = torch.cat([decoder.embeddings(ids), tokens], dim=1)
-    width = stack.context_projection.out_features // len(stack.layers)
-    key_value = torch.linspace(-1, 1, 2 * 2 * width, device=table.device).reshape(2, 2, width)
+    inputs = torch.cat([decoder.embeddings(ids), stack.fusion_tokens(2).to(table.dtype)], dim=1)
+    key_values = {
+        layer: torch.linspace(-1, 1, 4 * width, device=table.device).reshape(2, 2, width)
+        for layer, width in stack.key_value_widths.items()
+    }
     present = torch.tensor([[True, True], [False, False]], device=table.device)
-    was_training = stack.training
-    stack.eval()
+    reached: list[nn.Module] = []
+    handles = [block.register_forward_hook(lambda m, a, o: reached.append(m)) for block in stack.blocks.values()]
     try:
-        with injection.paused():
-            expected = run_layers(decoder, inputs, mask)
-        state = FusionState(dict.fromkeys(stack.layers, key_value), present, stack.num_tokens)
-        with stack.gates_shut(), injection.active(stack, state):
-            found = run_layers(decoder, inputs, mask)
+        expected = run_layers(decoder, inputs, mask)
+        with stack.gates_shut():
+            state = FusionState(stack.blocks, key_values, present, stack.num_tokens)
+            found = run_layers(decoder, inputs, mask, fusion_state=state)
     finally:
-        stack.train(was_training)
+        for handle in handles:
+            handle.remove()
+    family = decoder.interface.family
+    if len(reached) != len(stack.blocks):
+        raise InjectionError(
+            f"injection probe failed: {len(reached)} of {len(stack.blocks)} MM Blocks ran in a pass through the "
+            f"{family} decoder; each layer must run once and receive the keyword arguments of the decoder's forward"
+        )
     exact = table.device.type == "cpu" and table.dtype == torch.float32 and not is_quantised(decoder.lm)
     same = torch.equal(expected, found) if exact else torch.allclose(expected, found, rtol=1e-2, atol=1e-2)
     if not same:
         worst = (expected - found).abs().max().item()
         raise InjectionError(
-            f"injection probe failed: with every gate shut the injected {decoder.interface.family} decoder differs from "
-            f"its base by {worst:.3g}; its layers do not return what the declared interface says"
+            f"injection probe failed: with every gate shut the injected {family} decoder differs from its base by "
+            f"{worst:.3g}; its layers do not return what the declared interface says"
         )

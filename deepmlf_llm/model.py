@@ -43,7 +43,7 @@ class DeepMLFModel(PeftModelForCausalLM):
             raise ConfigError(f"config is a {type(config).__name__}, expected a DeepMLFConfig")
         super().__init__(base, config, adapter_name, **kwargs)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -91,11 +91,12 @@ class DeepMLFModel(PeftModelForCausalLM):
         Args:
             kind: ``"none"``, ``"memory"`` or ``"disk"`` (memory-mapped, found again by the next run).
             directory: of the disk cache; default: in the user's cache.
-            storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the LM's own.
+            storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the
+                LM's own.
 
         Raises:
-            ConfigError: an unknown kind, or a text stream that changes while training (LoRA on the LM, augmentation of
-                the text), or that is fused from the first layer on.
+            ConfigError: an unknown kind, LoRA on the LM (its text changes at every step), or a model in training mode
+                whose text is augmented (every batch has its own; in eval mode nothing is).
         """
         fused, config = self.base_model.fused, self.deepmlf_config
         if kind not in ("none", "memory", "disk"):
@@ -105,7 +106,7 @@ class DeepMLFModel(PeftModelForCausalLM):
             return
         if config.has_lm_lora:
             raise ConfigError(f"text_cache={kind!r} with LoRA on the LM (r={config.r}): its text changes at every step")
-        if config.seqaug.changes_text:
+        if config.seqaug.changes_text and self.training:
             raise ConfigError(f"text_cache={kind!r} with SeqAug or noise on the text: every batch has its own text")
         depth = fused.text_depth(config, self.base_model.active_stack)
         where = (directory or cache_dir() / "text") if kind == "disk" else None
@@ -129,12 +130,9 @@ class DeepMLFModel(PeftModelForCausalLM):
         Returns:
             Bytes held. :meth:`TextCache.predicted_bytes` says them beforehand.
         """
-        with self.base_model.fused.injection.paused():
-            self.text_cache.add(texts, progress)
+        self.text_cache.add(texts, progress)
         return self.text_cache.nbytes
 
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model."""
-        base = self.base_model.unload()
-        vars(base).pop("peft_config", None)
-        return base
+        return self.base_model.unload()

@@ -7,17 +7,20 @@ ecosystem knows about adapters follows: saving only trainable weights, several a
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from deepmlf_llm.backbones import Decoder, base_fingerprint, keep_weights_in_place
+from deepmlf_llm.backbones import Decoder, base_fingerprint, compare_fingerprints, keep_weights_in_place
 from deepmlf_llm.config import PEFT_TYPE, DeepMLFConfig
-from deepmlf_llm.errors import InjectionError
-from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
+from deepmlf_llm.errors import ConfigError, DeepMLFError, InjectionError
+from deepmlf_llm.fused_decoder import FusedDecoder
 from deepmlf_llm.injection import build_stack, can_probe, probe
 from deepmlf_llm.modules import FusionStack
 
@@ -28,45 +31,77 @@ class DeepMLFTuner(LoraModel):
     """LoRA on the decoder, plus a :class:`FusionStack` per adapter in ``self.deepmlf``."""
 
     uses_shared_state = True  # state lives on the tuner: PEFT then refuses inject_adapter_in_model by itself
+    fusion_disabled = False
     deepmlf: nn.ModuleDict
     fused: FusedDecoder
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Adds an adapter: all checks first, LoRA, the stack, hooks, the probe. A refusal leaves the decoder as it was."""
+        """Adds an adapter: checks, LoRA, the stack, hooks, the probe. A refusal leaves the decoder as it was.
+
+        Raises:
+            ConfigError, BaseModelError: settings that do not fit this decoder, or a decoder that cannot be used.
+            InjectionError: the adapter belongs to another base, or the probe fails.
+        """
+        config = self._own_config(model, adapter_name)
+        if CONTAINER not in self._modules:
+            self.fused = FusedDecoder(Decoder(model))
+            self.deepmlf = nn.ModuleDict()
+            keep_weights_in_place(model)
+        stack = build_stack(self.fused.decoder, config)
+        before = [(p, p.requires_grad) for p in (*model.parameters(), *self.deepmlf.parameters())]
+        stacks_before = before[len(list(model.parameters())) :]
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            for parameter, trainable in stacks_before:
+                parameter.requires_grad_(trainable)
+            self.deepmlf[adapter_name] = stack
+            stack.set_trainable(adapter_name in self.active_adapters and not config.inference_mode)
+            self.fused.injection.attach()
+            self._probe(stack)
+        except Exception as error:
+            self._withdraw(adapter_name)
+            for parameter, trainable in before:
+                parameter.requires_grad_(trainable)
+            if isinstance(error, ValueError) and not isinstance(error, DeepMLFError):
+                raise ConfigError(f"LoRA on the language model (r={config.r}): {error}") from error
+            raise
+
+    def _own_config(self, model: nn.Module, adapter_name: str) -> DeepMLFConfig:
+        """This adapter's copy of its config, with the fingerprint of its base; the caller's may serve other bases."""
         config = self.peft_config[adapter_name]
         if not isinstance(config, DeepMLFConfig):
             raise InjectionError(f"adapter {adapter_name!r} has a {type(config).__name__}, expected a DeepMLFConfig")
-        if CONTAINER not in self._modules:
-            keep_weights_in_place(model)
-            self.fused = FusedDecoder(Decoder(model))
-            self.deepmlf = nn.ModuleDict()
-        stack = build_stack(self.fused.decoder, config)
-        config.base_fingerprint = config.base_fingerprint or base_fingerprint(model)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self.deepmlf[adapter_name] = stack
-        self._set_trainable(self.active_adapters, config.inference_mode)
-        self.fused.injection.attach()
-        if can_probe(self.fused.decoder) and not config.has_lm_lora:
-            try:
-                probe(self.fused.injection, stack)
-            except InjectionError:
-                self.fused.injection.detach()
-                raise
-        self.train(self.training)
+        config = self.peft_config[adapter_name] = copy.deepcopy(config)
+        found = base_fingerprint(model)
+        differences = compare_fingerprints(config.base_fingerprint or {}, found)
+        if differences:
+            raise InjectionError(f"adapter {adapter_name!r} belongs to another base model: {'; '.join(differences)}")
+        config.base_fingerprint = config.base_fingerprint or found
+        return config
+
+    def _probe(self, stack: FusionStack) -> None:
+        mode = self.training
+        self.eval()
+        if can_probe(self.fused.decoder):
+            probe(self.fused.decoder, stack)
+        self.train(mode)
+
+    def _withdraw(self, adapter_name: str) -> None:
+        """Undoes what an injection has done so far."""
+        if adapter_name in self.deepmlf:
+            del self.deepmlf[adapter_name]
+        if self.deepmlf:
+            self.delete_adapter(adapter_name)
+        else:
+            self.unload()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Fuses with the active adapter; with adapters disabled, or without ``input_ids``, the bare decoder."""
-        for unused in ("inputs_embeds", "output_attentions", "output_hidden_states", "return_dict"):
-            if kwargs.get(unused, 0) is None:
-                kwargs.pop(unused)
+        """Fuses with the active adapter; with adapters disabled the bare decoder."""
         if self.fusion_disabled or not self.deepmlf:
             return self.model(*args, **kwargs)
-        name = self.active_stack_name
-        return self.fused.forward(self.deepmlf[name], self.peft_config[name], *args, **kwargs)
-
-    @property
-    def fusion_disabled(self) -> bool:
-        return getattr(self, "_fusion_disabled", False)
+        # PEFT hands on every argument that a causal LM might have, None where it was not given.
+        given = {key: value for key, value in kwargs.items() if value is not None}
+        return self.fused.forward(self.active_stack, self.peft_config[self.active_stack_name], *args, **given)
 
     @property
     def active_stack_name(self) -> str:
@@ -74,44 +109,71 @@ class DeepMLFTuner(LoraModel):
 
     @property
     def active_stack(self) -> FusionStack:
-        return self.deepmlf[self.active_stack_name]
+        return cast(FusionStack, self.deepmlf[self.active_stack_name])
 
     def train(self, mode: bool = True) -> DeepMLFTuner:
-        """The frozen LM stays in eval mode, its dropout off; only what is trained trains."""
+        """The frozen LM stays in eval mode, its dropout off; only what is trained trains.
+
+        Raises:
+            ConfigError: reentrant activation checkpointing, under which the AV encoder would get no gradient.
+        """
         super().train(mode)
         self.model.eval()
-        for name, module in self.model.named_modules():
-            if name.split(".")[-1].startswith("lora_dropout") or ".lora_dropout." in name:
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
                 module.train(mode)
+                module.get_base_layer().eval()
         for layer in self.fused.decoder.layers if CONTAINER in self._modules else ():
-            # transformers checkpoints activations of layers "in training"; the flag alone, not their dropout.
             if getattr(layer, "gradient_checkpointing", False):
-                layer.training = mode
+                self._train_checkpointed(layer, mode)
         return self
+
+    def _train_checkpointed(self, layer: nn.Module, mode: bool) -> None:
+        """transformers checkpoints activations of layers "in training": the flag alone, not their submodules."""
+        if getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ConfigError(
+                "gradient checkpointing must not be reentrant: what enters beside the hidden states gets no gradient; "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        if getattr(layer, "dropout", None):  # OPT's layers drop out by that very flag
+            if mode:
+                warnings.warn(
+                    f"{type(layer).__name__} drops out in training mode: its activations are kept", stacklevel=3
+                )
+            return
+        layer.training = mode
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if len(names) > 1:
             raise InjectionError(f"set_adapter({names}): one DeepMLF adapter can be active at a time")
         super().set_adapter(names[0] if names else [], inference_mode=inference_mode)
-        self._set_trainable(names, inference_mode)
-
-    def _set_trainable(self, names: Sequence[str], inference_mode: bool) -> None:
         for name, stack in self.deepmlf.items():
-            stack.set_trainable(name in names and not inference_mode)
+            cast(FusionStack, stack).set_trainable(name in names and not inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            cast(FusionStack, self.deepmlf[name]).set_trainable(requires_grad)
 
     def enable_adapter_layers(self) -> None:
         super().enable_adapter_layers()
-        self._fusion_disabled = False
+        self.fusion_disabled = False
 
     def disable_adapter_layers(self) -> None:
         super().disable_adapter_layers()
-        self._fusion_disabled = True
+        self.fusion_disabled = True
 
     def delete_adapter(self, adapter_name: str) -> None:
+        active = self.active_adapters
         super().delete_adapter(adapter_name)
-        del self.deepmlf[adapter_name]
-        if not self.active_adapters and self.deepmlf:
+        if adapter_name in self.deepmlf:
+            del self.deepmlf[adapter_name]
+        if adapter_name not in active:
+            self.active_adapter: str | list[str] = (
+                active  # PEFT looks for it in LoRA layers only, and there may be none
+            )
+        elif self.deepmlf:
             self.set_adapter(next(iter(self.deepmlf)))
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
@@ -127,7 +189,5 @@ class DeepMLFTuner(LoraModel):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
 
-__all__ = ["DeepMLFConfig", "DeepMLFOutput", "DeepMLFTuner"]
-
-PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = DeepMLFTuner  # type: ignore[index]
-PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = LoraModel.prefix  # type: ignore[index]
+PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = DeepMLFTuner
+PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = LoraModel.prefix

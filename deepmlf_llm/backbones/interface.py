@@ -1,12 +1,12 @@
 """Where a decoder family keeps its parts: a dozen strings a family, each checked against the live model.
 
-Nothing here changes a model: no class is swapped, no layer is found by its class name. A family that is not listed can be
-described by the user (:class:`DecoderInterface`, then ``DeepMLFModel(..., interface=...)`` or :func:`register_family`).
+Nothing here changes a model: no class is swapped, no layer is found by its class name. A family that is not listed can
+be described by the user: a :class:`DecoderInterface`, then :func:`register_family`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class DecoderInterface:
         ffw_norm: from a layer to the norm before its FFW.
         post_norm: from a layer to a norm after its FFW; empty: none.
         rms_norm: the family's norms are RMSNorm (else LayerNorm).
+        norm_offset: what its norms add to their stored weight (Gemma: 1).
     """
 
     family: str
@@ -47,6 +48,7 @@ class DecoderInterface:
     ffw_norm: str = "post_attention_layernorm"
     post_norm: str = ""
     rms_norm: bool = True
+    norm_offset: float = 0.0
 
 
 _LLAMA = DecoderInterface("llama")
@@ -62,26 +64,19 @@ _GPT2 = DecoderInterface(
     ffw_norm="ln_2",
     rms_norm=False,
 )
-
-
-def _like(parent: DecoderInterface, **changes: Any) -> DecoderInterface:
-    return DecoderInterface(**{**{f.name: getattr(parent, f.name) for f in fields(parent)}, **changes})
-
-
-_GEMMA2 = _like(
-    _LLAMA, family="gemma2", ffw_norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"
-)
+_GEMMA = replace(_LLAMA, family="gemma", norm_offset=1.0)
+_GEMMA2 = replace(_GEMMA, family="gemma2", ffw_norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm")
 FAMILIES: dict[str, DecoderInterface] = {
     "llama": _LLAMA,
-    "mistral": _like(_LLAMA, family="mistral"),
-    "qwen2": _like(_LLAMA, family="qwen2"),
-    "qwen3": _like(_LLAMA, family="qwen3"),
-    "gemma": _like(_LLAMA, family="gemma"),
+    "mistral": replace(_LLAMA, family="mistral"),
+    "qwen2": replace(_LLAMA, family="qwen2"),
+    "qwen3": replace(_LLAMA, family="qwen3"),
+    "gemma": _GEMMA,
     "gemma2": _GEMMA2,
-    "gemma3_text": _like(_GEMMA2, family="gemma3_text"),
-    "phi3": _like(_LLAMA, family="phi3", up="gate_up_proj", gate="", fused_gate=True, activation="activation_fn"),
+    "gemma3_text": replace(_GEMMA2, family="gemma3_text"),
+    "phi3": replace(_LLAMA, family="phi3", up="gate_up_proj", gate="", fused_gate=True, activation="activation_fn"),
     "gpt2": _GPT2,
-    "gpt_neox": _like(
+    "gpt_neox": replace(
         _GPT2,
         family="gpt_neox",
         body="gpt_neox",
@@ -91,7 +86,7 @@ FAMILIES: dict[str, DecoderInterface] = {
         down="dense_4h_to_h",
         ffw_norm="post_attention_layernorm",
     ),
-    "opt": _like(
+    "opt": replace(
         _GPT2,
         family="opt",
         body="model.decoder",
@@ -141,15 +136,21 @@ class Decoder:
         BaseModelError: no causal decoder, an unsupported family, or a declared path that the model does not have.
     """
 
-    def __init__(self, lm: nn.Module, interface: DecoderInterface | None = None) -> None:
+    def __init__(self, lm: Any, interface: DecoderInterface | None = None) -> None:
         self.lm = lm
         self.interface = interface or find_interface(lm)
         source = self.interface.family
-        self.body = _follow(lm, self.interface.body, "body", source)
+        self.body: Any = _follow(lm, self.interface.body, "body", source)
         self.layers: nn.ModuleList = _follow(self.body, self.interface.layers, "layers", source)
         self.final_norm = _follow(self.body, self.interface.final_norm, "final_norm", source)
         if not isinstance(self.layers, nn.ModuleList) or not len(self.layers):
             raise BaseModelError(f"decoder interface {source!r}: layers={self.interface.layers!r} is no ModuleList")
+        embedded = getattr(self.embeddings, "embedding_dim", self.width)
+        if not isinstance(self.final_norm, nn.Module) or embedded != self.width:
+            raise BaseModelError(
+                f"this {source!r} decoder has layers of width {self.width}, embeddings of width {embedded} and "
+                f"{'a' if self.final_norm is not None else 'no'} final norm; DeepMLF needs one width and a final norm"
+            )
         for index in range(len(self.layers)):
             self.ffw_parts(index)
             self.ffw_norm(index)
@@ -167,7 +168,8 @@ class Decoder:
         return int(self.lm.config.get_text_config().num_attention_heads)
 
     @property
-    def embeddings(self) -> nn.Module:
+    def embeddings(self) -> Any:
+        """The input embeddings, a module with a ``weight``."""
         return self.lm.get_input_embeddings()
 
     def ffw_norm(self, index: int) -> nn.Module:
@@ -195,12 +197,12 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Normalised states [.. x d] -> logits [.. x vocabulary], soft-capped where the family does that."""
-        logits = self.lm.get_output_embeddings()(hidden)
+        logits: Tensor = self.lm.get_output_embeddings()(hidden)
         cap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
 
 
-def find_interface(lm: nn.Module) -> DecoderInterface:
+def find_interface(lm: Any) -> DecoderInterface:
     """The declared interface of a live model's family.
 
     Raises:

@@ -1,13 +1,14 @@
 """Padding-free rows: a batch as one long sequence without padding, for FlashAttention's variable-length kernels.
 
-With a padding mask PyTorch and transformers leave the flash kernels. Packed, rows follow one another, no mask is needed, and
-no layer computes a padded position. ``attn_implementation="varlen"`` runs PyTorch's own flash kernel on CUDA
+With a padding mask PyTorch and transformers leave the flash kernels. Packed, rows follow one another: no mask is
+needed, and no layer computes a padded position. ``attn_implementation="varlen"`` runs PyTorch's own flash kernel on CUDA
 (``torch.nn.attention.varlen``), so flash-attn need not be installed; elsewhere a plain reference, row by row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,25 +95,26 @@ def varlen_attention(
     if cu_seq_lens_q is None or max_length_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
-    rows = [
+    query, key, value = (
         x[0].transpose(0, 1)  # [k x h x e]
         for x in (query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1))
-    ]
+    )
     if query.is_cuda and query.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        out = varlen_attn(
-            *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=window
-        )
+        offsets, longest = cu_seq_lens_q, max_length_q
+        out: Any = varlen_attn(query, key, value, offsets, offsets, longest, longest, scale=scaling, window_size=window)
         return out[None], None
-    return _row_by_row(rows, cu_seq_lens_q.tolist(), scaling, sliding_window)[None], None
+    return _row_by_row((query, key, value), cu_seq_lens_q.tolist(), scaling, sliding_window)[None], None
 
 
-def _row_by_row(rows: list[Tensor], offsets: list[int], scaling: float | None, window: int | None) -> Tensor:
+def _row_by_row(
+    rows: tuple[Tensor, Tensor, Tensor], offsets: list[int], scaling: float | None, window: int | None
+) -> Tensor:
     """The same without a variable-length kernel: [k x h x e]."""
     outputs = []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         query, key, value = (x[start:stop].transpose(0, 1)[None] for x in rows)  # [1 x h x row x e]
         step = torch.arange(stop - start, device=query.device)
         distance = step[:, None] - step

@@ -26,24 +26,18 @@ class TextStream:
     Notation: b batch, l text tokens (left-padded), h key-value heads, e head width, d LM width.
 
     Args:
-        keys_values: of the layers below the depth, each (keys, values) [b x h x l x e]. Padded positions hold anything finite.
-        states: [b x l x d] after layer ``depth - 1``; with all layers run: the last text token's state after the
-            final norm [b x 1 x d].
+        keys_values: of the layers below the depth, each (keys, values) [b x h x l x e]; padded positions hold anything
+            finite.
+        states: [b x l x d] after layer ``depth - 1``; read to the end: the last text token's state after the final
+            norm [b x 1 x d].
     """
 
     keys_values: list[tuple[Tensor, Tensor]]
     states: Tensor
 
-    @property
-    def depth(self) -> int:
-        return len(self.keys_values)
-
 
 class PrefixCache(Cache):
-    """Read-only keys and values of a prefix: ``update`` returns prefix and news side by side and stores nothing.
-
-    So a recomputing backward pass (activation checkpointing) reads the same prefix again, and nothing grows.
-    """
+    """Read-only keys and values of a prefix: ``update`` returns prefix and news side by side and stores nothing."""
 
     def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
@@ -81,14 +75,27 @@ def _passing_through(layers: Sequence[nn.Module]) -> Iterator[None]:
 
     before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = forward  # type: ignore[method-assign]
+        layer.forward = forward
     try:
         yield
     finally:
         for layer, own in zip(layers, before, strict=True):
             del layer.__dict__["forward"]
             if own is not None:
-                layer.forward = own  # type: ignore[method-assign]
+                layer.forward = own
+
+
+@contextmanager
+def _keeping_activations(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """No activation checkpointing inside: a layer that transformers checkpoints drops its cache."""
+    flagged = [layer for layer in layers if layer.training]
+    for layer in flagged:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in flagged:
+            layer.training = True
 
 
 def run_layers(
@@ -98,6 +105,7 @@ def run_layers(
     first: int = 0,
     last: int | None = None,
     cache: Cache | None = None,
+    **to_layers: Any,
 ) -> Tensor:
     """Runs layers ``first .. last - 1`` of a decoder, with all its own masks and rotary tables.
 
@@ -106,7 +114,9 @@ def run_layers(
         hidden: input embeddings (``first=0``) or states after layer ``first - 1`` [b x s x d].
         mask: 1 where a token is real, cached prefix included [b x (prefix + s)].
         first, last: range of layers; ``last=None`` runs to the end, final norm included.
-        cache: keys and values of the prefix, or a cache to fill.
+        cache: keys and values of the prefix, or a cache to fill. With one, activations are kept, whatever was asked:
+            where it is used, they are small (tokens on a prefix) or none (no graph).
+        to_layers: keyword arguments that every layer receives, and its hooks see.
 
     Returns:
         [b x s x d] after layer ``last - 1``, or after the final norm.
@@ -116,17 +126,18 @@ def run_layers(
     captured: list[Tensor] = []
     handles = []
     if first > 0:
-        handles.append(_feed(layers[first], hidden))
+        handles.append(_feed(layers[first] if first < len(layers) else decoder.final_norm, hidden))
     if last is not None:
         handles.append(layers[stop - 1].register_forward_hook(lambda m, a, out: captured.append(layer_output(out))))
     try:
-        with _passing_through(layers[:first] + layers[stop:]):
+        with _passing_through(layers[:first] + layers[stop:]), _keeping_activations([] if cache is None else layers):
             out = decoder.body(
                 inputs_embeds=hidden,
                 attention_mask=mask,
                 position_ids=positions(mask)[:, -hidden.shape[1] :],
                 past_key_values=cache,
                 use_cache=cache is not None,
+                **to_layers,
             )
     finally:
         for handle in handles:
@@ -134,13 +145,14 @@ def run_layers(
     return captured[0] if last is not None else out.last_hidden_state
 
 
-def run_packed(decoder: Decoder, hidden: Tensor, mask: Tensor, rows: PackedRows) -> Tensor:
+def run_packed(decoder: Decoder, hidden: Tensor, mask: Tensor, rows: PackedRows, **to_layers: Any) -> Tensor:
     """The whole decoder over rows without padding, for kernels that take them so.
 
     Args:
         hidden: input embeddings [b x s x d].
         mask: 1 where a position is real [b x s].
         rows: of ``mask``.
+        to_layers: as for :func:`run_layers`.
 
     Returns:
         [b x s x d] after the final norm, zero where padded.
@@ -151,33 +163,33 @@ def run_packed(decoder: Decoder, hidden: Tensor, mask: Tensor, rows: PackedRows)
         position_ids=rows.pack(positions(mask)),
         use_cache=False,
         **rows.kernel_arguments(),
+        **to_layers,
     )
     return rows.unpack(out.last_hidden_state)
 
 
-def _feed(layer: nn.Module, hidden: Tensor) -> Any:
-    """A pre-hook that gives ``layer`` these hidden states, whatever arrives (GPT-2 adds positions before layer 0)."""
+def _feed(module: nn.Module, hidden: Tensor) -> Any:
+    """A pre-hook that gives ``module`` these hidden states, whatever arrives (GPT-2 adds positions before layer 0)."""
 
     def feed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
-    return layer.register_forward_pre_hook(feed, with_kwargs=True)
+    return module.register_forward_pre_hook(feed, with_kwargs=True)
 
 
 @torch.no_grad()
 def read_text(decoder: Decoder, embeddings: Tensor, mask: Tensor, depth: int | None = None) -> TextStream:
-    """The text through the layers below ``depth`` (default: all), without a graph.
+    """The text through the layers below ``depth``, without a graph.
 
     Args:
         embeddings: of the text [b x l x d], left-padded.
         mask: 1 where a token is real [b x l].
-        depth: number of layers to run.
+        depth: number of layers to run; None: all, and the final norm.
     """
     cache = DynamicCache()
-    count = decoder.num_layers if depth is None else depth
-    states = run_layers(decoder, embeddings, mask, last=None if count == decoder.num_layers else count, cache=cache)
-    if count == decoder.num_layers:
+    states = run_layers(decoder, embeddings, mask, last=depth, cache=cache)
+    if depth is None:
         states = states[:, -1:]
-    return TextStream([(layer.keys, layer.values) for layer in cache.layers[:count]], states)
+    return TextStream([(layer.keys, layer.values) for layer in cache.layers], states)

@@ -5,6 +5,7 @@ It never holds a weight of the language model, so its state dict is the adapter.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,7 @@ class FusionStack(nn.Module):
         self.av_encoder = av_encoder
         self.mm_blocks = nn.ModuleDict({str(layer): blocks[layer] for layer in sorted(blocks)})
         # Keys and values of Z for all MM Blocks in one matmul, and in one module that ZeRO-3 can gather.
-        self._kv_widths = [2 * blocks[layer].cross_attention.inner_width for layer in sorted(blocks)]
-        self.context_projection = nn.Linear(context_width, sum(self._kv_widths), bias=False)
+        self.context_projection = nn.Linear(context_width, sum(self.key_value_widths.values()), bias=False)
         self.heads = heads
 
     @property
@@ -49,26 +49,37 @@ class FusionStack(nn.Module):
         return [int(layer) for layer in self.mm_blocks]
 
     @property
+    def blocks(self) -> dict[int, MMBlock]:
+        """LM layer -> the MM Block that follows it, ascending."""
+        return {int(layer): cast(MMBlock, block) for layer, block in self.mm_blocks.items()}
+
+    @property
+    def key_value_widths(self) -> dict[int, int]:
+        """LM layer -> width of its MM Block's keys and values of Z, side by side (2 h e)."""
+        return {layer: 2 * block.cross_attention.inner_width for layer, block in self.blocks.items()}
+
+    @property
     def num_tokens(self) -> int:
         return self.fusion_tokens.num_tokens
 
     def encode(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[AVContext, dict[int, Tensor]]:
         """Features -> Z and each MM Block's keys and values of it, by LM layer [b x t x (2 h e)]."""
         context = self.av_encoder(features)
-        key_values = self.context_projection(context.frames).split(self._kv_widths, dim=-1)
-        return context, dict(zip(self.layers, key_values, strict=True))
+        widths = self.key_value_widths
+        key_values = self.context_projection(context.frames).split(list(widths.values()), dim=-1)
+        return context, dict(zip(widths, key_values, strict=True))
 
     def set_trainable(self, trainable: bool) -> None:
         """All parameters, but for gates of kind ``none``, which nothing may move."""
         self.requires_grad_(trainable)
-        for block in self.mm_blocks.values():
+        for block in self.blocks.values():
             for gate in block.gates().values():
                 gate.alpha.requires_grad_(trainable and gate.kind != "none")
 
     @contextmanager
     def gates_shut(self) -> Iterator[None]:
         """Every gate factor is exactly 0 inside: the decoder must then be the base model, bit for bit."""
-        gates = [gate for block in self.mm_blocks.values() for gate in block.gates().values()]
+        gates = [gate for block in self.blocks.values() for gate in block.gates().values()]
         for gate in gates:
             gate.shut = True
         try:
@@ -81,6 +92,5 @@ class FusionStack(nn.Module):
     def gate_values(self) -> dict[int, dict[str, float]]:
         """LM layer -> gate factors, e.g. ``{11: {"gca": 0.5, "ffw": 0.5}}``."""
         return {
-            int(layer): {name: gate().item() for name, gate in block.gates().items()}
-            for layer, block in self.mm_blocks.items()
+            layer: {name: gate().item() for name, gate in block.gates().items()} for layer, block in self.blocks.items()
         }
