@@ -1,14 +1,16 @@
 """What a DeepMLF adapter is: every setting of the method, strict, with its help text.
 
-:class:`DeepMLFConfig` is a PEFT config (it extends ``LoraConfig``), so ``peft.get_peft_model(base, DeepMLFConfig(...))``
-works and the fields ``r``, ``lora_alpha``, ``target_modules``, ``use_rslora``, ``use_dora`` mean what PEFT says they mean:
-LoRA on the language model itself, off (``r=0``) by default. Names and defaults follow DeepMLF (arXiv 2504.11082).
+:class:`DeepMLFConfig` is a PEFT config, a ``LoraConfig``: ``peft.get_peft_model(base, DeepMLFConfig())`` works, and
+the fields ``r``, ``lora_alpha``, ``target_modules``, ``use_rslora``, ``use_dora`` mean what PEFT says they mean, LoRA on
+the language model itself, off (``r=0``) by default. Names and defaults follow DeepMLF (arXiv 2504.11082).
 """
+# ruff: noqa: RUF009  (`_help` is `dataclasses.field` with its help text first)
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "norm_init": ("fresh", "lm"),
     "head_norm": ("batch", "layer"),
     "dataset": ("mosi", "mosei", "sims"),
+    "objective.loss": ("l1", "mse"),
+    "text.case": ("lower", "sentence", "keep"),
 }
 LABEL_RANGES = {"mosi": (-3.0, 3.0), "mosei": (-3.0, 3.0), "sims": (-1.0, 1.0)}
 
@@ -44,7 +48,7 @@ def _help(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclas
 class ModalityConfig:
     """One sequence of feature frames beside the text, and how its features were made."""
 
-    dim: int = _help("width of one frame of features", 1)
+    dim: int = _help("width of one frame of features; must be given", 0)
     frame_rate: float | None = _help("frames per second, if known", None)
     features: dict[str, Any] = _help("how the features were made (travels with the adapter)", factory=dict)
     standardisation: dict[str, Any] | None = _help("mean, std and clip of the training split", None)
@@ -125,7 +129,7 @@ class DeepMLFConfig(LoraConfig):
     ffw_lora_dropout: float = _help("dropout before that LoRA", 0.0)
     dequantize_copy: bool = _help("allow ffw_weights='copy' of a 4-bit or 8-bit FFW: it is dequantised to fp32", False)
     gate: str = _help("sigmoid (paper: opens at 0.5), tanh (Flamingo: starts shut) or none", "sigmoid")
-    norm_init: str = _help("norms of an MM Block start as lm (the LM block's own, which its FFW expects) or fresh (paper)", "lm")
+    norm_init: str = _help("norms start as: lm (the LM block's own, which its FFW expects) or fresh (paper)", "lm")
     gca_heads: int | None = _help("heads of gated cross-attention; default: the LM's", None)
     gca_head_width: int | None = _help("width of one such head; default: LM width / heads", None)
     modalities: dict[str, ModalityConfig] = _help("name -> settings of each modality beside the text", factory=dict)
@@ -143,19 +147,25 @@ class DeepMLFConfig(LoraConfig):
     package_versions: dict[str, str] | None = _help("versions that saved the adapter", None)
 
     def __post_init__(self) -> None:
+        problems = Problems(ConfigError, "DeepMLFConfig")
         for name, section in SECTIONS.items():
-            setattr(self, name, build_section(section, getattr(self, name), name))
+            setattr(self, name, _section(problems, section, getattr(self, name), name))
+        # By name: PEFT sorts the keys of what it saves, and the AV encoder joins modalities in this order.
+        given: Any = self.modalities or {}
+        problems.check(isinstance(given, dict), f"modalities={given!r}: expected a mapping, name -> settings")
         self.modalities = {
-            str(name): build_section(ModalityConfig, value, f"modalities.{name}")
-            for name, value in (self.modalities or {}).items()
+            str(name): _section(problems, ModalityConfig, given[name], f"modalities.{name}")
+            for name in (sorted(given, key=str) if isinstance(given, dict) else ())
         }
-        self.fusion_layers = parse_fusion_layers(self.fusion_layers)
-        if self.r == 0:
-            self.target_modules = NO_LM_LORA
-        elif self.target_modules == NO_LM_LORA:
-            self.target_modules = None
-        self.task_type = self.task_type or "CAUSAL_LM"
-        self._check()
+        try:
+            self.fusion_layers = parse_fusion_layers(self.fusion_layers)
+        except ConfigError as error:
+            problems.messages.append(str(error))
+        self._check_lm_lora(problems)
+        self.task_type: str = self.task_type or "CAUSAL_LM"
+        self._check(problems)
+        self._check_modalities(problems)
+        problems.raise_if_any()
         super().__post_init__()
         self.peft_type = PEFT_TYPE
 
@@ -163,44 +173,48 @@ class DeepMLFConfig(LoraConfig):
     def has_lm_lora(self) -> bool:
         return self.r > 0
 
-    def _check(self) -> None:
-        problems = Problems(ConfigError, "DeepMLFConfig")
+    def _check_lm_lora(self, problems: Problems) -> None:
+        target: Any = self.target_modules
+        if self.r == 0:
+            problems.check(
+                target in (None, NO_LM_LORA),
+                f"target_modules={target!r}: LoRA on the LM is off (r=0); set r, or leave target_modules out",
+            )
+            target = NO_LM_LORA
+        self.target_modules: Any = None if self.r != 0 and target == NO_LM_LORA else target
+
+    def _check(self, problems: Problems) -> None:
         for name, choices in CHOICES.items():
-            value = getattr(self, name)
+            value = _lookup(self, name)
             problems.check(value in choices, f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
         for name, low in _MINIMA.items():
             value = _lookup(self, name)
-            good = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= low)
-            problems.check(good, f"{name}={value!r}: expected an integer >= {low}")
+            good = isinstance(value, int) and not isinstance(value, bool) and value >= low
+            problems.check(
+                good or (value is None and name in _OPTIONAL), f"{name}={value!r}: expected an integer >= {low}"
+            )
         for name in _PROBABILITIES:
             value = _lookup(self, name)
-            good = isinstance(value, (int, float)) and 0 <= value < 1 or (value == 1 and "p_" in name)
-            problems.check(bool(good), f"{name}={value!r}: expected a number in [0, 1)")
-        for name in ("lambda_fusion", "lambda_av", "lambda_text", "gamma"):
-            value = getattr(self.objective, name)
-            problems.check(isinstance(value, (int, float)) and value >= 0, f"objective.{name}={value!r}: expected >= 0")
-        problems.check(
-            self.objective.loss in ("l1", "mse"), f"objective.loss={self.objective.loss!r}: expected 'l1' or 'mse'"
-        )
-        problems.check(
-            self.text.case in ("lower", "sentence", "keep"),
-            f"text.case={self.text.case!r}: expected 'lower', 'sentence' or 'keep'",
-        )
+            closed = "p_" in name  # a share may be 1; dropping out everything leaves nothing to learn from
+            good = _is_number(value) and (0 <= value < 1 or (closed and value == 1))
+            problems.check(good, f"{name}={value!r}: expected a number in [0, 1{']' if closed else ')'}")
+        for name in _NON_NEGATIVE:
+            value = _lookup(self, name)
+            problems.check(_is_number(value) and value >= 0, f"{name}={value!r}: expected a number >= 0")
         problems.check(
             str(self.text.template).count("{text}") == 1,
             f"text.template={self.text.template!r}: expected a string that holds {{text}} once",
         )
         problems.check(
-            not (self.objective.gamma > 0 and self.ffw_scope == "fusion" and self.r == 0),
+            not (self.objective.gamma != 0 and self.ffw_scope == "fusion" and self.r == 0),
             "objective.gamma > 0 trains nothing with ffw_scope='fusion' and no LM LoRA: the text never leaves the "
             "frozen LM; set gamma to 0, ffw_scope to 'joint' or r above 0",
         )
-        self._check_modalities(problems)
+        version = self.schema_version
         problems.check(
-            self.schema_version <= SCHEMA_VERSION,
-            f"schema_version={self.schema_version}: this package reads up to {SCHEMA_VERSION}; upgrade deepmlf_llm",
+            isinstance(version, int) and version <= SCHEMA_VERSION,
+            f"schema_version={version!r}: this package reads up to {SCHEMA_VERSION}; upgrade deepmlf_llm",
         )
-        problems.raise_if_any()
 
     def _check_modalities(self, problems: Problems) -> None:
         reserved = {"input_ids", "attention_mask", "labels", "inputs_embeds", "text", "id", "label", "polarity"}
@@ -211,19 +225,19 @@ class DeepMLFConfig(LoraConfig):
             )
             problems.check(
                 isinstance(modality.dim, int) and modality.dim >= 1,
-                f"modalities.{name}.dim={modality.dim!r}: expected an integer >= 1",
+                f"modalities.{name}.dim={modality.dim!r}: expected an integer >= 1, the width of one frame",
             )
-        problems.check(
-            self.av_encoder.width % max(self.av_encoder.num_heads, 1) == 0,
-            f"av_encoder.width={self.av_encoder.width} is no multiple of num_heads={self.av_encoder.num_heads}",
-        )
-        problems.check(
-            self.av_encoder.width % 2 == 0, f"av_encoder.width={self.av_encoder.width}: positions need an even width"
-        )
+        width, heads = self.av_encoder.width, self.av_encoder.num_heads
+        if isinstance(width, int) and isinstance(heads, int) and heads > 0:
+            problems.check(width % heads == 0, f"av_encoder.width={width} is no multiple of num_heads={heads}")
+            problems.check(width % 2 == 0, f"av_encoder.width={width}: positions need an even width")
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Strict where PEFT warns: an unknown key that says anything is refused, by name."""
+        """Strict where PEFT warns: an unknown key that says anything is refused, by name.
+
+        One without a value is let through: another version of PEFT may have written it into an adapter's file.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = {key: value for key, value in kwargs.items() if key not in known}
         # Fields of another PEFT version that are at rest (null, false, empty) change nothing.
@@ -235,13 +249,27 @@ class DeepMLFConfig(LoraConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeepMLFConfig:
-        """Strict: unknown keys are refused with the nearest known one."""
+        """From a mapping of these fields.
+
+        Raises:
+            ConfigError: unknown keys, each with the nearest known one, or settings out of range.
+        """
         return cls(**cls.check_kwargs(**values))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> DeepMLFConfig:
-        """Reads a YAML (or JSON) file of these fields."""
-        return cls.from_dict(yaml.safe_load(Path(path).read_text()) or {})
+        """From a YAML (or JSON) file of these fields.
+
+        Raises:
+            ConfigError: no such file, no mapping, or as :meth:`from_dict`; the message names the file.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ConfigError("expected a mapping of settings")
+            return cls.from_dict(values)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
+            raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=sorted)
@@ -262,6 +290,15 @@ _MINIMA = {
     "av_encoder.max_frames": 1,
     "text.max_tokens": 1,
 }
+_OPTIONAL = ("gca_heads", "gca_head_width")
+_NON_NEGATIVE = (
+    "objective.lambda_fusion",
+    "objective.lambda_av",
+    "objective.lambda_text",
+    "objective.gamma",
+    "seqaug.embedding_noise",
+    "ffw_lora_alpha",
+)
 _PROBABILITIES = (
     "ffw_lora_dropout",
     "head_dropout",
@@ -279,6 +316,19 @@ def _lookup(config: Any, path: str) -> Any:
     for part in path.split("."):
         config = getattr(config, part)
     return config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _section(problems: Problems, section: type, value: Any, source: str) -> Any:
+    """As :func:`build_section`, its error noted among ``problems``; then the defaults stand in for it."""
+    try:
+        return build_section(section, value, source)
+    except ConfigError as error:
+        problems.messages.append(str(error))
+        return section()
 
 
 def build_section(section: type, value: Any, source: str) -> Any:
@@ -334,7 +384,7 @@ def resolve_fusion_layers(spec: list[int] | str, num_layers: int) -> list[int]:
     if isinstance(spec, list):
         outside = [i for i in spec if i >= num_layers]
         if outside:
-            raise ConfigError(f"fusion_layers={spec}: {outside} not in 0..{num_layers - 1} (this LM: {num_layers} layers)")
+            raise ConfigError(f"fusion_layers={spec}: {outside} not in 0..{num_layers - 1}, the layers of this LM")
         return spec
     kind, number = spec.split(":")
     count = int(number)
@@ -347,4 +397,4 @@ def resolve_fusion_layers(spec: list[int] | str, num_layers: int) -> list[int]:
     return [-(-(j + 1) * num_layers // count) - 1 for j in range(count)]
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = DeepMLFConfig  # type: ignore[index]  # open to out-of-tree methods by name
+PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = DeepMLFConfig  # open to out-of-tree methods by name
