@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from deepmlf_llm.config import ObjectiveConfig
 from deepmlf_llm.modules.heads import Predictions
 
-LOGIT_CHUNK = 512  # positions whose logits are alive at once: 512 x 49,152 in fp32 is 100 MB
+LOGIT_CHUNKS = 4  # parts of the batch whose logits are alive in turn; a batch of 32 MOSI texts makes 100 MB each
 REGRESSION = {"l1": torch.abs, "mse": torch.square}
 
 
@@ -24,6 +24,7 @@ def next_token_loss(logits: Callable[[Tensor], Tensor], states: Tensor, input_id
     """L_LM: mean cross-entropy over real tokens that have a real successor; 0 if there are none.
 
     Logits are made at those positions only, a chunk at a time, and again in the backward pass instead of being kept.
+    The number of chunks is fixed: ranks whose batches differ must call the output embeddings equally often (ZeRO-3).
 
     Args:
         logits: normalised states [k x d] -> logits [k x vocabulary].
@@ -38,7 +39,7 @@ def next_token_loss(logits: Callable[[Tensor], Tensor], states: Tensor, input_id
         return F.cross_entropy(logits(chunk).float(), target, reduction="sum")
 
     total = states.new_zeros((), dtype=torch.float32)
-    for chunk, target in zip(hidden.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
+    for chunk, target in zip(hidden.tensor_split(LOGIT_CHUNKS), targets.tensor_split(LOGIT_CHUNKS), strict=True):
         total = total + checkpoint(cross_entropy, chunk, target, use_reentrant=False)
     return total / predicts.sum().clamp(min=1)
 
