@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SAMPLED_ROWS = 64
+SAMPLED_ELEMENTS = 256
 
 
 @torch.no_grad()
@@ -32,6 +34,17 @@ def base_fingerprint(lm: nn.Module) -> dict[str, Any]:
         sample = weight[rows].to("cpu", torch.bfloat16).contiguous()
         fingerprint["weights"] = hashlib.sha256(sample.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
     return fingerprint
+
+
+@torch.no_grad()
+def weights_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash over a sample of each of these weights as they are loaded: another after any fine-tuning or merge."""
+    digest = hashlib.sha256()
+    for name, weight in parameters:
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLED_ELEMENTS)].to("cpu").contiguous()
+        digest.update(name.encode() + sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def compare_fingerprints(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Keeping what the frozen LM makes of each text: computed once, reused every epoch and for every feature set.
 
-Keyed by the token ids themselves. Valid while nothing changes the text stream: no LoRA on the LM, no augmentation of the
-text. Whoever holds a cache must see to that; :class:`TextCache` cannot know.
+Keyed by the token ids themselves. Valid while nothing changes the text stream: no LoRA on the LM, no augmentation of
+the text. Whoever holds a cache must see to that; :class:`TextCache` cannot know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepmlf_llm.backbones.fingerprint import base_fingerprint
+from deepmlf_llm.backbones.fingerprint import base_fingerprint, weights_digest
 from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.quantisation import is_quantised
 from deepmlf_llm.backbones.stream import TextStream, read_text
@@ -58,6 +58,13 @@ class TextCache:
         described = quantisation if isinstance(quantisation, dict) or quantisation is None else quantisation.to_dict()
         return {
             "base": base_fingerprint(lm),
+            # Fine-tuned models often keep their embeddings, which are all that the fingerprint looks at.
+            "layers": weights_digest(
+                (f"{index}.{name.replace('base_layer.', '')}", weight)
+                for index, layer in enumerate(self.decoder.layers[: self.depth])
+                for name, weight in layer.named_parameters()
+                if "lora_" not in name
+            ),
             "dtype": str(self.decoder.embeddings.weight.dtype),
             "quantisation": {k: str(v) for k, v in described.items()} if described else None,
             "depth": self.depth,
