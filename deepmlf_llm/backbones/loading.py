@@ -1,4 +1,4 @@
-"""Loading a base model: dtype, quantisation, attention kernels; frozen, in eval mode, as everything after expects it."""
+"""Loading a base model: dtype, quantisation, attention kernel; frozen and in eval mode, as all that follows expects."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def cpu_or_cuda_dtype(dtype: str = "auto") -> torch.dtype:
 def attention_kernel(name: str = "auto", dtype: torch.dtype = torch.float32) -> str | None:
     """What to ask transformers for; None lets it choose (sdpa where the family has it).
 
-    ``auto``: flash-attn on CUDA where it is installed; eager for bf16 on CPU, where the backward pass of PyTorch's fused
-    attention takes longer than all matmuls of the step together.
+    ``auto``: flash-attn on CUDA where it is installed; eager for bf16 on CPU, where the backward pass of PyTorch's
+    fused attention takes longer than all matmuls of the step together.
 
     Raises:
         BaseModelError: unknown, or not installed; the message says how to install it.
@@ -169,7 +169,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         else:
             tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision, padding_side="left")
     except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(f"base_model={name!r}: no tokenizer found: {' '.join(str(error).split())[:300]}") from error
+        raise BaseModelError(
+            f"base_model={name!r}: no tokenizer found: {' '.join(str(error).split())[:300]}"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     start_with_bos(tokenizer)
@@ -179,8 +181,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 def start_with_bos(tokenizer: Any) -> None:
     """Every text starts with the BOS token, if there is one.
 
-    A causal LM's first token becomes an attention sink. Where a tokenizer adds no BOS (SmolLM2, GPT-2), that would be the
-    first word, and a transcript of ten words would lose one.
+    A causal LM's first token becomes an attention sink. Where a tokenizer adds no BOS (SmolLM2, GPT-2), that would be
+    the first word, and a transcript of ten words would lose one.
     """
     from tokenizers.processors import TemplateProcessing
 
@@ -188,4 +190,3 @@ def start_with_bos(tokenizer: Any) -> None:
     if bos is not None and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
         special = [(bos, tokenizer.bos_token_id)]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=special)
-

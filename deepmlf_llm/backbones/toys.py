@@ -8,11 +8,17 @@ import torch
 
 TOYS = ("tiny-llama", "tiny-mistral", "tiny-gpt2")
 _VOCABULARY = 320
-_SIZES = {"vocab_size": _VOCABULARY, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {
+    "vocab_size": _VOCABULARY,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def toy_model(name: str, seed: int = 0, **changes: Any) -> Any:
-    """A toy causal LM, the same weights for the same ``seed``; ``changes`` go to its config (e.g. ``num_hidden_layers``)."""
+    """A toy causal LM, the same weights for the same ``seed``; ``changes`` go to its config."""
     import transformers
 
     llama = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -1,9 +1,10 @@
 """AV encoder: sequences of audio and vision features -> one context Z for the fusion tokens.
 
 DeepMLF section 3 (arXiv 2504.11082) and its published settings: per modality a bias-free projection to d_av times
-sqrt(d_av), sinusoidal positions, dropout, pre-norm Transformer layers; pooled in time to at most T frames; the modalities
-side by side through one Linear; a LayerNorm. Pooling takes contiguous windows of real frames (the published code's strided
-reshape scrambles time), masks are obeyed everywhere, and any number of modalities goes through the same code.
+sqrt(d_av), sinusoidal positions, dropout, pre-norm Transformer layers; pooled in time to at most T frames; the
+modalities side by side through one Linear; a LayerNorm. Pooling takes contiguous windows of real frames (the published
+code's strided reshape scrambles time), masks are obeyed everywhere, and any number of modalities goes through the same
+code.
 """
 
 import math
@@ -36,8 +37,8 @@ class AVContext:
 def pool_time(x: Tensor, mask: Tensor, lengths_out: Tensor, frames_out: int) -> Tensor:
     """Means over contiguous windows of real frames, as adaptive average pooling over each row's own length.
 
-    Window i of a row with ``length`` real frames covers ranks ``floor(i length / out) .. ceil((i + 1) length / out) - 1``
-    among them; where ``out`` exceeds ``length``, frames repeat.
+    Window i of a row with ``length`` real frames covers those of rank ``floor(i length / out)`` to
+    ``ceil((i + 1) length / out) - 1``; where ``out`` exceeds ``length``, frames repeat.
 
     Args:
         x: [b x t x d].
@@ -130,7 +131,8 @@ class AVEncoder(nn.Module):
     Args:
         dims: frame width of each modality, by name, in order.
         width: d_av.
-        max_frames: T. A row gets ``min(T, frames of its longest modality)`` windows; shorter modalities spread over them.
+        max_frames: T. A row gets ``min(T, frames of its longest modality)`` windows; shorter modalities spread over
+            them.
         The rest as in :class:`ModalityEncoder`.
     """
 

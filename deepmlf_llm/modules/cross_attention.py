@@ -5,11 +5,13 @@ First half of an MM Block, DeepMLF section 3 (arXiv 2504.11082):
 all blocks come out of one matmul, in the FusionStack.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
 
 
 class Gate(nn.Module):

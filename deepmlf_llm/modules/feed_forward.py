@@ -8,6 +8,7 @@ Forms: ``down(act(gate(x)) * up(x))`` (LLaMA and kin; ``fused``: gate and up in 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,16 @@ class FFWParts:
         dequantised: returns a projection's weight as [out x in] in fp32, whatever its storage.
     """
 
-    up: nn.Module
-    down: nn.Module
+    up: Any
+    down: Any
     activation: Callable[[Tensor], Tensor]
-    gate: nn.Module | None = None
+    gate: Any = None
     fused_gate: bool = False
-    post_norm: nn.Module | None = None
-    dequantised: Callable[[nn.Module], Tensor] | None = None
+    post_norm: Callable[[Tensor], Tensor] | None = None
+    dequantised: Callable[[Any], Tensor] | None = None
 
-    def projections(self) -> dict[str, nn.Module]:
+    def projections(self) -> dict[str, Any]:
+        """Role -> module, in the order of the computation."""
         parts = {"gate": self.gate, "up": self.up, "down": self.down}
         return {role: module for role, module in parts.items() if module is not None}
 
@@ -51,6 +53,7 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.high.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[.. x in] -> [.. x out]"""
         return self.high(self.low(self.dropout(x))) * self.scale
 
     def delta(self) -> Tensor:
@@ -58,10 +61,11 @@ class LowRank(nn.Module):
         return self.scale * self.high.weight.float() @ self.low.weight.float()
 
 
-def _dense_weight(projection: nn.Module, parts: FFWParts) -> Tensor:
+def _dense_weight(projection: Any, parts: FFWParts) -> Tensor:
     if parts.dequantised is not None:
         return parts.dequantised(projection)
-    return projection.weight.detach().float()
+    weight: Tensor = projection.weight.detach().float()
+    return weight
 
 
 class FeedForward(nn.Module):
@@ -78,10 +82,7 @@ class FeedForward(nn.Module):
         self, parts: FFWParts, weights: str = "shared", r: int = 16, alpha: float = 16.0, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.weights = weights
-        self.fused_gate = parts.fused_gate
-        self._activation = (parts.activation,)  # tuples: references that nn.Module does not register
-        self._parts = (parts,)
+        self._parts = (parts,)  # in a tuple: a reference that nn.Module does not register
         self.ffw_lora = nn.ModuleDict()
         self.own = nn.ModuleDict()
         if weights == "copy":
@@ -93,12 +94,12 @@ class FeedForward(nn.Module):
 
     @torch.no_grad()
     def take_ownership(self) -> None:
-        """Own fp32 copies of the shared projections, LoRA folded in: same function, no tie to the LM any more."""
+        """Own fp32 copies of the shared projections, LoRA folded in: same function, whatever befalls the LM's."""
         (parts,) = self._parts
         for role, projection in parts.projections().items():
             weight = _dense_weight(projection, parts).clone()
             if role in self.ffw_lora:
-                weight += self.ffw_lora[role].delta().to(weight.device)
+                weight += cast(LowRank, self.ffw_lora[role]).delta().to(weight.device)
             bias = getattr(projection, "bias", None)
             own = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
             own.weight.copy_(weight)
@@ -106,46 +107,37 @@ class FeedForward(nn.Module):
                 own.bias.copy_(bias)
             self.own[role] = own
         self.ffw_lora = nn.ModuleDict()
-        self.weights = "copy"
 
     def forward(self, x: Tensor) -> Tensor:
         """[.. x d] -> [.. x d]"""
-        (activation,) = self._activation
-        if self.fused_gate:
+        (parts,) = self._parts
+        if parts.fused_gate:
             gate, up = self._project("up", x).chunk(2, dim=-1)
-            hidden = activation(gate) * up
-        elif self._has("gate"):
-            hidden = activation(self._project("gate", x)) * self._project("up", x)
+            hidden = parts.activation(gate) * up
+        elif parts.gate is not None:
+            hidden = parts.activation(self._project("gate", x)) * self._project("up", x)
         else:
-            hidden = activation(self._project("up", x))
+            hidden = parts.activation(self._project("up", x))
         out = self._project("down", hidden)
-        post_norm = self._parts[0].post_norm
-        return out if post_norm is None else post_norm(out)
-
-    def _has(self, role: str) -> bool:
-        return role in self.own or getattr(self._parts[0], role) is not None
+        return out if parts.post_norm is None else parts.post_norm(out)
 
     def _project(self, role: str, x: Tensor) -> Tensor:
         if role in self.own:
             return self.own[role](x)
-        (parts,) = self._parts
-        projection = getattr(parts, role)
+        projection = getattr(self._parts[0], role)
         out = projection(x.to(_input_dtype(projection, x)))
         return out + self.ffw_lora[role](x).to(out.dtype) if role in self.ffw_lora else out
 
 
-def _input_dtype(projection: nn.Module, x: Tensor) -> torch.dtype:
+def _input_dtype(projection: Any, x: Tensor) -> torch.dtype:
     """A frozen LM keeps the dtype it was loaded in; 4-bit and 8-bit weights (integers) take their input as it comes."""
     weight = getattr(projection, "weight", None)
     return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else x.dtype
 
 
-def projection_widths(projection: nn.Module) -> tuple[int, int]:
+def projection_widths(projection: Any) -> tuple[int, int]:
     """(in, out) of a projection: ``nn.Linear`` and its quantised kin, or GPT-2's Conv1D (weight [in x out])."""
     if hasattr(projection, "in_features"):
         return projection.in_features, projection.out_features
     in_width, out_width = projection.weight.shape
     return in_width, out_width
-
-
-__all__ = ["FFWParts", "FeedForward", "LowRank", "projection_widths"]
