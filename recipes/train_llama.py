@@ -21,15 +21,18 @@ def main() -> None:
     quiet_libraries()
     from deepmlf_llm.training.arguments import help_text, parse_settings
 
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    argv = sys.argv[1:]
+    if {"-h", "--help"} & set(argv):
         print(help_text(__doc__ or ""))
         return
+    dry_run = bool({"--dry-run", "--dry_run"} & set(argv))
+    argv = [word for word in argv if word not in ("--dry-run", "--dry_run")]
     with one_voice():
-        settings = parse_settings(sys.argv[1:], default_config=DEMO)
+        settings = parse_settings(argv, default_config=DEMO)
         from deepmlf_llm.training.run import run_training
 
-        result = run_training(settings)
-    if detect().is_main:
+        result = run_training(settings, dry_run=dry_run)
+    if detect().is_main and not dry_run:
         metrics = result["metrics"]
         rows = [(name, *(_shown(metrics[split].get(name)) for split in metrics)) for name in metrics["validation"]]
         print_table("Best adapter by validation", rows, ("metric", *metrics))

@@ -151,7 +151,9 @@ def help_text(usage: str) -> str:
         "method": "The method (fields of DeepMLFConfig; in YAML nested, here dotted)",
         "trainer": "transformers.TrainingArguments",
     }
-    lines = [usage, "", "  --config FILE  YAML of the keys below; options on the command line override it"]
+    lines = [usage, ""]
+    lines += ["  --config FILE  YAML of the keys below; options on the command line override it"]
+    lines += ["  --dry-run      check everything and say what would be trained, write nothing"]
     for owner, title in titles.items():
         lines += ["", f"{title}:"]
         keys = [key for key in all_keys().values() if key.owner == owner]

@@ -30,12 +30,13 @@ from deepmlf_llm.training.settings import AUTO, RunSettings
 RUNS = Path("runs")
 
 
-def run_training(settings: RunSettings, data: TrainingData | None = None) -> dict[str, Any]:
+def run_training(settings: RunSettings, data: TrainingData | None = None, dry_run: bool = False) -> dict[str, Any]:
     """Trains an adapter, or goes on with the same run; every process of a launcher calls it.
 
     Args:
         settings: the run's.
         data: the splits; default: what ``settings.data`` names.
+        dry_run: load and check everything, say what would be trained, write nothing.
 
     Returns:
         What ``result.json`` holds: status, config, seed, metrics (validation, test), heads (each modality's own),
@@ -48,7 +49,8 @@ def run_training(settings: RunSettings, data: TrainingData | None = None) -> dic
     launch = launching.detect()
     settings.resolve_batch(launch.processes)
     launching.prepare_environment(launch, deepspeed is not None)
-    result = _Run(settings, data, launch, deepspeed).result()
+    run = _Run(settings, data, launch, deepspeed)
+    result = run.plan() if dry_run else run.result()
     launching.end_process_group()  # not after an error: the others may never come, and the launcher ends them
     return result
 
@@ -85,11 +87,7 @@ class _Run:
             say(f"finished before: {where} (another seed or output_dir makes a new run)", self.launch)
             return done
         began = time.monotonic()
-        size = len(self.train_split)  # type: ignore[arg-type]
-        arguments = make_arguments(self.settings, self.directory.path, self.launch.processes, size, self.deepspeed)
-        launching.start_process_group(self.deepspeed is not None)
-        model, tokenizer = load_model(self.settings, self.base_name, self.config, arguments, self.deepspeed)
-        splits = self.tokenise(tokenizer)
+        arguments, model, tokenizer, splits = self.load()
         facts = {"processes": self.launch.processes, "base_model": self.base_name, "data": self.data.fingerprint}
         with self.directory.claimed(facts, self.launch.is_main):
             launching.wait_for_everyone()
@@ -104,6 +102,28 @@ class _Run:
                 self.directory.write_result(result)
             launching.wait_for_everyone()
         return result
+
+    def plan(self) -> dict[str, Any]:
+        """What the run would be."""
+        arguments, model, _, splits = self.load()
+        self.describe(model, arguments)
+        steps = -(-len(splits["train"]) // self._step_size(arguments))
+        total = arguments.max_steps if arguments.max_steps > 0 else round(arguments.num_train_epochs * steps)
+        say(f"{total} steps, {steps} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
+        held = 0
+        if self.settings.text_cache != "none":
+            held = model.text_cache.predicted_bytes(ids for split in splits.values() for ids in split.input_ids)
+            say(f"text cache ({self.settings.text_cache}): {held / 2**20:.0f} MB", self.launch)
+        facts = {"steps": total, "parameters": parameter_counts(model), "text_cache_bytes": held}
+        return {"status": "planned", "config": self.settings.to_dict(), "train": facts}
+
+    def load(self) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Arguments, model, tokenizer, splits: all that can be refused, before anything is written."""
+        size = len(self.train_split)  # type: ignore[arg-type]
+        arguments = make_arguments(self.settings, self.directory.path, self.launch.processes, size, self.deepspeed)
+        launching.start_process_group(self.deepspeed is not None)
+        model, tokenizer = load_model(self.settings, self.base_name, self.config, arguments, self.deepspeed)
+        return arguments, model, tokenizer, self.tokenise(tokenizer)
 
     def tokenise(self, tokenizer: Any) -> dict[str, Any]:
         """The three splits with token ids."""

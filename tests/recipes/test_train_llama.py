@@ -136,13 +136,15 @@ from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 
 mine = list(DIMS)[detect().rank]  # the one modality that every row of this process lacks
-parts = {{name: Utterances(size, seed=0, absent=lambda i: (mine,)) for name, size in (("train", 16), ("valid", 6), ("test", 6))}}
+sizes = {{"train": 16, "valid": 6, "test": 6}}
+parts = {{name: Utterances(size, seed=0, absent=lambda i: (mine,)) for name, size in sizes.items()}}
+dims = {{name: {{"dim": dim}} for name, dim in DIMS.items()}}
 settings = RunSettings.from_dict({{
     "base_model": "tiny-llama", "deepspeed": {ds!r}, "output_dir": "run", "batch_size": 8, "num_train_epochs": 2,
     "fusion_layers": "last:2", "num_fusion_tokens": 2, "report_to": "none", "seqaug.p_apply": 0.5, "seqaug.p_feat": 0.3,
     "seqaug.av_p_apply": 0.5, "seqaug.av_p_feat": 0.3,
 }})
-run_training(settings, TrainingData(**parts, modalities={{n: {{"dim": d}} for n, d in DIMS.items()}}, fingerprint="toy"))
+run_training(settings, TrainingData(**parts, modalities=dims, fingerprint="toy"))
 """
 
 

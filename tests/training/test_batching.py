@@ -30,7 +30,7 @@ def test_each_utterance_once_and_batches_of_equal_size(size: tuple[int, int, int
     assert len({len(rank) for rank in by_rank}) == 1  # else a process would wait for ever
     for together in zip(*by_rank, strict=True):
         counts = [len(batch) for batch in together]
-        assert 1 <= min(counts)
+        assert min(counts) >= 1
         assert max(counts) <= max(per_process, 2)
         assert max(counts) - min(counts) <= 1
 

@@ -194,6 +194,17 @@ def test_the_test_split_is_read_once_at_the_end(
     assert sorted(reads) == list(range(6))
 
 
+def test_a_dry_run_says_what_it_would_be_and_writes_nothing(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = run_training(toy_settings(text_cache="memory", ffw_scope="fusion"), toy_data, dry_run=True)
+    assert plan["status"] == "planned"
+    assert plan["train"]["steps"] == 10
+    assert plan["train"]["text_cache_bytes"] > 0
+    assert "10 steps, 5 an epoch" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("scope", ["fusion", "joint"])
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_text_cache_changes_nothing_but_time(
