@@ -1,8 +1,8 @@
 """What a DeepMLF adapter is: every setting of the method, strict, with its help text.
 
 :class:`DeepMLFConfig` is a PEFT config, a ``LoraConfig``: ``peft.get_peft_model(base, DeepMLFConfig())`` works, and
-the fields ``r``, ``lora_alpha``, ``target_modules``, ``use_rslora``, ``use_dora`` mean what PEFT says they mean, LoRA on
-the language model itself, off (``r=0``) by default. Names and defaults follow DeepMLF (arXiv 2504.11082).
+the fields ``r``, ``lora_alpha``, ``target_modules``, ``use_rslora``, ``use_dora`` mean what PEFT says they mean: LoRA
+on the language model itself, off (``r=0``) by default. Names and defaults follow DeepMLF (arXiv 2504.11082).
 """
 # ruff: noqa: RUF009  (`_help` is `dataclasses.field` with its help text first)
 
@@ -145,6 +145,7 @@ class DeepMLFConfig(LoraConfig):
     schema_version: int = _help("version of the adapter format", SCHEMA_VERSION)
     base_fingerprint: dict[str, Any] | None = _help("what identifies the base model", None)
     package_versions: dict[str, str] | None = _help("versions that saved the adapter", None)
+    weights_sha256: str | None = _help("of the adapter's weights, in the file beside them", None)
 
     def __post_init__(self) -> None:
         problems = Problems(ConfigError, "DeepMLFConfig")

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, PeftModelForCausalLM
+from peft import PeftModel, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from deepmlf_llm.adapters import files
+from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints, load_base_model
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config import DeepMLFConfig
-from deepmlf_llm.errors import ConfigError, InjectionError
+from deepmlf_llm.errors import AdapterError, ConfigError, InjectionError
 from deepmlf_llm.fused_decoder import DeepMLFOutput
 from deepmlf_llm.paths import cache_dir
 from deepmlf_llm.tuner import DeepMLFTuner
@@ -132,6 +134,91 @@ class DeepMLFModel(PeftModelForCausalLM):
         """
         self.text_cache.add(texts, progress)
         return self.text_cache.nbytes
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Writes the active adapter: what was trained, its settings, a card. Written aside, read again, then renamed.
+
+        Args:
+            save_directory: gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
+            state_dict: whole weights, where the model's own are shards (ZeRO-3).
+            kwargs: as in PEFT.
+
+        Raises:
+            AdapterError: what was written is not whole (empty, missing or misshapen tensors).
+        """
+        name = self.base_model.active_stack_name
+        kwargs |= {"selected_adapters": [name], "save_embedding_layers": False, "safe_serialization": True}
+        with files.written_aside(Path(save_directory)) as aside:
+            super().save_pretrained(str(aside), state_dict=state_dict, **kwargs)
+            if name != "default":  # PEFT puts adapters of another name into a folder of theirs
+                for path in list((aside / name).iterdir()):
+                    path.rename(aside / path.name)
+                (aside / name).rmdir()
+            files.seal(aside, files.package_versions())
+            written = files.read_weights(aside, files.read_config(aside))
+            files.check_tensors(written, self._adapter_tensors(name), save_directory)
+            parameters = sum(p.numel() for group in self.parameter_groups().values() for _, p in group)
+            (aside / files.CARD).write_text(files.model_card(self.deepmlf_config, parameters))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        directory: str | Path,
+        base: nn.Module | None = None,
+        is_trainable: bool = False,
+        quantization: str = "none",
+        dtype: str = "auto",
+        attn_implementation: str = "auto",
+    ) -> DeepMLFModel:
+        """Loads an adapter, on its own base or on the one given. Everything is checked before anything is loaded.
+
+        Args:
+            directory: of the adapter.
+            base: the base model; default: found by the name and revision that the adapter gives.
+            is_trainable: go on training (else frozen, in eval mode).
+            quantization, dtype, attn_implementation: of a base that is loaded here.
+
+        Raises:
+            AdapterError: damaged files, another base, tensors that do not fit; a given base is left as it was.
+        """
+        config = files.read_config(directory)
+        tensors = files.read_weights(directory, config)
+        if base is None:
+            name = config.base_model_name_or_path
+            if not name:
+                raise AdapterError(f"{directory}: names no base model; give it with base=...")
+            base = load_base_model(name, quantization, dtype, attn_implementation, config.revision)
+        differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(base))
+        if differences:
+            raise AdapterError(f"{directory}: another base model; {'; '.join(differences)}")
+        config.inference_mode = not is_trainable
+        try:
+            model = cls(base, config)
+        except (ConfigError, InjectionError) as error:
+            raise AdapterError(f"{directory}: {error}") from error
+        try:
+            files.check_tensors(tensors, model._adapter_tensors("default"), directory)
+        except AdapterError:
+            model.eject()
+            raise
+        set_peft_model_state_dict(model, tensors)
+        return model.train(is_trainable)
+
+    def load_adapter(self, model_id: str | Path, adapter_name: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in PEFT, several adapters on one base; a local directory is checked first, see :meth:`from_pretrained`."""
+        if Path(model_id).is_dir():
+            config = files.read_config(model_id)
+            files.read_weights(model_id, config)
+            differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(self.get_base_model()))
+            if differences:
+                raise AdapterError(f"{model_id}: another base model; {'; '.join(differences)}")
+        return super().load_adapter(str(model_id), adapter_name, *args, **kwargs)
+
+    def _adapter_tensors(self, name: str) -> dict[str, Tensor]:
+        """What an adapter's file holds, by the file's keys."""
+        return get_peft_model_state_dict(self, adapter_name=name, save_embedding_layers=False)
 
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model."""

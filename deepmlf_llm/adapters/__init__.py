@@ -1,0 +1,1 @@
+"""Adapter files: what is written is read again and checked; what is damaged is refused before anything is loaded."""

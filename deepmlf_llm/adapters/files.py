@@ -1,0 +1,202 @@
+"""An adapter directory, format 1: ``adapter_model.safetensors``, ``adapter_config.json``, ``README.md``.
+
+Safetensors and JSON only; nothing that could run is ever read. See docs/adapter-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepmlf_llm.config import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig
+from deepmlf_llm.errors import AdapterError, ConfigError
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
+SHOWN = 4  # names an error message lists
+
+
+def read_config(directory: str | Path) -> DeepMLFConfig:
+    """The adapter's settings, strict.
+
+    Raises:
+        AdapterError: no such directory, no JSON, another kind of adapter, a newer format, unknown or bad settings.
+    """
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{directory}: no {CONFIG}: expected the directory of a saved adapter")
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("peft_type") != PEFT_TYPE:
+        kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
+        raise AdapterError(f"{path}: an adapter of type {kind!r}, expected {PEFT_TYPE!r}")
+    version = values.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+        raise AdapterError(f"{path}: schema_version={version!r}; this package reads 1 to {SCHEMA_VERSION}")
+    try:
+        return DeepMLFConfig.from_dict(values)
+    except (ConfigError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def read_weights(directory: str | Path, config: DeepMLFConfig) -> dict[str, Tensor]:
+    """The adapter's tensors, by the keys of the file; checked as far as the file itself allows.
+
+    Raises:
+        AdapterError: missing, truncated, changed (sha256), a header out of bounds, values that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = Path(directory) / WEIGHTS
+    if not path.is_file():
+        raise AdapterError(f"{directory}: no {WEIGHTS}: expected the directory of a saved adapter")
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1
+    if not 2 <= length <= min(HEADER_LIMIT, len(raw) - 8):
+        raise AdapterError(f"{path}: damaged: a header of {length} bytes in a file of {len(raw)}")
+    found = hashlib.sha256(raw).hexdigest()
+    if config.weights_sha256 is not None and found != config.weights_sha256:
+        raise AdapterError(f"{path}: damaged or exchanged: its sha256 is not the one in {CONFIG}")
+    try:
+        tensors = load(raw)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise AdapterError(f"{path}: damaged: {error}") from error
+    broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if broken:
+        raise AdapterError(f"{path}: values that are not finite in {_some(broken)}")
+    return tensors
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
+    """The file's tensors are exactly the model's, by name and shape.
+
+    Raises:
+        AdapterError: missing, extra, empty or misshapen ones, by name.
+    """
+    problems = []
+    if missing := sorted(expected.keys() - found.keys()):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(found.keys() - expected.keys()):
+        problems.append(f"unknown {_some(extra)}")
+    wrong = [
+        f"{name} {list(found[name].shape)} (expected {list(shape)})"
+        for name in sorted(expected.keys() & found.keys())
+        for shape in [getattr(expected[name], "ds_shape", expected[name].shape)]
+        if found[name].shape != shape or found[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    if wrong:
+        problems.append(f"misshapen {_some(wrong)}")
+    if problems:
+        raise AdapterError(f"{source}: {'; '.join(problems)}; nothing has been loaded")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def seal(directory: Path, versions: Mapping[str, str]) -> None:
+    """Writes the weights' sha256, the format's version and those of the packages into the config beside them."""
+    path = directory / CONFIG
+    values = json.loads(path.read_text())
+    values["weights_sha256"] = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+    values["schema_version"] = SCHEMA_VERSION
+    values["package_versions"] = dict(versions)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def written_aside(directory: Path) -> Iterator[Path]:
+    """A directory to write into; its files go to ``directory``, each in one rename, only if all went well.
+
+    The config goes last, and names the weights by their hash: an adapter is either whole or refused.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield aside
+        directory.mkdir(exist_ok=True)
+        for path in sorted(aside.rglob("*"), key=lambda p: p.name == CONFIG):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                target = directory / path.relative_to(aside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what computes an adapter."""
+    import importlib.metadata
+
+    names = ("deepmlf_llm", "torch", "transformers", "peft", "bitsandbytes")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout, or an optional package
+            continue
+    return found
+
+
+def model_card(config: DeepMLFConfig, parameters: int) -> str:
+    """The adapter's README: what it is, what it expects, how to use it."""
+    rows = []
+    for name, facts in config.modalities.items():
+        made = facts.features.get("source") or facts.features.get("kind") or ""
+        rows.append(f"| {name} | {facts.dim} | {facts.frame_rate or 'unknown'} | {made} |")
+    return _CARD.format(
+        base=config.base_model_name_or_path,
+        tokens=config.num_fusion_tokens,
+        layers=config.fusion_layers,
+        scope=config.ffw_scope,
+        weights=config.ffw_weights,
+        parameters=f"{parameters:,}",
+        lora=f" LoRA of rank {config.r} on the language model." if config.has_lm_lora else "",
+        dataset=config.dataset,
+        case=config.text.case,
+        max_tokens=config.text.max_tokens,
+        template=repr(config.text.template),
+        rows="\n".join(rows),
+        arguments=", ".join(f"{name}=[...]" for name in config.modalities),
+    )
+
+
+_CARD = """---
+library_name: deepmlf_llm
+base_model: {base}
+tags: [deepmlf, multimodal, sentiment]
+---
+
+# DeepMLF adapter for {base}
+
+{tokens} fusion tokens, MM Blocks after layers {layers}, FFW scope {scope}, {weights} FFW weights, {parameters} trained
+parameters.{lora} Labels of `{dataset}`; transcripts: case {case}, at most {max_tokens} tokens in `{template}`.
+
+| modality | dimensions | frames per second | features |
+|---|---|---|---|
+{rows}
+
+```python
+from deepmlf_llm import SentimentPredictor
+
+predictor = SentimentPredictor.from_pretrained("PATH OF THIS DIRECTORY")
+predictor.predict(text=["..."], {arguments})  # raw features [frames x dimensions]
+```
+
+The base model is not included: it is found by its name and checked by its fingerprint.
+"""
