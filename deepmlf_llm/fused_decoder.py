@@ -124,6 +124,8 @@ class FusedDecoder:
                 raise ConfigError(f"{name}: got shape {list(frames.shape)}, expected [{batch}, frames, {modality.dim}]")
             if mask is None:
                 mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
+            elif mask.shape != frames.shape[:2]:
+                raise ConfigError(f"{name}_mask: got shape {list(mask.shape)}, expected {list(frames.shape[:2])}")
             mask = mask.bool()
             if stack.training:
                 frames = seqaug(frames, mask, config.seqaug.av_p_apply, config.seqaug.av_p_feat)

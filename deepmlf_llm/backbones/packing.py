@@ -1,8 +1,8 @@
 """Padding-free rows: a batch as one long sequence without padding, for FlashAttention's variable-length kernels.
 
 With a padding mask PyTorch and transformers leave the flash kernels. Packed, rows follow one another: no mask is
-needed, and no layer computes a padded position. ``attn_implementation="varlen"`` runs PyTorch's own flash kernel on CUDA
-(``torch.nn.attention.varlen``), so flash-attn need not be installed; elsewhere a plain reference, row by row.
+needed, and no layer computes a padded position. ``attn_implementation="varlen"`` runs PyTorch's own flash kernel on
+CUDA (``torch.nn.attention.varlen``), so flash-attn need not be installed; elsewhere a plain reference, row by row.
 """
 
 from __future__ import annotations

@@ -61,9 +61,10 @@ def pool_time(x: Tensor, mask: Tensor, lengths_out: Tensor, frames_out: int) -> 
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """[sines | cosines] of ``position * 10000^(-i / (width / 2 - 1))``: [..] -> [.. x width]. Positions start at 1."""
+    """[sines | cosines] of ``position * 10000^(-i / (width / 2 - 1))``: floating [..] -> [.. x width], from 1."""
     half = width // 2
-    rate = torch.exp(-math.log(10000.0) / max(half - 1, 1) * torch.arange(half, device=positions.device))
+    index = torch.arange(half, device=positions.device, dtype=positions.dtype)
+    rate = torch.exp(-math.log(10000.0) / max(half - 1, 1) * index)
     angle = positions[..., None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
@@ -118,7 +119,9 @@ class ModalityEncoder(nn.Module):
         # Padding may hold anything, NaN included; it must not reach a sum, not even times zero.
         x = x.masked_fill(~mask[..., None], 0.0)
         x = self.projection(self.input_dropout(x)) * math.sqrt(self.width)
-        x = self.dropout(x + sinusoids(mask.cumsum(dim=1).to(x.dtype), self.width))
+        # At least fp32: bf16, as autocast has it here, cannot count beyond 256.
+        positions = mask.cumsum(dim=1).to(torch.promote_types(x.dtype, torch.float32))
+        x = self.dropout(x + sinusoids(positions, self.width).to(x.dtype))
         attend = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing is NaN
         for layer in self.layers:
             x = layer(x, attend)
