@@ -1,7 +1,7 @@
 """One family of errors: what was given, what was expected, where it came from, what to do.
 
-A :class:`DeepMLFError` means that the input is at fault, not the program: recipes print its message as one line and exit
-with code 2. Anything else that escapes is a defect of ours and keeps its traceback.
+A :class:`DeepMLFError` means that the input is at fault, not the program: recipes print its message as one line and
+exit with code 2. Anything else that escapes is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepmlf_llm.backbones import load_tokenizer
 from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, token_ids
 from deepmlf_llm.data.text import normalise_text
 from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.merged import tokenizer_beside
 from deepmlf_llm.metrics import polarity_label
 from deepmlf_llm.model import DeepMLFModel
 
@@ -89,9 +89,7 @@ class SentimentPredictor:
         model: Any = DeepMLFModel.from_pretrained(directory, base=base, dtype=dtype, quantization=quantization)
         if quantization == "none":
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        own = (Path(directory) / "tokenizer_config.json").is_file()
-        config = model.deepmlf_config
-        tokenizer = load_tokenizer(str(directory) if own else config.base_model_name_or_path, config.revision)
+        tokenizer = tokenizer_beside(directory, model.deepmlf_config)
         if compile:
             model.get_base_model().get_decoder().compile(dynamic=True)
         return cls(model, tokenizer, batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,17 @@ from peft import PeftModel, PeftModelForCausalLM, get_peft_model_state_dict, set
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files
-from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints, load_base_model
-from deepmlf_llm.backbones.text_cache import TextCache
+from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints, is_quantised, load_base_model
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, InjectionError
-from deepmlf_llm.fused_decoder import DeepMLFOutput
-from deepmlf_llm.paths import cache_dir
+from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
+from deepmlf_llm.fused_model import FusedModel
+from deepmlf_llm.merged import MergedDeepMLF
+from deepmlf_llm.modules import FusionStack
 from deepmlf_llm.tuner import DeepMLFTuner
 
 
-class DeepMLFModel(PeftModelForCausalLM):
+class DeepMLFModel(FusedModel, PeftModelForCausalLM):
     """A frozen decoder that reads text, and fusion tokens that read the text, hear and see (arXiv 2504.11082).
 
     Args:
@@ -72,9 +73,13 @@ class DeepMLFModel(PeftModelForCausalLM):
     def deepmlf_config(self) -> DeepMLFConfig:
         return self.peft_config[self.base_model.active_stack_name]
 
-    def gate_values(self) -> dict[str, dict[str, float]]:
-        """Gate factors by LM layer: ``{"layer 11": {"gca": 0.5, "ffw": 0.5}}``."""
-        return {f"layer {i}": gates for i, gates in self.base_model.active_stack.gate_values().items()}
+    @property
+    def active_stack(self) -> FusionStack:
+        return self.base_model.active_stack
+
+    @property
+    def fused_decoder(self) -> FusedDecoder:
+        return self.base_model.fused
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainable parameters by role: ``av_encoder``, ``fusion`` (the rest of DeepMLF), ``lm_lora``."""
@@ -85,57 +90,7 @@ class DeepMLFModel(PeftModelForCausalLM):
                 groups[role].append((name, parameter))
         return groups
 
-    def enable_text_cache(
-        self, kind: str = "memory", directory: str | Path | None = None, storage: str | None = None
-    ) -> None:
-        """Keeps what the frozen LM makes of each text, so that it is computed once and not once an epoch.
-
-        Args:
-            kind: ``"none"``, ``"memory"`` or ``"disk"`` (memory-mapped, found again by the next run).
-            directory: of the disk cache; default: in the user's cache.
-            storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the
-                LM's own.
-
-        Raises:
-            ConfigError: an unknown kind, LoRA on the LM (its text changes at every step), or a model in training mode
-                whose text is augmented (every batch has its own; in eval mode nothing is).
-        """
-        fused, config = self.base_model.fused, self.deepmlf_config
-        if kind not in ("none", "memory", "disk"):
-            raise ConfigError(f"text_cache={kind!r}: expected 'none', 'memory' or 'disk'")
-        fused.cache = None
-        if kind == "none":
-            return
-        if config.has_lm_lora:
-            raise ConfigError(f"text_cache={kind!r} with LoRA on the LM (r={config.r}): its text changes at every step")
-        if config.seqaug.changes_text and self.training:
-            raise ConfigError(f"text_cache={kind!r} with SeqAug or noise on the text: every batch has its own text")
-        depth = fused.text_depth(config, self.base_model.active_stack)
-        where = (directory or cache_dir() / "text") if kind == "disk" else None
-        fused.cache = TextCache(fused.decoder, depth, where, storage)
-
-    @property
-    def text_cache(self) -> TextCache:
-        """The cache in use.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        cache = self.base_model.fused.cache
-        if cache is None:
-            raise ConfigError("no text cache: call enable_text_cache('memory') or enable_text_cache('disk') first")
-        return cache
-
-    def build_text_cache(self, texts: Iterable[Sequence[int]], progress: Callable[[int], Any] | None = None) -> int:
-        """Reads these texts (lists of token ids) now; ``progress`` hears how many each batch held.
-
-        Returns:
-            Bytes held. :meth:`TextCache.predicted_bytes` says them beforehand.
-        """
-        self.text_cache.add(texts, progress)
-        return self.text_cache.nbytes
-
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
         """Writes the active adapter: what was trained, its settings, a card. Written aside, read again, then renamed.
@@ -163,7 +118,7 @@ class DeepMLFModel(PeftModelForCausalLM):
             (aside / files.CARD).write_text(files.model_card(self.deepmlf_config, parameters))
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         directory: str | Path,
         base: nn.Module | None = None,
@@ -171,11 +126,11 @@ class DeepMLFModel(PeftModelForCausalLM):
         quantization: str = "none",
         dtype: str = "auto",
         attn_implementation: str = "auto",
-    ) -> DeepMLFModel:
+    ) -> DeepMLFModel | MergedDeepMLF:
         """Loads an adapter, on its own base or on the one given. Everything is checked before anything is loaded.
 
         Args:
-            directory: of the adapter.
+            directory: of the adapter; or of a merged model, which is then what comes back.
             base: the base model; default: found by the name and revision that the adapter gives.
             is_trainable: go on training (else frozen, in eval mode).
             quantization, dtype, attn_implementation: of a base that is loaded here.
@@ -183,6 +138,8 @@ class DeepMLFModel(PeftModelForCausalLM):
         Raises:
             AdapterError: damaged files, another base, tensors that do not fit; a given base is left as it was.
         """
+        if MergedDeepMLF.is_saved_in(directory):
+            return MergedDeepMLF.from_pretrained(directory, quantization, dtype, attn_implementation)
         config = files.read_config(directory)
         tensors = files.read_weights(directory, config)
         if base is None:
@@ -206,7 +163,7 @@ class DeepMLFModel(PeftModelForCausalLM):
         set_peft_model_state_dict(model, tensors)
         return model.train(is_trainable)
 
-    def load_adapter(self, model_id: str | Path, adapter_name: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_adapter(self, model_id: str | Path, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         """As in PEFT, several adapters on one base; a local directory is checked first, see :meth:`from_pretrained`."""
         if Path(model_id).is_dir():
             config = files.read_config(model_id)
@@ -219,6 +176,23 @@ class DeepMLFModel(PeftModelForCausalLM):
     def _adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """What an adapter's file holds, by the file's keys."""
         return get_peft_model_state_dict(self, adapter_name=name, save_embedding_layers=False)
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> MergedDeepMLF:
+        """One model without PEFT: LoRA folded into the LM, each MM Block's LoRA into its own FFW weights.
+
+        Raises:
+            ConfigError: the base is quantised: weights that are sums of 4-bit ones do not fit 4 bits.
+        """
+        if is_quantised(self.get_base_model()):
+            raise ConfigError(
+                "a quantised base cannot be merged into: load the adapter on base.dequantize() (same outputs) or on "
+                "the 16-bit original, then merge (recipes/merge_adapter.py --base dequantized|16bit)"
+            )
+        stack, config = self.active_stack, copy.deepcopy(self.deepmlf_config)
+        for block in stack.blocks.values():  # before the LM changes: a block's FFW is that of the LM without its LoRA
+            block.ffw.take_ownership()
+        lm = self.base_model.merge_and_unload(*args, **kwargs)
+        return MergedDeepMLF(lm, stack, config)
 
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model."""

@@ -57,7 +57,7 @@ def predict_file(
 ) -> FileReport:
     """Predicts every row of ``source`` into ``output``, in order.
 
-    Lines go to ``<output>.partial``, flushed chunk by chunk, and the file is renamed when it is whole; another call goes
+    Lines go to ``<output>.partial``, flushed chunk by chunk; the file is renamed when it is whole. Another call goes
     on after the lines that are there.
 
     Args:

@@ -18,6 +18,7 @@ def evaluate_adapter(
     data: str | Path,
     split: str = "test",
     base: Any = None,
+    quantization: str = "none",
     batch_size: int = 64,
 ) -> dict[str, Any]:
     """Evaluates on one split.
@@ -27,6 +28,7 @@ def evaluate_adapter(
         data: directory of prepared data.
         split: of the data.
         base: the base model; default: the one the adapter names.
+        quantization: of a base that is loaded here.
         batch_size: utterances a batch.
 
     Returns:
@@ -36,18 +38,18 @@ def evaluate_adapter(
         AdapterError: no whole adapter, or one of another base model.
         DataError: no such data or split, or features that the adapter was not trained on.
     """
-    from deepmlf_llm.backbones import load_tokenizer
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.data.store import open_store
+    from deepmlf_llm.merged import tokenizer_beside
     from deepmlf_llm.model import DeepMLFModel
     from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for, split_metrics
 
     store = open_store(data)
     items = store.split(split)
-    model = DeepMLFModel.from_pretrained(adapter, base=base)
+    model = DeepMLFModel.from_pretrained(adapter, base=base, quantization=quantization)
     config = model.deepmlf_config
     notes = check_features(config, store.modalities, store.manifest.dataset)
-    tokenizer = load_tokenizer(model.base_model.model.name_or_path)
+    tokenizer = tokenizer_beside(adapter, config)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = DeepMLFTrainer(
             model=model,
