@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ class Case:
         self.geometry = geometry or Geometry()
         self.tokenizer = load_tokenizer(SMOLLM2 if smollm2_available() else "tiny-llama")
         drawn = with_token_ids(make_utterances(TRAINING_SPLIT, self.geometry), self.tokenizer, self.geometry.max_tokens)
-        self.batches = representative(grouped(drawn, self.batch), batches)
+        epoch = grouped(drawn, self.batch)
+        self.batches, self.longest = representative(epoch, batches), epoch[-1]
 
     def base(self) -> Any:
         if self.name == SMOLLM2 and self.kind != "nf4" and smollm2_available():
@@ -167,14 +169,18 @@ class Case:
         if variant == "yardstick":
             utterances = [utterance for batch in self.batches for utterance in batch]
             return PublishedLoop(self.base(), self.tokenizer, utterances, self.geometry, self.batch)
-        return OurLoop(self.base(), self.tokenizer, self.batches, self.geometry, *VARIANTS[variant])
+        batches = [*self.batches, self.longest]
+        return OurLoop(self.base(), self.tokenizer, batches, self.geometry, *VARIANTS[variant])
 
     def measure(self, variant: str, rounds: int, peak_flops: float) -> dict[str, Any]:
-        """One variant's figures: ``rounds`` passes over the batches after one that is not timed."""
+        """One variant's figures: ``rounds`` passes over the batches; the peak is of the epoch's longest batch too."""
         torch.cuda.reset_peak_memory_stats()
         loop = self.loop(variant)
-        once = loop.step if variant == "yardstick" else loop.epoch
-        per_pass = self.batch * (1 if variant == "yardstick" else len(self.batches))
+        if variant == "yardstick":
+            once, per_pass = loop.step, self.batch
+        else:
+            once, per_pass = partial(loop.epoch, len(self.batches)), self.batch * len(self.batches)
+            loop.step(-1)
         clock = Clock()
         for timed in (False, *[True] * rounds):
             with clock if timed else Clock():

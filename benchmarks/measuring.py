@@ -38,13 +38,20 @@ class Clock:
         self.kernel_seconds: list[float] = []
 
     def __enter__(self) -> Clock:
+        _wait_for_device()
         self._start = time.perf_counter(), _kernel_seconds()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        _wait_for_device()
         wall, kernel = self._start
         self.seconds.append(time.perf_counter() - wall)
         self.kernel_seconds.append(_kernel_seconds() - kernel)
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _kernel_seconds() -> float:
@@ -100,8 +107,9 @@ def write_json(path: Path, result: Any) -> None:
 
 
 def operations(run: Callable[[], Any], most: int = 12) -> dict[str, float]:
-    """Seconds spent in each operator itself, the dearest first, by PyTorch's profiler."""
+    """Seconds spent in each operator itself, the dearest first, by PyTorch's profiler; on a GPU its own seconds."""
     with torch.profiler.profile() as profiler:
         run()
-    totals = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+    clock = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    totals = {event.key: getattr(event, clock) / 1e6 for event in profiler.key_averages()}
     return dict(sorted(totals.items(), key=lambda item: -item[1])[:most])

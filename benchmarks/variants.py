@@ -94,9 +94,9 @@ class OurLoop:
         self.model.train()
         return len(batch["labels"])
 
-    def epoch(self) -> int:
-        """A training step on every batch; returns the samples seen."""
-        return sum(self.step(index) for index in range(len(self.batches)))
+    def epoch(self, batches: int | None = None) -> int:
+        """A training step on each of the first ``batches`` (default: all); returns the samples seen."""
+        return sum(self.step(index) for index in range(len(self.batches) if batches is None else batches))
 
     def _batch(self, index: int) -> dict[str, Tensor]:
         return {name: x.to(self.device) for name, x in self.collate(self.batches[index]).items()}
