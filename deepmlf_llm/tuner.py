@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from deepmlf_llm.backbones import Decoder, base_fingerprint, compare_fingerprints, keep_weights_in_place
+from deepmlf_llm.backbones import Decoder, base_fingerprint, compare_fingerprints, keep_weights_in_place, quantisation_of
 from deepmlf_llm.config import PEFT_TYPE, DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, DeepMLFError, InjectionError
 from deepmlf_llm.fused_decoder import FusedDecoder
@@ -27,12 +27,27 @@ from deepmlf_llm.modules import FusionStack
 CONTAINER = "deepmlf"  # base_model.deepmlf.<adapter>.<module>
 
 
+class FusionStacks(nn.ModuleDict, BaseTunerLayer):
+    """Adapter name -> its :class:`FusionStack`.
+
+    An adapter layer in PEFT's eyes: without one it refuses ``disable_adapter`` and its status reports, and there is no
+    other where the LM has no LoRA.
+    """
+
+    adapter_layer_names = ("stacks",)
+    _active_adapter: list[str]
+    _disable_adapters: bool
+
+    @property
+    def stacks(self) -> FusionStacks:
+        return self
+
+
 class DeepMLFTuner(LoraModel):
     """LoRA on the decoder, plus a :class:`FusionStack` per adapter in ``self.deepmlf``."""
 
     uses_shared_state = True  # state lives on the tuner: PEFT then refuses inject_adapter_in_model by itself
-    fusion_disabled = False
-    deepmlf: nn.ModuleDict
+    deepmlf: FusionStacks
     fused: FusedDecoder
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +60,7 @@ class DeepMLFTuner(LoraModel):
         config = self._own_config(model, adapter_name)
         if CONTAINER not in self._modules:
             self.fused = FusedDecoder(Decoder(model))
-            self.deepmlf = nn.ModuleDict()
+            self.deepmlf = FusionStacks()
             keep_weights_in_place(model)
         stack = build_stack(self.fused.decoder, config)
         before = [(p, p.requires_grad) for p in (*model.parameters(), *self.deepmlf.parameters())]
@@ -55,6 +70,7 @@ class DeepMLFTuner(LoraModel):
             for parameter, trainable in stacks_before:
                 parameter.requires_grad_(trainable)
             self.deepmlf[adapter_name] = stack
+            self.deepmlf._active_adapter = self.active_adapters
             stack.set_trainable(adapter_name in self.active_adapters and not config.inference_mode)
             self.fused.injection.attach()
             self._probe(stack)
@@ -77,6 +93,8 @@ class DeepMLFTuner(LoraModel):
         if differences:
             raise InjectionError(f"adapter {adapter_name!r} belongs to another base model: {'; '.join(differences)}")
         config.base_fingerprint = config.base_fingerprint or found
+        if config.base_quantization is None or not config.inference_mode:  # what it is (or will be) trained on
+            config.base_quantization = quantisation_of(model)
         return config
 
     def _probe(self, stack: FusionStack) -> None:
@@ -97,7 +115,7 @@ class DeepMLFTuner(LoraModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Fuses with the active adapter; with adapters disabled the bare decoder."""
-        if self.fusion_disabled or not self.deepmlf:
+        if self.deepmlf.disable_adapters or not self.deepmlf:
             return self.model(*args, **kwargs)
         # PEFT hands on every argument that a causal LM might have, None where it was not given.
         given = {key: value for key, value in kwargs.items() if value is not None}
@@ -148,6 +166,7 @@ class DeepMLFTuner(LoraModel):
         if len(names) > 1:
             raise InjectionError(f"set_adapter({names}): one DeepMLF adapter can be active at a time")
         super().set_adapter(names[0] if names else [], inference_mode=inference_mode)
+        self.deepmlf._active_adapter = names
         for name, stack in self.deepmlf.items():
             cast(FusionStack, stack).set_trainable(name in names and not inference_mode)
 
@@ -158,11 +177,11 @@ class DeepMLFTuner(LoraModel):
 
     def enable_adapter_layers(self) -> None:
         super().enable_adapter_layers()
-        self.fusion_disabled = False
+        self.deepmlf._disable_adapters = False
 
     def disable_adapter_layers(self) -> None:
         super().disable_adapter_layers()
-        self.fusion_disabled = True
+        self.deepmlf._disable_adapters = True
 
     def delete_adapter(self, adapter_name: str) -> None:
         active = self.active_adapters
