@@ -9,6 +9,7 @@ on the language model itself, off (``r=0``) by default. Names and defaults follo
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from deepmlf_llm.errors import ConfigError, Problems, suggest
 
@@ -144,6 +146,7 @@ class DeepMLFConfig(LoraConfig):
     dataset: str = _help("label rule: mosi, mosei or sims", "mosi")
     schema_version: int = _help("version of the adapter format", SCHEMA_VERSION)
     base_fingerprint: dict[str, Any] | None = _help("what identifies the base model", None)
+    base_quantization: str | None = _help("what the base was loaded in while training: none, nf4, fp4, int8", None)
     package_versions: dict[str, str] | None = _help("versions that saved the adapter", None)
     weights_sha256: str | None = _help("of the adapter's weights, in the file beside them", None)
 
@@ -211,6 +214,10 @@ class DeepMLFConfig(LoraConfig):
             "objective.gamma > 0 trains nothing with ffw_scope='fusion' and no LM LoRA: the text never leaves the "
             "frozen LM; set gamma to 0, ffw_scope to 'joint' or r above 0",
         )
+        problems.check(
+            self.base_quantization in (None, "none", "nf4", "fp4", "int8"),
+            f"base_quantization={self.base_quantization!r}: expected 'none', 'nf4', 'fp4' or 'int8'",
+        )
         version = self.schema_version
         problems.check(
             isinstance(version, int) and version <= SCHEMA_VERSION,
@@ -247,6 +254,12 @@ class DeepMLFConfig(LoraConfig):
             problems.check(not value, f"unknown key {key!r}{suggest(key, known)}")
         problems.raise_if_any()
         return super().check_kwargs(**{key: value for key, value in kwargs.items() if key in known})
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As in PEFT, which has written the weights just before: their hash is noted, so that damage is found."""
+        weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
+        self.weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeepMLFConfig:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from deepmlf_llm.adapters.hub import local_directory
+from deepmlf_llm.backbones import is_quantised
 from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, token_ids
+from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.data.text import normalise_text
 from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.merged import tokenizer_beside
@@ -68,7 +71,7 @@ class SentimentPredictor:
         directory: str | Path,
         base: Any = None,
         dtype: str = "auto",
-        quantization: str = "none",
+        quantization: str = "trained",
         device: str | None = None,
         batch_size: int = 32,
         compile: bool = False,
@@ -76,9 +79,9 @@ class SentimentPredictor:
         """Loads an adapter (and its base) or a merged model.
 
         Args:
-            directory: of the adapter or the merged model.
+            directory: of the adapter or the merged model, or its hub id.
             base: the base model; default: the one the adapter names.
-            dtype, quantization: of a base that is loaded here.
+            dtype, quantization: of a base that is loaded here; ``"trained"``: what the adapter was trained on.
             device: default: CUDA where there is one.
             batch_size: utterances a batch.
             compile: run the language model through ``torch.compile`` (slow first batches, then faster).
@@ -86,8 +89,9 @@ class SentimentPredictor:
         Raises:
             AdapterError: damaged files, or files that do not fit the base.
         """
+        directory = local_directory(directory)
         model: Any = DeepMLFModel.from_pretrained(directory, base=base, dtype=dtype, quantization=quantization)
-        if quantization == "none":
+        if not is_quantised(model.get_base_model()):  # those are where they were loaded
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer = tokenizer_beside(directory, model.deepmlf_config)
         if compile:
@@ -95,21 +99,30 @@ class SentimentPredictor:
         return cls(model, tokenizer, batch_size)
 
     def predict(
-        self, text: Sequence[str], standardised: bool = False, **features: Sequence[Any] | None
+        self,
+        text: Sequence[str],
+        standardised: bool = False,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+        **features: Sequence[Any] | None,
     ) -> list[Prediction]:
         """One prediction per utterance, in order.
 
         Args:
             text: transcripts, as they come: case and template of the training data are applied here.
             standardised: the features have the training data's standardisation already (else it is applied here).
+            facts: how these features were made, modality -> ``{"dim": ..., "features": {...}}`` as a manifest has it
+                (``store.modalities``): compared with what the model was trained on.
             features: for each modality a list with one sequence [t x d] per utterance, None or empty where it is
                 absent; a modality that is not given is absent everywhere.
 
         Raises:
-            DataError: an unknown modality, lists of different length, or features of another dimension; the message
-                names the utterance.
+            DataError: an unknown modality, lists of different length, facts that differ, or features of another
+                dimension; the message names the utterance.
         """
         known = self.config.modalities
+        problems = feature_problems({name: known[name] for name in facts if name in known}, facts) if facts else []
+        if problems:
+            raise DataError(f"these features do not fit the model: {'; '.join(problems)}")
         for name, rows in features.items():
             if name not in known:
                 raise DataError(f"{name!r}{suggest(name, known)}: this model knows {', '.join(known)}")
@@ -132,15 +145,19 @@ class SentimentPredictor:
         """
         if not isinstance(text, str):
             raise DataError(f"text is {type(text).__name__}, expected a string")
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError("text holds half a surrogate pair: no Unicode that a tokenizer reads")
         settings = self.config.text
         ids, _ = token_ids(
             [normalise_text(text, settings.case)], self.tokenizer, settings.max_tokens, settings.template
         )
         item: dict[str, Any] = {"input_ids": ids[0]}
         for name, frames in features.items():
-            if frames is None or len(frames) == 0 or name not in self.config.modalities:
+            if frames is None or name not in self.config.modalities:
                 continue
-            item[name] = self._frames(name, frames, standardised)
+            array = self._frames(name, frames, standardised)
+            if len(array):
+                item[name] = array
         return item
 
     def _frames(self, name: str, frames: Any, standardised: bool) -> np.ndarray:
@@ -149,6 +166,8 @@ class SentimentPredictor:
             array = np.asarray(frames, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise DataError(f"{name}: frames are no table of numbers ({error})") from error
+        if array.ndim and len(array) == 0:
+            return np.empty((0, facts.dim), dtype=np.float32)
         if array.ndim != 2 or array.shape[1] != facts.dim:
             raise DataError(
                 f"{name}: features of shape {list(array.shape)}, but this model was trained on [frames, {facts.dim}]"
@@ -156,6 +175,8 @@ class SentimentPredictor:
             )
         if facts.standardisation is not None and not standardised:
             array, _ = standardise(array, facts.standardisation)
+        elif not np.isfinite(array).all():
+            raise DataError(f"{name}: NaN or infinity, and the model has no standardisation that says what they mean")
         return array
 
     @torch.inference_mode()
@@ -172,7 +193,7 @@ class SentimentPredictor:
                 heard = any(len(items[i].get(name, ())) for name in self.config.modalities)
                 label = polarity_label(np.float32(polarity), self.config.dataset)
                 results[i] = Prediction(polarity, label, text, av if heard else None, fusion)
-        self._bound_text_cache()
+            self._bound_text_cache()
         return [result for result in results if result is not None]
 
     def _batches(self, order: np.ndarray) -> Iterator[list[int]]:

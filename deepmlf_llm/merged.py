@@ -7,21 +7,23 @@ Block's into FFW weights of its own. The fusion modules stay beside the LM.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from deepmlf_llm.adapters import files
-from deepmlf_llm.backbones import Decoder, load_base_model, load_tokenizer
+from deepmlf_llm.adapters import files, hub
+from deepmlf_llm.adapters.card import merged_card
+from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantisation_of
 from deepmlf_llm.config import NO_LM_LORA, DeepMLFConfig
-from deepmlf_llm.errors import AdapterError, ConfigError
+from deepmlf_llm.errors import AdapterError, BaseModelError, ConfigError
 from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.fused_model import FusedModel
 from deepmlf_llm.injection import build_stack
 from deepmlf_llm.modules import FusionStack
 
+REPORT, LISTED = "merge.json", "files.json"
 FUSION = "fusion"  # folder of a merged directory that holds all but the LM, in the adapter's own file format
 
 
@@ -40,10 +42,19 @@ class MergedDeepMLF(FusedModel, nn.Module):
         self.stack = stack
         self.config = config
         config.r, config.target_modules, config.ffw_weights = 0, NO_LM_LORA, "copy"
+        config.dequantize_copy = True  # own FFW weights are in the files, whatever the LM's are stored in
+        config.base_fingerprint, config.base_quantization = base_fingerprint(lm), quantisation_of(lm)
+        dtype = lm.get_input_embeddings().weight.dtype  # type: ignore[operator]
+        for block in stack.blocks.values():
+            block.ffw.own.to(dtype)  # as exact as the LM's own, not twice as large
         self._fused = FusedDecoder(Decoder(lm))
         self._fused.injection.attach()
         self.requires_grad_(False)
         self.eval()
+
+    def train(self, mode: bool = True) -> MergedDeepMLF:
+        """Nothing drops out here: the LM is frozen, and so is the rest."""
+        return super().train(False)
 
     @property
     def deepmlf_config(self) -> DeepMLFConfig:
@@ -71,14 +82,18 @@ class MergedDeepMLF(FusedModel, nn.Module):
         return self._fused.forward(self.stack, self.config, input_ids, attention_mask, labels, **features)
 
     def save_pretrained(
-        self, directory: str | Path, tokenizer: Any = None, report: dict[str, float] | None = None
+        self, directory: str | Path, tokenizer: Any = None, report: Mapping[str, Mapping[str, float]] | None = None
     ) -> None:
-        """Writes one directory that loads without PEFT and without the adapter.
+        """Writes one directory that loads without the adapter, and into no PEFT model.
 
         Args:
             directory: gets the LM as transformers saves it, and ``fusion/``.
             tokenizer: saved with it.
-            report: what merging changed, for the card: ``largest`` and ``mean`` difference of predictions.
+            report: what merging changed, for the card and ``fusion/merge.json``: what was compared -> ``largest`` and
+                ``mean`` difference of polarities.
+
+        Raises:
+            AdapterError: what was written is not whole.
         """
         from safetensors.torch import save_file
 
@@ -88,12 +103,19 @@ class MergedDeepMLF(FusedModel, nn.Module):
                 tokenizer.save_pretrained(aside)
             fusion = aside / FUSION
             fusion.mkdir()
-            save_file({k: v.contiguous() for k, v in self.stack.state_dict().items()}, fusion / files.WEIGHTS)
-            (fusion / files.CONFIG).write_text(self.config.to_json())
+            tensors = {name: tensor.contiguous() for name, tensor in self.stack.state_dict().items()}
+            save_file(tensors, fusion / files.WEIGHTS, {"format": "pt"})
+            (fusion / files.CONFIG).write_text(self.config.to_json(), encoding="utf-8")
             files.seal(fusion, files.package_versions())
+            files.check_tensors(files.read_adapter(fusion)[1], tensors, directory)
             if report is not None:
-                (fusion / "merge.json").write_text(json.dumps(report, indent=2) + "\n")
-            (aside / files.CARD).write_text(_card(self.config, report))
+                (fusion / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            (aside / files.CARD).write_text(merged_card(self.config, FUSION, report), encoding="utf-8")
+            _list_files(aside, [path for path in aside.iterdir() if path.suffix == ".safetensors"])
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, commit_message: str | None = None) -> str:
+        """As :meth:`deepmlf_llm.model.DeepMLFModel.push_to_hub`."""
+        return hub.push(self.save_pretrained, repo_id, private, commit_message)
 
     @staticmethod
     def is_saved_in(directory: str | Path) -> bool:
@@ -103,16 +125,24 @@ class MergedDeepMLF(FusedModel, nn.Module):
     def from_pretrained(
         cls, directory: str | Path, quantization: str = "none", dtype: str = "auto", attn_implementation: str = "auto"
     ) -> MergedDeepMLF:
-        """Loads a merged directory.
+        """Loads a merged directory; its files are checked first.
+
+        Args:
+            directory: as :meth:`save_pretrained` wrote it.
+            quantization, dtype, attn_implementation: of the LM; ``"none"`` (or ``"trained"``): as it was saved.
 
         Raises:
-            AdapterError: fusion files that are damaged or do not fit the LM beside them.
+            AdapterError: damaged files, or fusion modules that do not fit the LM beside them.
         """
         fusion = Path(directory) / FUSION
-        config = files.read_config(fusion)
-        tensors = files.read_weights(fusion, config)
-        lm = load_base_model(str(directory), quantization, dtype, attn_implementation)
-        config.dequantize_copy = True  # own FFW weights come from the file, whatever the LM's are stored in
+        config, tensors = files.read_adapter(fusion)
+        _check_files(Path(directory))
+        kind = "none" if quantization == "trained" else quantization
+        try:
+            lm = load_base_model(str(directory), kind, dtype, attn_implementation)
+        except BaseModelError as error:
+            raise AdapterError(f"{directory}: damaged: {error}") from error
+        files.check_base(config, lm, directory)
         try:
             stack = build_stack(Decoder(lm), config)
         except ConfigError as error:
@@ -122,40 +152,33 @@ class MergedDeepMLF(FusedModel, nn.Module):
         return cls(lm, stack, config)
 
 
+def _list_files(directory: Path, paths: list[Path]) -> None:
+    """Notes size and hash of these files, in ``fusion/files.json``."""
+    facts = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in sorted(paths)}
+    (directory / FUSION / LISTED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_files(directory: Path) -> None:
+    """The LM's weights are the ones that were saved.
+
+    Raises:
+        AdapterError: one is missing, truncated or changed.
+    """
+    listed = directory / FUSION / LISTED
+    try:
+        facts = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in json.loads(listed.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise AdapterError(f"{listed}: damaged or missing: {error}") from error
+    for name, (size, digest) in facts.items():
+        path = directory / name
+        if not path.is_file():
+            raise AdapterError(f"{path}: missing")
+        if path.stat().st_size != size or files.sha256(path) != digest:
+            raise AdapterError(f"{path}: damaged or exchanged: its size or sha256 is not the one in {LISTED}")
+
+
 def tokenizer_beside(directory: str | Path, config: DeepMLFConfig) -> Any:
     """The tokenizer of an adapter (its base's) or of a merged directory (its own, where it was saved with one)."""
     if (Path(directory) / "tokenizer_config.json").is_file():
         return load_tokenizer(str(directory))
     return load_tokenizer(config.base_model_name_or_path, config.revision)
-
-
-@torch.inference_mode()
-def prediction_difference(one: nn.Module, other: nn.Module, batch: dict[str, Tensor]) -> dict[str, float]:
-    """Largest and mean absolute difference of two models' polarities on one batch."""
-    difference = (one(**batch).polarity.float() - other(**batch).polarity.float()).abs()
-    return {"largest": difference.max().item(), "mean": difference.mean().item()}
-
-
-def _card(config: DeepMLFConfig, report: dict[str, float] | None) -> str:
-    measured = (
-        f"Predictions on a probe batch, adapter against merged: they differ by {report['largest']:.2e} at most, "
-        f"{report['mean']:.2e} in the mean.\n"
-        if report
-        else ""
-    )
-    return f"""---
-library_name: deepmlf_llm
-base_model: {config.base_model_name_or_path}
-tags: [deepmlf, multimodal, sentiment]
----
-
-# Merged DeepMLF model on {config.base_model_name_or_path}
-
-The language model with its LoRA folded in, and the fusion modules in `{FUSION}/`; MM Blocks own their FFW weights.
-{measured}
-```python
-from deepmlf_llm import SentimentPredictor
-
-SentimentPredictor.from_pretrained("PATH OF THIS DIRECTORY").predict(text=["..."])
-```
-"""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deepmlf_llm.backbones import load_base_model, load_tokenizer
+from deepmlf_llm.adapters.hub import local_directory
+from deepmlf_llm.backbones import QUANTIZATIONS, cpu_or_cuda_dtype, is_quantised, load_base_model, load_tokenizer
 from deepmlf_llm.config import DeepMLFConfig
-from deepmlf_llm.errors import AdapterError
-from deepmlf_llm.merged import MergedDeepMLF, prediction_difference
+from deepmlf_llm.errors import AdapterError, ConfigError
+from deepmlf_llm.merged import MergedDeepMLF
 from deepmlf_llm.model import DeepMLFModel
 
+BASES = (None, "dequantized", "16bit")
 PROBE_ROWS, PROBE_FRAMES = 8, 12
 
 
@@ -37,52 +40,87 @@ def merge_adapter(
     adapter: str | Path,
     output: str | Path,
     dtype: str = "auto",
-    quantization: str = "none",
+    base: str | None = None,
     requantize: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Merges, saves, loads what was saved, and compares its predictions with the adapter's.
+    """Merges, saves, loads what was saved, and compares its predictions with the adapter's on the base of its training.
 
     Args:
         adapter: directory of a trained adapter.
         output: directory to write.
         dtype: of the merged LM.
-        quantization: merge into the dequantised weights of a base quantised so; ``"none"``: into the original.
-        requantize: also compare with the merged model loaded in this quantisation.
+        base: ``"dequantized"``: merge into what the training's quantisation makes of the weights, which keeps the
+            predictions; ``"16bit"``: into the original weights. Default: ``"dequantized"`` for an adapter that was
+            trained on a quantised base; the two are the same for any other.
+        requantize: quantise the merged LM again (``"nf4"``, ``"fp4"``, ``"int8"``), for what that costs in accuracy.
 
     Returns:
-        What was compared -> largest and mean absolute difference of polarities on a probe batch.
+        What was compared -> largest and mean absolute difference of polarities on a probe batch. The card says it too.
 
     Raises:
         AdapterError: no whole adapter, or a merged model already.
+        ConfigError: an unknown ``base`` or ``requantize``.
     """
-    before = _with_base(adapter, dtype, quantization, dequantised=False)
-    batch = probe_batch(before.deepmlf_config, before.get_base_model().config.get_text_config().vocab_size)
-    expected = before.eval()
-    merged = _with_base(adapter, dtype, quantization, dequantised=quantization != "none").merge_and_unload()
-    report = {"adapter against merged": prediction_difference(expected, merged, batch)}
+    if base not in BASES:
+        raise ConfigError(f"base={base!r}: expected 'dequantized' or '16bit'")
+    if requantize not in (None, *QUANTIZATIONS[1:]):
+        raise ConfigError(f"requantize={requantize!r}: expected one of {', '.join(map(repr, QUANTIZATIONS[1:]))}")
+    directory = local_directory(adapter)
+    if MergedDeepMLF.is_saved_in(directory):
+        raise AdapterError(f"{adapter}: a merged model already")
+    trained: Any = DeepMLFModel.from_pretrained(directory, dtype=dtype)
+    batch = probe_batch(trained.deepmlf_config, trained.get_base_model().config.get_text_config().vocab_size)
+    expected = polarities(trained, batch)
+    trained_on = trained.deepmlf_config.base_quantization
+    if is_quantised(trained.get_base_model()):
+        trained = _on_unquantised_base(trained, directory, dtype, base or "dequantized")
+    merged = trained.merge_and_unload()
+    before = "adapter" if trained_on in (None, "none") else f"adapter on {trained_on}"
+    report = {f"{before}, merged": difference(expected, polarities(merged, batch))}
+    if requantize is not None:
+        merged = _requantised(merged, requantize, dtype)
+        report[f"{before}, merged and in {requantize} again"] = difference(expected, polarities(merged, batch))
     config = merged.deepmlf_config
     tokenizer = load_tokenizer(config.base_model_name_or_path, config.revision)
-    merged.save_pretrained(output, tokenizer, report["adapter against merged"])
+    merged.save_pretrained(output, tokenizer, report)
     saved = MergedDeepMLF.from_pretrained(output, dtype=dtype)
-    report["adapter against what was saved"] = prediction_difference(expected, saved, batch)
-    if requantize is not None:
-        quantised = MergedDeepMLF.from_pretrained(output, quantization=requantize, dtype=dtype)
-        report[f"merged against its {requantize}"] = prediction_difference(saved, quantised, batch)
-    return report
+    return report | {f"{before}, what was saved": difference(expected, polarities(saved, batch))}
 
 
-def _with_base(adapter: str | Path, dtype: str, quantization: str, dequantised: bool) -> DeepMLFModel:
-    if MergedDeepMLF.is_saved_in(adapter):
-        raise AdapterError(f"{adapter}: a merged model already")
-    if not dequantised:
-        model: Any = DeepMLFModel.from_pretrained(adapter, quantization=quantization, dtype=dtype)
+def _on_unquantised_base(trained: DeepMLFModel, directory: Path, dtype: str, base: str) -> DeepMLFModel:
+    """The adapter on weights that a sum can be put into."""
+    name, revision = trained.deepmlf_config.base_model_name_or_path, trained.deepmlf_config.revision
+    if base == "16bit":
+        model: Any = DeepMLFModel.from_pretrained(directory, quantization="none", dtype=dtype)
         return model
-    from deepmlf_llm.adapters.files import read_config
-
-    config = read_config(adapter)
-    base = load_base_model(config.base_model_name_or_path, quantization, dtype, revision=config.revision)
-    name = base.name_or_path
-    base = base.dequantize()
-    base.name_or_path = base.config._name_or_path = name
-    model = DeepMLFModel.from_pretrained(adapter, base=base)
+    lm: Any = trained.eject()
+    lm = lm.dequantize().to(cpu_or_cuda_dtype(dtype))
+    lm.name_or_path = lm.config._name_or_path = name  # dequantising forgets it
+    model = DeepMLFModel.from_pretrained(directory, base=lm)
+    model.deepmlf_config.revision = revision
     return model
+
+
+def _requantised(merged: MergedDeepMLF, kind: str, dtype: str) -> MergedDeepMLF:
+    """The merged model with its LM quantised; bitsandbytes does that while loading."""
+    with tempfile.TemporaryDirectory() as directory:
+        lm: Any = merged.get_base_model()
+        name = lm.name_or_path
+        lm.save_pretrained(directory)
+        quantised = load_base_model(directory, kind, dtype)
+    quantised.name_or_path = quantised.config._name_or_path = name
+    return MergedDeepMLF(quantised, merged.active_stack, merged.deepmlf_config)
+
+
+@torch.inference_mode()
+def polarities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Polarities of a batch [b], on the CPU, in eval mode."""
+    device = next(model.parameters()).device
+    result: Tensor = model.eval()(**{name: value.to(device) for name, value in batch.items()}).polarity.float().cpu()
+    return result
+
+
+def difference(one: Tensor, other: Tensor) -> dict[str, float]:
+    """Largest and mean absolute difference."""
+    apart = (one - other).abs()
+    return {"largest": apart.max().item(), "mean": apart.mean().item()}

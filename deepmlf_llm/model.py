@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import copy
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from deepmlf_llm.adapters import files
-from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints, is_quantised, load_base_model
+from deepmlf_llm.adapters import files, hub, lora
+from deepmlf_llm.adapters.card import adapter_card
+from deepmlf_llm.backbones import is_quantised, load_base_model
+from deepmlf_llm.backbones.loading import cut_layers
 from deepmlf_llm.config import DeepMLFConfig
-from deepmlf_llm.errors import AdapterError, ConfigError, InjectionError
+from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
 from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.fused_model import FusedModel
 from deepmlf_llm.merged import MergedDeepMLF
 from deepmlf_llm.modules import FusionStack
 from deepmlf_llm.tuner import DeepMLFTuner
+
+_TRAINERS_CHECKPOINT = re.compile(r"checkpoint-\d+$")
 
 
 class DeepMLFModel(FusedModel, PeftModelForCausalLM):
@@ -95,6 +101,9 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
     ) -> None:
         """Writes the active adapter: what was trained, its settings, a card. Written aside, read again, then renamed.
 
+        LoRA on the LM is part of it, and lies in ``lora/`` once more for plain PEFT; not in a Trainer's checkpoints
+        (``checkpoint-<step>``), where Trainer takes a folder with an adapter in it for another adapter.
+
         Args:
             save_directory: gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
             state_dict: whole weights, where the model's own are shards (ZeRO-3).
@@ -103,19 +112,33 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         Raises:
             AdapterError: what was written is not whole (empty, missing or misshapen tensors).
         """
-        name = self.base_model.active_stack_name
+        if not kwargs.get("is_main_process", True):
+            return
+        directory, name, config = Path(save_directory), self.base_model.active_stack_name, self.deepmlf_config
         kwargs |= {"selected_adapters": [name], "save_embedding_layers": False, "safe_serialization": True}
-        with files.written_aside(Path(save_directory)) as aside:
+        kwargs.pop("push_to_hub", None)
+        with files.written_aside(directory) as aside:
             super().save_pretrained(str(aside), state_dict=state_dict, **kwargs)
             if name != "default":  # PEFT puts adapters of another name into a folder of theirs
                 for path in list((aside / name).iterdir()):
                     path.rename(aside / path.name)
                 (aside / name).rmdir()
             files.seal(aside, files.package_versions())
-            written = files.read_weights(aside, files.read_config(aside))
+            _, written = files.read_adapter(aside)
             files.check_tensors(written, self._adapter_tensors(name), save_directory)
-            parameters = sum(p.numel() for group in self.parameter_groups().values() for _, p in group)
-            (aside / files.CARD).write_text(files.model_card(self.deepmlf_config, parameters))
+            if config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name):
+                lora.write_lm_lora(aside, config, written)
+            else:
+                shutil.rmtree(directory / lora.DIRECTORY, ignore_errors=True)  # of an earlier adapter
+            (aside / files.CARD).write_text(adapter_card(config, written), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Uploads what :meth:`save_pretrained` writes, as one commit; returns its address.
+
+        Raises:
+            AdapterError: offline, or refused by the hub; nothing has been uploaded.
+        """
+        return hub.push(self.save_pretrained, repo_id, private, commit_message)
 
     @classmethod
     def from_pretrained(
@@ -123,37 +146,37 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         directory: str | Path,
         base: nn.Module | None = None,
         is_trainable: bool = False,
-        quantization: str = "none",
+        quantization: str = "trained",
         dtype: str = "auto",
         attn_implementation: str = "auto",
+        revision: str | None = None,
     ) -> DeepMLFModel | MergedDeepMLF:
         """Loads an adapter, on its own base or on the one given. Everything is checked before anything is loaded.
 
         Args:
-            directory: of the adapter; or of a merged model, which is then what comes back.
+            directory: of the adapter, or its hub id; or of a merged model, which is then what comes back.
             base: the base model; default: found by the name and revision that the adapter gives.
             is_trainable: go on training (else frozen, in eval mode).
-            quantization, dtype, attn_implementation: of a base that is loaded here.
+            quantization, dtype, attn_implementation: of a base that is loaded here. ``quantization="trained"``: what
+                the adapter was trained on; the others as for :func:`~deepmlf_llm.backbones.load_base_model`.
+            revision: of an adapter on the hub.
 
         Raises:
             AdapterError: damaged files, another base, tensors that do not fit; a given base is left as it was.
         """
+        directory = hub.local_directory(directory, revision)
         if MergedDeepMLF.is_saved_in(directory):
+            if base is not None or is_trainable:
+                raise AdapterError(f"{directory}: a merged model: it has its base inside, and is not trained further")
             return MergedDeepMLF.from_pretrained(directory, quantization, dtype, attn_implementation)
-        config = files.read_config(directory)
-        tensors = files.read_weights(directory, config)
+        config, tensors = files.read_adapter(directory)
         if base is None:
-            name = config.base_model_name_or_path
-            if not name:
-                raise AdapterError(f"{directory}: names no base model; give it with base=...")
-            base = load_base_model(name, quantization, dtype, attn_implementation, config.revision)
-        differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(base))
-        if differences:
-            raise AdapterError(f"{directory}: another base model; {'; '.join(differences)}")
+            base = load_base_for(config, directory, quantization, dtype, attn_implementation)
+        files.check_base(config, base, directory)
         config.inference_mode = not is_trainable
         try:
             model = cls(base, config)
-        except (ConfigError, InjectionError) as error:
+        except DeepMLFError as error:
             raise AdapterError(f"{directory}: {error}") from error
         try:
             files.check_tensors(tensors, model._adapter_tensors("default"), directory)
@@ -163,15 +186,37 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         set_peft_model_state_dict(model, tensors)
         return model.train(is_trainable)
 
-    def load_adapter(self, model_id: str | Path, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        """As in PEFT, several adapters on one base; a local directory is checked first, see :meth:`from_pretrained`."""
-        if Path(model_id).is_dir():
-            config = files.read_config(model_id)
-            files.read_weights(model_id, config)
-            differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(self.get_base_model()))
-            if differences:
-                raise AdapterError(f"{model_id}: another base model; {'; '.join(differences)}")
-        return super().load_adapter(str(model_id), adapter_name, *args, **kwargs)
+    def load_adapter(
+        self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, revision: str | None = None, **_: Any
+    ) -> Any:
+        """Another adapter beside those on this base, or other weights for the one of that name (Trainer does that).
+
+        It is not made the active one: see ``set_adapter``. Checked as in :meth:`from_pretrained`.
+
+        Raises:
+            AdapterError: as there; the model is left as it was.
+        """
+        directory = hub.local_directory(model_id, revision)
+        config, tensors = files.read_adapter(directory)
+        files.check_base(config, self.get_base_model(), directory)
+        is_new = adapter_name not in self.peft_config
+        if is_new:
+            config.inference_mode = not is_trainable
+            try:
+                self.add_adapter(adapter_name, config)
+            except DeepMLFError as error:
+                raise AdapterError(f"{directory}: {error}") from error
+        try:
+            files.check_tensors(tensors, self._adapter_tensors(adapter_name), directory)
+        except AdapterError:
+            if is_new:
+                self.delete_adapter(adapter_name)
+            raise
+        result = set_peft_model_state_dict(self, tensors, adapter_name)
+        result.missing_keys.clear()  # the base's own; what the adapter has is all there
+        if not is_trainable:
+            self.eval()
+        return result
 
     def _adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """What an adapter's file holds, by the file's keys."""
@@ -197,3 +242,32 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model."""
         return self.base_model.unload()
+
+
+def load_base_for(
+    config: DeepMLFConfig,
+    source: str | Path,
+    quantization: str = "trained",
+    dtype: str = "auto",
+    attn_implementation: str = "auto",
+) -> Any:
+    """The base model that an adapter names, with as many layers as it had in training.
+
+    Args:
+        config: of the adapter.
+        source: of the config, for messages.
+        quantization, dtype, attn_implementation: as for :meth:`DeepMLFModel.from_pretrained`.
+
+    Raises:
+        AdapterError: the adapter names none.
+        BaseModelError: it cannot be found, or not be loaded so.
+    """
+    name = config.base_model_name_or_path
+    if not name:
+        raise AdapterError(f"{source}: names no base model; give it with base=...")
+    kind = (config.base_quantization or "none") if quantization == "trained" else quantization
+    base = load_base_model(name, kind, dtype, attn_implementation, config.revision)
+    layers = (config.base_fingerprint or {}).get("layers", 0)
+    if 0 < layers < base.config.get_text_config().num_hidden_layers:
+        cut_layers(base, layers)
+    return base

@@ -80,7 +80,11 @@ def predict_file(
             f"{partial} has {report.found} lines, {source} only {report.rows}: not of this input; delete it"
         )
     hidden = not (sys.stderr.isatty() if progress is None else progress)
-    with partial.open("a", encoding="utf-8") as file, tqdm(initial=report.found, unit="rows", disable=hidden) as bar:
+    # Half a surrogate pair in an id comes out as JSON's own escape, as it came in.
+    with (
+        partial.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        tqdm(initial=report.found, unit="rows", disable=hidden) as bar,
+    ):
         while chunk := list(islice(rows, size)):
             _write(file, _predict_chunk(predictor, chunk, strict, report))
             report.rows += len(chunk)

@@ -17,7 +17,13 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from deepmlf_llm.backbones import Decoder, base_fingerprint, compare_fingerprints, keep_weights_in_place, quantisation_of
+from deepmlf_llm.backbones import (
+    Decoder,
+    base_fingerprint,
+    compare_fingerprints,
+    keep_weights_in_place,
+    quantisation_of,
+)
 from deepmlf_llm.config import PEFT_TYPE, DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, DeepMLFError, InjectionError
 from deepmlf_llm.fused_decoder import FusedDecoder

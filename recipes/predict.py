@@ -18,17 +18,17 @@ from deepmlf_llm.training.launch import quiet_libraries
 def build_parser() -> RecipeParser:
     parser = RecipeParser(prog="predict.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--adapter", type=Path, required=True, help="directory of an adapter or a merged model")
+    add("--adapter", required=True, help="directory of an adapter or a merged model, or its hub id")
     add("--input", type=Path, required=True, help="utterances: .jsonl or .parquet")
     add("--output", type=Path, required=True, help="predictions: .jsonl; must not exist yet")
     add("--batch_size", type=int, default=32, metavar="N", help="utterances a batch (default: 32)")
     add("--dtype", type=one_of("auto", "float32", "bfloat16"), default="auto", help="of the base model (default: auto)")
     add(
         "--quantization",
-        type=one_of("none", "nf4", "fp4", "int8"),
-        default="none",
-        metavar="none|nf4|fp4|int8",
-        help="of the base model (default: none)",
+        type=one_of("trained", "none", "nf4", "fp4", "int8"),
+        default="trained",
+        metavar="trained|none|nf4|fp4|int8",
+        help="of the base model (default: what the adapter was trained on)",
     )
     add("--compile", action="store_true", help="run the language model through torch.compile")
     add("--strict", action="store_true", help="stop at the first bad row, with exit code 2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -16,8 +17,8 @@ class Echo:
 
     batch_size = 1
 
-    class config:  # noqa: N801
-        modalities = {"audio": None}
+    class config:  # stands for DeepMLFConfig
+        modalities: ClassVar = {"audio": None}
 
     def __init__(self):
         self.seen = []

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
 from deepmlf_llm.config import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError
 
@@ -79,6 +80,29 @@ def read_weights(directory: str | Path, config: DeepMLFConfig) -> dict[str, Tens
     return tensors
 
 
+def read_adapter(directory: str | Path) -> tuple[DeepMLFConfig, dict[str, Tensor]]:
+    """Settings and tensors of an adapter; see :func:`read_config` and :func:`read_weights`.
+
+    Raises:
+        AdapterError: as there.
+    """
+    config = read_config(directory)
+    return config, read_weights(directory, config)
+
+
+def check_base(config: DeepMLFConfig, base: nn.Module, source: str | Path) -> None:
+    """The base is the one that the adapter was trained on.
+
+    Raises:
+        AdapterError: it is another, or no causal LM; the message says in what.
+    """
+    if getattr(getattr(base, "config", None), "get_text_config", None) is None:
+        raise AdapterError(f"{source}: base={type(base).__name__} is no causal language model of transformers")
+    differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(base))
+    if differences:
+        raise AdapterError(f"{source}: another base model; {'; '.join(differences)}")
+
+
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
     """The file's tensors are exactly the model's, by name and shape.
 
@@ -111,10 +135,16 @@ def seal(directory: Path, versions: Mapping[str, str]) -> None:
     """Writes the weights' sha256, the format's version and those of the packages into the config beside them."""
     path = directory / CONFIG
     values = json.loads(path.read_text())
-    values["weights_sha256"] = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+    values["weights_sha256"] = sha256(directory / WEIGHTS)
     values["schema_version"] = SCHEMA_VERSION
     values["package_versions"] = dict(versions)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -128,7 +158,7 @@ def written_aside(directory: Path) -> Iterator[Path]:
     try:
         yield aside
         directory.mkdir(exist_ok=True)
-        for path in sorted(aside.rglob("*"), key=lambda p: p.name == CONFIG):
+        for path in sorted(aside.rglob("*"), key=lambda p: (p.name == CONFIG, -len(p.parts))):
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -151,52 +181,3 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a checkout, or an optional package
             continue
     return found
-
-
-def model_card(config: DeepMLFConfig, parameters: int) -> str:
-    """The adapter's README: what it is, what it expects, how to use it."""
-    rows = []
-    for name, facts in config.modalities.items():
-        made = facts.features.get("source") or facts.features.get("kind") or ""
-        rows.append(f"| {name} | {facts.dim} | {facts.frame_rate or 'unknown'} | {made} |")
-    return _CARD.format(
-        base=config.base_model_name_or_path,
-        tokens=config.num_fusion_tokens,
-        layers=config.fusion_layers,
-        scope=config.ffw_scope,
-        weights=config.ffw_weights,
-        parameters=f"{parameters:,}",
-        lora=f" LoRA of rank {config.r} on the language model." if config.has_lm_lora else "",
-        dataset=config.dataset,
-        case=config.text.case,
-        max_tokens=config.text.max_tokens,
-        template=repr(config.text.template),
-        rows="\n".join(rows),
-        arguments=", ".join(f"{name}=[...]" for name in config.modalities),
-    )
-
-
-_CARD = """---
-library_name: deepmlf_llm
-base_model: {base}
-tags: [deepmlf, multimodal, sentiment]
----
-
-# DeepMLF adapter for {base}
-
-{tokens} fusion tokens, MM Blocks after layers {layers}, FFW scope {scope}, {weights} FFW weights, {parameters} trained
-parameters.{lora} Labels of `{dataset}`; transcripts: case {case}, at most {max_tokens} tokens in `{template}`.
-
-| modality | dimensions | frames per second | features |
-|---|---|---|---|
-{rows}
-
-```python
-from deepmlf_llm import SentimentPredictor
-
-predictor = SentimentPredictor.from_pretrained("PATH OF THIS DIRECTORY")
-predictor.predict(text=["..."], {arguments})  # raw features [frames x dimensions]
-```
-
-The base model is not included: it is found by its name and checked by its fingerprint.
-"""

@@ -102,7 +102,10 @@ def load_base_model(
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     if name in TOYS:
-        lm = _load_toy(name, options) if quantised is not None else toy_model(name).to(torch_dtype)
+        lm = _load_toy(name, options) if quantised is not None else toy_model(name)
+        if quantised is None:
+            for parameter in lm.parameters():  # not buffers: rotary tables stay fp32, as in a model that is loaded
+                parameter.data = parameter.data.to(torch_dtype)
         if kernel is not None and quantised is None:
             lm.set_attn_implementation(kernel)
     else:

@@ -48,6 +48,14 @@ def is_quantised(model: nn.Module) -> bool:
     return bool(_bitsandbytes_linears(model))
 
 
+def quantisation_of(model: nn.Module) -> str:
+    """What the model's linear layers are stored in: ``"none"``, ``"nf4"``, ``"fp4"`` or ``"int8"``."""
+    for module in _bitsandbytes_linears(model):
+        weight: Any = module.weight
+        return str(weight.quant_type) if type(module).__name__ == "Linear4bit" else "int8"
+    return "none"
+
+
 def keep_weights_in_place(model: nn.Module) -> None:
     """Forbids bitsandbytes to repack 4-bit weights for AVX512-BF16 CPUs on the first forward in eval mode.
 
