@@ -260,7 +260,7 @@ def encode_modality(frames: Tensor, w: Weights, heads: int) -> Tensor:
     half = x.shape[1] // 2
     for t in range(len(x)):
         angles = [(t + 1) * 10000 ** (-i / (half - 1)) for i in range(half)]
-        x[t] += torch.tensor([*map(math.sin, angles), *map(math.cos, angles)]).double()
+        x[t] += torch.tensor([*map(math.sin, angles), *map(math.cos, angles)], dtype=torch.float64)
     for i in range(len({name.split(".")[1] for name in w if name.startswith("layers.")})):
         at = under(w, f"layers.{i}.")
         query, key, value = linear(layer_norm(x, at, "attention_norm", 1e-5), at, "query_key_value").chunk(3, dim=1)

@@ -56,8 +56,8 @@ def pool_time(x: Tensor, mask: Tensor, lengths_out: Tensor, frames_out: int) -> 
     stop = -((-(window + 1) * length).div(out, rounding_mode="floor"))
     rank = (mask.cumsum(dim=1) - 1)[:, None]  # [b x 1 x t]
     inside = mask[:, None] & (rank >= start[..., None]) & (rank < stop[..., None]) & (window < out)[..., None]
-    weights = inside / (stop - start).clamp(min=1)[..., None]  # [b x frames_out x t]
-    return weights.to(x.dtype) @ x.masked_fill(~mask[..., None], 0.0)
+    sums = inside.to(x.dtype) @ x.masked_fill(~mask[..., None], 0.0)  # [b x frames_out x d]
+    return sums / (stop - start).clamp(min=1)[..., None]
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:

@@ -47,9 +47,7 @@ def run(name, scope, implementation, dtype="float32", device="cpu"):
     torch.manual_seed(0)
     base = load_base_model(name, attn_implementation=implementation, dtype=dtype).to(device)
     objective = {"gamma": 1.0} if scope == "joint" else {}
-    config = DeepMLFConfig(
-        fusion_layers=[1, 3], ffw_scope=scope, modalities={"audio": {"dim": 5}}, objective=objective
-    )
+    config = DeepMLFConfig(fusion_layers=[1, 3], ffw_scope=scope, modalities={"audio": {"dim": 5}}, objective=objective)
     model = DeepMLFModel(base, config).eval()
     audio, labels = torch.ones(3, 4, 5, device=device), torch.ones(3, device=device)
     out = model(IDS.to(device), MASK.to(device), labels=labels, audio=audio)
