@@ -25,8 +25,9 @@ def build_parser() -> RecipeParser:
         type=one_of("none", "nf4", "fp4", "int8"),
         default="none",
         metavar="none|nf4|fp4|int8",
-        help="of the base model, with --base_model (default: none)",
+        help="of the base model (default: none)",
     )
+    add("--num_layers", type=int, metavar="N", help="layers of a cut base model, with --base_model (default: all)")
     add("--batch_size", type=int, default=64, metavar="N", help="utterances a batch (default: 64)")
     return parser
 
@@ -36,6 +37,8 @@ def main() -> None:
     options = build_parser().parse_args()
     if options.batch_size < 1:
         raise ConfigError(f"--batch_size={options.batch_size}: expected an integer >= 1")
+    if options.num_layers is not None and options.base_model is None:
+        raise ConfigError("--num_layers needs --base_model")
     if options.output is not None and not options.output.parent.is_dir():
         raise ConfigError(f"--output {options.output}: its directory is not there")
     from deepmlf_llm.training.checkpoints import write_aside
@@ -45,8 +48,9 @@ def main() -> None:
     if options.base_model is not None:
         from deepmlf_llm.backbones import load_base_model
 
-        base = load_base_model(options.base_model, options.quantization)
-    result = evaluate_adapter(options.adapter, _data(options.data), options.split, base, options.batch_size)
+        base = load_base_model(options.base_model, options.quantization, num_layers=options.num_layers)
+    data = _data(options.data)
+    result = evaluate_adapter(options.adapter, data, options.split, base, options.quantization, options.batch_size)
     for note in result["notes"]:
         print(f"note: {note}")
     rows = [(name, f"{value:.4f}") for name, value in result["metrics"].items()]

@@ -200,7 +200,7 @@ class _Run:
             "heads": {"validation": validation["heads"], "test": test["heads"]},
             "train": self._train_facts(trainer, output, began),
             "data": {**self.data.facts, "used": used},
-            "base_model": {"name": self.base_name, **(self.config.base_fingerprint or {})},
+            "base_model": {"name": self.base_name, **(trainer.model.deepmlf_config.base_fingerprint or {})},
             "environment": environment(),
         }
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -29,22 +29,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[s
     return root / "run" / "adapter", data, result["metrics"]["test"]
 
 
-def evaluate(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(repository / "recipes" / "evaluate.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+def evaluate(repository: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    recipe = str(repository / "recipes" / "evaluate.py")
+    monkeypatch.setattr(sys, "argv", [recipe, *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(recipe, run_name="__main__")
+    return int(str(ended.value.code or 0))
 
 
 def test_writes_the_metrics_of_one_split(
-    repository: Path, trained: tuple[Path, str, dict[str, float]], tmp_path: Path
+    repository: Path,
+    trained: tuple[Path, str, dict[str, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     adapter, data, expected = trained
     output = tmp_path / "test.json"
-    done = evaluate(repository, "--adapter", str(adapter), "--data", data, "--split", "test", "--output", str(output))
-    assert done.returncode == 0, done.stderr
+    words = ("--adapter", str(adapter), "--data", data, "--split", "test", "--output", str(output))
+    assert evaluate(repository, monkeypatch, *words) == 0
     found = json.loads(output.read_text())
     assert found["metrics"]["mae"] == pytest.approx(expected["mae"], abs=1e-5)
     assert found["metrics"].keys() == expected.keys()
-    assert f"{expected['mae']:.4f}" in done.stdout
+    assert f"{expected['mae']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -56,14 +63,19 @@ def test_writes_the_metrics_of_one_split(
         (("--output", "no/such/place.json"), "its directory is not there"),
         (("--batch_size", "0"), "--batch_size=0"),
         (("--bach_size", "1"), "--batch_size"),
+        (("--num_layers", "2"), "--num_layers"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    repository: Path, trained: tuple[Path, str, dict[str, float]], words: tuple[str, ...], message: str
+    repository: Path,
+    trained: tuple[Path, str, dict[str, float]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     adapter, data, _ = trained
-    done = evaluate(repository, "--adapter", str(adapter), "--data", data, *words)
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(errors) == 1, done.stderr
+    assert evaluate(repository, monkeypatch, "--adapter", str(adapter), "--data", data, *words) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(errors) == 1
     assert message in errors[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -203,15 +204,32 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_code_2(recipe: str, data: str, tmp_path: Path, case: str) -> None:
+def test_bad_input_is_one_line_and_code_2(
+    recipe: str,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
     words, message = BAD[case]
-    done = start([sys.executable, recipe, *small(data), *words], tmp_path)
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(errors) == 1, done.stderr
+    monkeypatch.setattr(sys, "argv", [recipe, *small(data), *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(recipe, run_name="__main__")
+    assert ended.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert message in errors[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_from_outside(recipe: str, data: str, tmp_path: Path) -> None:
+    """The same through a process: nothing of a traceback, the code of bad input."""
+    done = start([sys.executable, recipe, *small(data), "--fusion_layer", "3"], tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: settings: unknown option --fusion_layer (did you mean 'fusion_layers'?)"
 
 
 @pytest.mark.slow
@@ -221,12 +239,14 @@ def test_bad_input_under_a_launcher_is_said_once(recipe: str, tmp_path: Path) ->
     assert (done.stdout + done.stderr).count("error: data=nowhere") == 1
 
 
-def test_help(recipe: str, tmp_path: Path) -> None:
-    done = start([sys.executable, recipe, "--help"], tmp_path)
-    assert done.returncode == 0
-    assert "--objective.gamma" in done.stdout
-    assert "--learning_rate" in done.stdout
-    assert done.stderr == ""
+def test_help(recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [recipe, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(recipe, run_name="__main__")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--objective.gamma" in shown
+    assert "--learning_rate" in shown
 
 
 def test_all_shipped_configurations_are_listed(repository: Path) -> None:
