@@ -3,7 +3,7 @@
 Features of an utterance: the state of its last text token, or the mean over its tokens, after a layer of the LM. Layer,
 pooling and penalty are chosen on the validation split; the test split is looked at once, with the choice.
 
-    python benchmarks/ridge_baseline.py --data data/mosi --base_model smollm2-135m --template '{text}' --output ridge.json
+    python benchmarks/ridge_baseline.py --data data/mosi --template '{text}' --output ridge.json
 """
 
 from __future__ import annotations
