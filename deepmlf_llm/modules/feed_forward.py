@@ -94,7 +94,12 @@ class FeedForward(nn.Module):
 
     @torch.no_grad()
     def take_ownership(self) -> None:
-        """Own fp32 copies of the shared projections, LoRA folded in: same function, whatever befalls the LM's."""
+        """Own fp32 copies of the shared projections, LoRA folded in: same function, whatever befalls the LM's.
+
+        An FFW that owns its weights keeps them: they have been trained.
+        """
+        if self.own:
+            return
         (parts,) = self._parts
         for role, projection in parts.projections().items():
             weight = _dense_weight(projection, parts).clone()
