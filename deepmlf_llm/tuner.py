@@ -63,11 +63,11 @@ class DeepMLFTuner(LoraModel):
             ConfigError, BaseModelError: settings that do not fit this decoder, or a decoder that cannot be used.
             InjectionError: the adapter belongs to another base, or the probe fails.
         """
-        config = self._own_config(model, adapter_name)
         if CONTAINER not in self._modules:
             self.fused = FusedDecoder(Decoder(model))
             self.deepmlf = FusionStacks()
             keep_weights_in_place(model)
+        config = self._own_config(model, adapter_name)
         stack = build_stack(self.fused.decoder, config)
         before = [(p, p.requires_grad) for p in (*model.parameters(), *self.deepmlf.parameters())]
         stacks_before = before[len(list(model.parameters())) :]
@@ -79,6 +79,8 @@ class DeepMLFTuner(LoraModel):
             self.deepmlf._active_adapter = self.active_adapters
             stack.set_trainable(adapter_name in self.active_adapters and not config.inference_mode)
             self.fused.injection.attach()
+            # Trainer asks the base: our loss is a mean per batch, which Trainer then divides by the batches it sums.
+            model.accepts_loss_kwargs = False  # type: ignore[assignment]
             self._probe(stack)
         except Exception as error:
             self._withdraw(adapter_name)
@@ -203,6 +205,7 @@ class DeepMLFTuner(LoraModel):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         self.fused.injection.detach()
+        vars(self.model).pop("accepts_loss_kwargs", None)
         return super()._unload_and_optionally_merge(*args, **kwargs)
 
     @classmethod

@@ -23,7 +23,7 @@ def local_directory(name: str | Path, revision: str | None = None) -> Path:
         AdapterError: neither here nor, as far as can be seen from here, on the hub.
     """
     path = Path(name)
-    if path.is_dir():
+    if str(name) and path.is_dir():
         return path
     expected = f"{name}: expected the directory of a saved adapter, or a hub id, owner/name"
     owner, slash, repository = str(name).partition("/")
