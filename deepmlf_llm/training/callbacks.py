@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from deepmlf_llm.training.checkpoints import write_aside
+from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
-METRICS_FILE = "metrics.jsonl"
 _EVALUATION = "eval_"
 
 
@@ -55,24 +54,6 @@ class MetricsLog(TrainerCallback):
         line = {"kind": kind, "step": state.global_step, **{name: finite(value) for name, value in values.items()}}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line that a kill cut off is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN: what is undefined is null."""
-    if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def gate_values(model: Any) -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ import yaml
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.training import checkpoints
-from deepmlf_llm.training.callbacks import finite
+from deepmlf_llm.training.metrics_log import finite
 
 CONFIG, FACTS, RESULT, ADAPTER, LOCK = "config.yaml", "run.json", "result.json", "adapter", ".lock"
 
