@@ -1,0 +1,45 @@
+"""A base model's shape without its weights: on the meta device, nothing loaded, nothing downloaded but its config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deepmlf_llm.backbones.interface import find_interface
+from deepmlf_llm.backbones.loading import cut_layers
+from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
+from deepmlf_llm.backbones.toys import TOYS, toy_model
+from deepmlf_llm.errors import BaseModelError
+
+
+def base_model_shape(name: str, num_layers: int | None = None, revision: str | None = None) -> Any:
+    """The decoder that ``load_base_model`` would load unquantised, frozen, its parameters on the meta device.
+
+    Args:
+        name, num_layers, revision: as for :func:`~deepmlf_llm.backbones.loading.load_base_model`.
+
+    Raises:
+        BaseModelError: not there, not a causal decoder of a known family, or with fewer layers.
+    """
+    with torch.device("meta"):
+        lm = toy_model(name) if name in TOYS else _from_config(name, revision)
+    find_interface(lm)
+    if num_layers is not None:
+        cut_layers(lm, num_layers)
+    return lm.eval().requires_grad_(False)
+
+
+def _from_config(name: str, revision: str | None) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = str(smollm2_directory()) if name == SMOLLM2 else name
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise BaseModelError(
+            f"base_model={name!r}: not there, neither as a directory nor as a hub id that can be reached from here: "
+            f"{reason[:200]}"
+        ) from error

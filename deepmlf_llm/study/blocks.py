@@ -1,0 +1,84 @@
+"""What a report is made of, and the report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepmlf_llm.study.plots import Plot
+
+
+@dataclass(frozen=True)
+class Link:
+    """Text that leads to a file beside the report."""
+
+    text: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, numbers as text, or links; ``numbers``: the columns set to the right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    numbers: Sequence[int] = field(default=())
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines as they came, folded away under a summary."""
+
+    summary: str
+    lines: Sequence[str]
+
+
+Block = Heading | Paragraph | Table | Code | Plot
+
+PLOTS = "plots"
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """The report as Markdown; plots are linked as files in ``plots/``."""
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {block.text}"
+    if isinstance(block, Paragraph):
+        return _escaped(block.text)
+    if isinstance(block, Plot):
+        return f"![{block.alt}]({PLOTS}/{block.name}.svg)\n\n{_escaped(block.caption)}"
+    if isinstance(block, Code):
+        fence = "```"
+        while any(fence in line for line in block.lines):
+            fence += "`"
+        return "\n".join([f"{_escaped(block.summary)}:", "", f"{fence}text", *block.lines, fence])
+    aligned = ["---:" if i in block.numbers else "---" for i in range(len(block.columns))]
+    lines = [[_cell(column) for column in block.columns], aligned, *([_cell(c) for c in row] for row in block.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Link):
+        return f"[{_escaped(value.text)}]({value.target})"
+    return " ".join(_escaped(str(value)).split()).replace("|", "\\|")
+
+
+def _escaped(text: str) -> str:
+    for sign in ("\\", "`", "*", "_", "[", "]", "<"):
+        text = text.replace(sign, f"\\{sign}")
+    return text

@@ -1,0 +1,179 @@
+"""One cell at work: its command, its environment, its log, how far it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deepmlf_llm.study import guard
+from deepmlf_llm.study.cells import PlannedCell
+from deepmlf_llm.study.results import CONFIG, LOG, RUN
+from deepmlf_llm.training.checkpoints import all_checkpoints, remove, write_aside
+from deepmlf_llm.training.metrics_log import METRICS_FILE, read_metrics
+from deepmlf_llm.training.run_directory import FACTS
+
+ATTEMPTS = "attempts.txt"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one cell: its number, its GPUs (none on CPU), threads for each process."""
+
+    number: int
+    gpus: Sequence[int] = ()
+    threads: int = 1
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_slots(count: int, processes: int) -> list[Slot]:
+    """``count`` slots that share this machine: GPUs dealt out in turn, else the cores."""
+    import torch
+
+    threads = max(1, usable_cores() // (count * processes))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    dealt = [[(slot * processes + rank) % gpus for rank in range(processes)] if gpus else [] for slot in range(count)]
+    return [Slot(number, sorted(set(mine)), threads) for number, mine in enumerate(dealt)]
+
+
+class CellProcess:
+    """A cell's process, started at once.
+
+    Args:
+        cell: as planned.
+        folder: of the cell; made where it is missing.
+        slot: where it runs.
+        recipe: the training recipe.
+    """
+
+    def __init__(self, cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> None:
+        self.cell, self.folder, self.slot = cell, folder, slot
+        folder.mkdir(parents=True, exist_ok=True)
+        write_aside(folder / CONFIG, settings_yaml(cell.settings))
+        self.attempts = _count_attempt(folder)
+        forget_stillborn(folder / RUN)
+        self.began = time.monotonic()
+        self._length, self._step = -1, 0
+        with (folder / LOG).open("ab") as log:
+            log.write(f"---- start {self.attempts}\n".encode())
+            log.flush()
+            self.process = subprocess.Popen(
+                [sys.executable, guard.__file__, *command(cell, folder, slot, recipe)],
+                stdin=subprocess.PIPE,  # closes when this process ends, however it ends; the guard then ends the cell
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(slot),
+            )
+
+    def poll(self) -> int | None:
+        """Exit code, 128 + n for signal n; None while it runs."""
+        return self.process.poll()
+
+    @property
+    def log_size(self) -> int:
+        return (self.folder / LOG).stat().st_size
+
+    def step(self) -> int:
+        """Optimiser steps done, by the run's own log."""
+        path = self.folder / RUN / METRICS_FILE
+        length = path.stat().st_size if path.is_file() else -1
+        if length != self._length:
+            self._length = length
+            self._step = max((line.get("step", 0) for line in read_metrics(path)), default=0)
+        return self._step
+
+    def has_read_its_texts(self) -> bool:
+        """Whether training has begun, and so every text stands in the cache."""
+        return (self.folder / RUN / METRICS_FILE).is_file()
+
+    def ask_to_end(self) -> None:
+        self.process.terminate()
+
+    def wait(self) -> None:
+        """Returns when no process of the cell is left."""
+        try:
+            self.process.wait(guard.GRACE + 10)
+        except subprocess.TimeoutExpired:  # the guard kills after its grace; a process in the kernel may take longer
+            self.process.kill()
+            self.process.wait()
+
+
+def settings_yaml(settings: Mapping[str, Any]) -> str:
+    """A cell's settings as a file for the training recipe's ``--config``."""
+    nested: dict[str, Any] = {}
+    for path, value in settings.items():
+        section, dot, name = path.partition(".")
+        if dot:
+            nested.setdefault(section, {})[name] = value
+        else:
+            nested[path] = value
+    return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+
+
+def command(cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> list[str]:
+    """The training recipe with the cell's settings; under the deepspeed launcher where it has more than one process."""
+    run = [str(recipe), "--config", str(folder / CONFIG), "--output_dir", str(folder / RUN)]
+    if "report_to" not in cell.settings:
+        run += ["--report_to", "none"]  # the study has its own report
+    if cell.processes == 1:
+        return [sys.executable, *run]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    launcher = [shutil.which("deepspeed", path=path) or "deepspeed", "--master_port", str(_free_port())]
+    if slot.gpus:
+        return [*launcher, "--include", "localhost:" + ",".join(map(str, slot.gpus)), *run]
+    return [*launcher, "--num_accelerators", str(cell.processes), *run]
+
+
+def environment(slot: Slot) -> dict[str, str]:
+    """This process' own, with the slot's share of the machine."""
+    given = {"OMP_NUM_THREADS": str(slot.threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+    # The launcher names GPUs by their numbers on the machine; a process of its own sees only the slot's.
+    if len(slot.gpus) == 1:
+        given["CUDA_VISIBLE_DEVICES"] = str(slot.gpus[0])
+    return given
+
+
+def forget_stillborn(run: Path) -> None:
+    """Removes a run that was cut before it had a name: the training recipe would take it for something foreign."""
+    if run.is_dir() and not (run / FACTS).is_file():
+        shutil.rmtree(run)
+
+
+def drop_checkpoints(run: Path) -> None:
+    """Of a finished run: its adapter stays, the states of its optimiser go."""
+    for checkpoint in all_checkpoints(run):
+        remove(checkpoint)
+
+
+def _count_attempt(folder: Path) -> int:
+    path = folder / ATTEMPTS
+    before = int(path.read_text()) if path.is_file() else 0
+    write_aside(path, f"{before + 1}\n")
+    return before + 1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def default_slots(processes: int) -> int:
+    """As many cells as the GPUs carry; on CPU one a core, at most 4."""
+    import torch
+
+    if torch.cuda.is_available():
+        return max(1, torch.cuda.device_count() // processes)
+    return max(1, min(4, usable_cores() // processes))

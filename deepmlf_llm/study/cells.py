@@ -1,0 +1,68 @@
+"""What a study is about to run: its cells, sized, before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepmlf_llm.study.grid import Grid
+
+
+@dataclass
+class PlannedCell:
+    """One run of the study.
+
+    Args:
+        name: readable, and unique; its folder's name.
+        fingerprint: of settings, data and code.
+        settings: for the training recipe, as given (dotted).
+        values: what the report sorts by: base, layers, blocks, placement, and the row's own settings.
+        seed: of the run.
+        processes: that it trains with.
+        trainable, total: parameters, unquantised.
+        step_flops: see :mod:`~deepmlf_llm.study.flops`.
+        steps: optimiser steps, at most.
+        geometry: that the FLOPs are for.
+        text_key: cells with the same one read the same texts through the same layers.
+    """
+
+    name: str
+    fingerprint: str
+    settings: dict[str, Any]
+    values: dict[str, Any]
+    seed: int
+    processes: int
+    trainable: int
+    total: int
+    step_flops: int
+    steps: int
+    geometry: dict[str, Any]
+    text_key: str
+
+    @property
+    def work(self) -> float:
+        """FLOPs of all its steps."""
+        return float(self.step_flops) * self.steps
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Plan:
+    """A study's cells, and what was left out or stands in.
+
+    Args:
+        grid: that they come from.
+        code: version of the training code.
+        cells: in the grid's order.
+        excluded: name of an exclusion -> cells that it left out.
+        notes: sentences for the report.
+    """
+
+    grid: Grid
+    code: str
+    cells: list[PlannedCell]
+    excluded: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

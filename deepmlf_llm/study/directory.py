@@ -1,0 +1,118 @@
+"""The folder of a study: whose it is, where each cell lies, and one process at a time in it.
+
+``study.json`` (the cells and the code version of the last start), ``cells/NAME/`` (``config.yaml``, ``log.txt``,
+``cell.json`` once ended, ``run/`` as the training recipe leaves it), ``results.parquet``, ``report.md`` with
+``plots/``, ``report.html``. Every file is written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deepmlf_llm.errors import RunError
+from deepmlf_llm.paths import shown
+from deepmlf_llm.study.cells import Plan, PlannedCell
+from deepmlf_llm.training.checkpoints import write_aside
+
+SCHEMA = 1
+STUDY, CELLS, LOCK = "study.json", "cells", ".lock"
+
+
+class StudyDirectory:
+    """A study's files at ``path``, which need not exist."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cell(self, name: str) -> Path:
+        return self.path / CELLS / name
+
+    def check(self, name: str) -> None:
+        """Refuses a place that is not this study's; writes nothing.
+
+        Raises:
+            RunError: a file, something else's folder, or another study's.
+        """
+        where = f"--output {shown(self.path)}"
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunError(f"{where}: is a file")
+        if not (self.path / STUDY).is_file():
+            if any(entry.name not in (LOCK, f".{STUDY}.partial") for entry in self.path.iterdir()):
+                raise RunError(f"{where}: holds something that is no study; choose another folder")
+            return
+        stored = self.read()["name"]
+        if stored != name:
+            raise RunError(
+                f"{where}: belongs to the study {stored!r}, and this grid is {name!r}; choose another folder"
+            )
+
+    def read(self) -> dict[str, Any]:
+        """What the last start wrote.
+
+        Raises:
+            RunError: no study here, or a damaged or newer ``study.json``.
+        """
+        path = self.path / STUDY
+        try:
+            study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            schema = study["schema"]
+        except FileNotFoundError:
+            raise RunError(f"--output {shown(self.path)}: no study there (no {STUDY})") from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise RunError(f"{shown(path)}: damaged; start the study again with its --grid to write it anew") from None
+        if schema != SCHEMA:
+            raise RunError(f"{shown(path)}: layout version {schema}, this package reads {SCHEMA}")
+        return study
+
+    def write(self, plan: Plan) -> None:
+        """Records what this start is about to run."""
+        content = {
+            "schema": SCHEMA,
+            "name": plan.grid.name,
+            "title": plan.grid.title,
+            "metric": plan.grid.metric,
+            "fixed": plan.grid.fixed,
+            "code": plan.code,
+            "excluded": plan.excluded,
+            "notes": plan.notes,
+            "cells": [cell.to_dict() for cell in plan.cells],
+        }
+        write_aside(self.path / STUDY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def planned(self) -> list[PlannedCell]:
+        """The cells of the last start, in the grid's order."""
+        return [PlannedCell(**cell) for cell in self.read()["cells"]]
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Holds the folder for this process; free again at its end, however it ends.
+
+        Raises:
+            RunError: another study process is at work there, or the folder cannot be made.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"--output {shown(self.path)}: cannot be made ({error.strerror})") from None
+        lock = FileLock(str(self.path / LOCK), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"--output {shown(self.path)}: another process runs the study there") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def others(self, names: set[str]) -> int:
+        """How many ended cells lie here that are none of ``names``: of an earlier grid, data or code version."""
+        folders = (self.path / CELLS).glob("*/cell.json")
+        return sum(path.parent.name not in names for path in folders)

@@ -1,0 +1,296 @@
+"""The plots of a report: quality against what was varied and what it costs, gates, heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from deepmlf_llm.study.configurations import Configuration, axis_name
+from deepmlf_llm.study.statistics import FIT_POINTS, Fit, different, fit_log, t_interval
+from deepmlf_llm.study.style import COLOURS, HEIGHT, LINES, MARKERS, WIDTH, figure, legend_below, svg
+
+HEADS = {"prediction": "prediction (all)", "fusion": "fusion tokens", "text": "text", "av": "audio and vision"}
+_GATE_START = {"sigmoid": 0.5, "tanh": 0.0, "none": 1.0}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot: file name without ending, what it shows for those who cannot see it, the text under it, the picture."""
+
+    name: str
+    alt: str
+    caption: str
+    svg: bytes
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a plot draws along x."""
+
+    name: str
+    label: str
+    of: Callable[[Configuration], float | None]
+    logarithmic: bool = False
+    joined: bool = True  # the points of a line are values of one setting
+
+
+def quantities() -> dict[str, Quantity]:
+    """Everything that quality is drawn against."""
+
+    def cost(*path: str) -> Callable[[Configuration], float | None]:
+        return lambda c: fmean(values) if (values := c.train(*path)) else None
+
+    return {
+        "layers": Quantity("layers", "LM layers", lambda c: c.values["layers"]),
+        "blocks": Quantity("blocks", "MM Blocks", lambda c: c.values["blocks"]),
+        "num_fusion_tokens": Quantity(
+            "num_fusion_tokens", "fusion tokens", lambda c: c.values.get("num_fusion_tokens", 8)
+        ),
+        "parameters": Quantity("parameters", "trainable parameters", cost("parameters", "trainable"), True, False),
+        "flops": Quantity("flops", "FLOPs of a training step", cost("step_flops"), True, False),
+        "seconds": Quantity("seconds", "seconds of training", cost("seconds"), True, False),
+    }
+
+
+def quality_plot(
+    configurations: Sequence[Configuration], quantity: Quantity, axes: Sequence[str], metric: str
+) -> Plot | None:
+    """The metric on the test split against ``quantity``; None where it does not vary."""
+    points = [(x, c) for c in configurations if (x := quantity.of(c)) is not None and c.by_seed(metric)]
+    if len({x for x, _ in points}) < 2:
+        return None
+    others = [axis for axis in axes if axis != quantity.name]
+    looks = _Looks(configurations, others)
+    lines: dict[str, list[tuple[float, Configuration]]] = {}
+    for x, c in sorted(points, key=lambda point: point[0]):
+        lines.setdefault(c.rest(quantity.name, axes) if quantity.joined else str(id(c)), []).append((x, c))
+    fits = _fits(lines.values() if quantity.joined else [points], metric)
+    with figure() as (drawn, (ax,)):
+        if quantity.logarithmic:
+            ax.set_xscale("log")
+        _draw_points(ax, list(lines.values()), looks, metric, quantity)
+        for fit, low, high in fits:
+            xs = [low * (high / low) ** (i / 40) for i in range(41)]
+            ax.plot(xs, [fit.at(x) for x in xs], color="#555555", linewidth=1, zorder=1)
+        _tidy(ax, quantity, metric, points)
+        legend_below(drawn, looks.handles(quantity.joined), 2)
+        picture = svg(drawn)
+    caption = f"Test {metric} against {quantity.label}. " + _fit_sentence(
+        fits, different([x for x, _ in points]), metric
+    )
+    if others_unseen := looks.unseen:
+        caption += f" Points that look alike differ in {', '.join(axis_name(a) for a in others_unseen)}."
+    return Plot(f"{metric}-{quantity.name}", f"Plot of test {metric} against {quantity.label}", caption, picture)
+
+
+class _Looks:
+    """Colour tells the first other setting, shape the second."""
+
+    def __init__(self, configurations: Sequence[Configuration], others: Sequence[str]) -> None:
+        self.axes = list(others[:2])
+        self.unseen = list(others[2:])
+        self.values = [list(dict.fromkeys(c.values.get(axis) for c in configurations)) for axis in self.axes]
+
+    def of(self, c: Configuration) -> tuple[str, str, str]:
+        """Colour, marker, line."""
+        places = [v.index(c.values.get(axis)) for axis, v in zip(self.axes, self.values, strict=True)] + [0, 0]
+        return COLOURS[places[0] % len(COLOURS)], MARKERS[places[1] % len(MARKERS)], LINES[places[1] % len(LINES)]
+
+    def handles(self, joined: bool) -> list[Any]:
+        from matplotlib.lines import Line2D
+
+        handles = []
+        for place, (axis, values) in enumerate(zip(self.axes, self.values, strict=True)):
+            for i, value in enumerate(values):
+                colour = COLOURS[i % len(COLOURS)] if place == 0 else "#555555"
+                marker = MARKERS[i % len(MARKERS)] if place == 1 else "o"
+                line = ("-" if place == 0 else LINES[i % len(LINES)]) if joined else "none"
+                label = f"{value} {axis_name(axis)}" if not isinstance(value, str) else str(value)
+                handles.append(Line2D([], [], color=colour, marker=marker, linestyle=line, label=label))
+        return handles
+
+
+def _draw_points(
+    ax: Any,
+    lines: Sequence[Sequence[tuple[float, Configuration]]],
+    looks: _Looks,
+    metric: str,
+    quantity: Quantity,
+) -> None:
+    """Means with their intervals, side by side where lines share an x; every seed as a faint dot."""
+    spread = 0.0 if not quantity.joined or len(lines) < 2 else 0.016
+    span = max(x for line in lines for x, _ in line) - min(x for line in lines for x, _ in line)
+    for number, line in enumerate(lines):
+        shift = (number - (len(lines) - 1) / 2) * spread * span
+        colour, marker, style = looks.of(line[0][1])
+        found = [t_interval(list(c.by_seed(metric).values())) for _, c in line]
+        xs = [x + shift for x, _ in line]
+        for x, interval, (_, c) in zip(xs, found, line, strict=True):
+            if interval.half is not None:
+                ax.vlines(x, interval.low, interval.high, color=colour, linewidth=1.1, alpha=0.55, zorder=2)
+            values = list(c.by_seed(metric).values())
+            ax.plot([x] * len(values), values, ".", color=colour, markersize=4, alpha=0.6, zorder=3)
+        means = [interval.mean for interval in found]
+        ax.plot(
+            xs,
+            means,
+            marker=marker,
+            linestyle=style if quantity.joined else "none",
+            color=colour,
+            linewidth=1.4,
+            zorder=4,
+        )
+
+
+def _tidy(ax: Any, quantity: Quantity, metric: str, points: Sequence[tuple[float, Configuration]]) -> None:
+    """Limits by the seeds' own values: an interval over two seeds may be ten times as long, and is cut at the edge."""
+    values = [value for _, c in points for value in c.by_seed(metric).values()]
+    margin = 0.18 * (max(values) - min(values)) or 0.05
+    ax.set_ylim(min(values) - margin, max(values) + margin)
+    ax.set_xlabel(quantity.label)
+    ax.set_ylabel(f"test {metric}")
+    if quantity.logarithmic:
+        from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+
+        ax.xaxis.set_major_locator(FixedLocator(_log_ticks(sorted(x for x, _ in points))))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.set_xticks(sorted({x for x, _ in points}))
+
+
+def _log_ticks(xs: Sequence[float]) -> list[float]:
+    """The values themselves where they are few, to two digits; else a few round numbers between them."""
+    if different(xs) <= 3:
+        return sorted({float(f"{x:.1e}") for x in xs})
+    low, high = xs[0], xs[-1]
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = [d * 10.0**e for e in exponents for d in digits if 0.9 * low <= d * 10.0**e <= 1.1 * high]
+        if len(ticks) >= 3:
+            break
+    return ticks
+
+
+def _fits(lines: Any, metric: str) -> list[tuple[Fit, float, float]]:
+    found = []
+    for line in lines:
+        xs = [float(x) for x, _ in line]
+        fit = fit_log(xs, [fmean(c.by_seed(metric).values()) for _, c in line])
+        if fit is not None:
+            found.append((fit, min(xs), max(xs)))
+    return found
+
+
+def _fit_sentence(fits: Sequence[tuple[Fit, float, float]], places: int, metric: str) -> str:
+    if not fits:
+        return f"No curve is fitted: {places} clearly different values of x, a curve needs {FIT_POINTS}."
+    slopes = "; ".join(fit.slope.text() for fit, _, _ in fits)
+    return (
+        f"Grey: {metric} = a + b log10(x), least squares through the means, which ignores what else differs between "
+        f"the points; b = {slopes} per tenfold x (95 % intervals)."
+    )
+
+
+def gates_plot(configurations: Sequence[Configuration], axes: Sequence[str]) -> Plot | None:
+    """Gate factors by LM layer over training, for one configuration of each backbone: most MM Blocks, most tokens."""
+    chosen: dict[Any, Configuration] = {}
+    for c in configurations:
+        backbone = (c.values["base"], c.values["layers"])
+        size = (c.values["blocks"], c.values.get("num_fusion_tokens", 0))
+        best = chosen.get(backbone)
+        if best is None or size > (best.values["blocks"], best.values.get("num_fusion_tokens", 0)):
+            chosen[backbone] = c
+    panels = [(c, curves) for c in list(chosen.values())[:3] if (curves := gate_curves(c))]
+    if not panels:
+        return None
+    with figure(WIDTH, 2.6 * len(panels) + 0.4, len(panels)) as (drawn, subplots):
+        for ax, (c, curves) in zip(subplots, panels, strict=True):
+            _draw_gates(ax, curves)
+            ax.set_title(
+                f"{c.values['base']}, {c.values['layers']} LM layers, {c.values['blocks']} MM Blocks", wrap=True
+            )
+        subplots[-1].set_xlabel("training step")
+        picture = svg(drawn)
+    seeds = len(panels[0][0].records)
+    caption = (
+        f"Gate factors after each LM layer (its number stands at the end of its line), means over {seeds} seeds. "
+        "Solid: gated cross-attention, dashed: gated FFW. One configuration of each backbone: the most MM Blocks, the "
+        "most tokens."
+    )
+    return Plot("gates", "Plots of gate factors over training", caption, picture)
+
+
+def gate_curves(c: Configuration) -> dict[tuple[int, str], list[tuple[int, float]]]:
+    """(LM layer, gate) -> (step, mean over the seeds), from where that kind of gate starts."""
+    found: dict[tuple[int, str], dict[int, list[float]]] = {}
+    for record in c.records.values():
+        kind = record["run_info"]["settings"].get("gate", "sigmoid")
+        for line in record["train_info"].get("curve") or ():
+            if line["kind"] == "gates":
+                for name, gates in _layers(line).items():
+                    for gate, value in gates.items():
+                        steps = found.setdefault((name, gate), {0: [_GATE_START[kind]]})
+                        steps.setdefault(line["step"], []).append(value)
+    return {
+        key: [(step, fmean(values)) for step, values in sorted(steps.items())] for key, steps in sorted(found.items())
+    }
+
+
+def _layers(line: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    return {int(name.split()[-1]): gates for name, gates in line.items() if name.startswith("layer ")}
+
+
+def _draw_gates(ax: Any, curves: Mapping[tuple[int, str], list[tuple[int, float]]]) -> None:
+    layers = sorted({layer for layer, _ in curves})
+    for (layer, gate), points in curves.items():
+        colour = COLOURS[layers.index(layer) % len(COLOURS)]
+        xs, ys = zip(*points, strict=True)
+        marker = MARKERS[layers.index(layer) % len(MARKERS)]
+        style = "-" if gate == "gca" else "--"
+        ax.plot(xs, ys, color=colour, linestyle=style, linewidth=1.4, marker=marker, markersize=4)
+    ends = sorted((points[-1][1], layer, points[-1][0]) for (layer, gate), points in curves.items() if gate == "gca")
+    low, high = ax.get_ylim()
+    gap, last = (high - low) / 11, -float("inf")
+    for value, layer, step in ends:  # labels that would overlap move up
+        last = max(value, last + gap)
+        colour = COLOURS[layers.index(layer) % len(COLOURS)]
+        ax.annotate(f" {layer}", (step, last), color=colour, va="center", annotation_clip=False)
+    ax.set_ylabel("gate factor")
+
+
+def heads_plot(configurations: Sequence[Configuration], axes: Sequence[str], metric: str) -> Plot | None:
+    """Each head's own metric beside the prediction's, one row a configuration."""
+    rows = [c for c in configurations if c.by_seed(metric)][:30]
+    if not rows:
+        return None
+    with figure(WIDTH, 0.3 * len(rows) + 1.5) as (drawn, (ax,)):
+        handles = []
+        for place, (head, name) in enumerate(HEADS.items()):
+            found = [list(c.by_seed(metric).values()) if head == "prediction" else c.head(head, metric) for c in rows]
+            points = [(fmean(values), row) for row, values in enumerate(found) if values]
+            if points:
+                xs, ys = zip(*points, strict=True)
+                look = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": "none", "label": name}
+                handles += ax.plot(xs, ys, **look, markerfacecolor="none" if place else COLOURS[0])
+        ax.set_yticks(range(len(rows)), [_short(c, axes) for c in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel(f"test {metric}, mean over seeds")
+        legend_below(drawn, handles, 2)
+        picture = svg(drawn)
+    named = ", ".join(axis_name(axis) for axis in axes) or "one configuration"
+    caption = f"Test {metric} of each head alone beside the prediction's. Rows: {named}." + (
+        f" The first {len(rows)} of {len(configurations)} configurations." if len(configurations) > len(rows) else ""
+    )
+    return Plot("heads", f"Plot of each head's test {metric} by configuration", caption, picture)
+
+
+def _short(c: Configuration, axes: Sequence[str]) -> str:
+    return " · ".join(str(c.values.get(axis)) for axis in axes) or "all"
+
+
+__all__ = ["HEIGHT", "Plot", "Quantity", "gate_curves", "gates_plot", "heads_plot", "quality_plot", "quantities"]

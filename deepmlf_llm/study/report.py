@@ -1,0 +1,302 @@
+"""The report of a study, from its stored results alone: the same results give the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepmlf_llm.metrics import METRIC_DEFINITIONS
+from deepmlf_llm.study.blocks import PLOTS, Block, Code, Heading, Link, Paragraph, Table, to_markdown
+from deepmlf_llm.study.configurations import AXIS_NAMES, Configuration, axis_name, gather, varied
+from deepmlf_llm.study.directory import CELLS, StudyDirectory
+from deepmlf_llm.study.html import to_html
+from deepmlf_llm.study.plots import Plot, gates_plot, heads_plot, quality_plot, quantities
+from deepmlf_llm.study.results import CONFIG, read_all, write_parquet
+from deepmlf_llm.study.statistics import effects, t_interval
+from deepmlf_llm.training.checkpoints import write_aside
+
+MARKDOWN, PAGE = "report.md", "report.html"
+_FLOPS_METHOD = (
+    "FLOPs are counted on paper for a step on the batch described: matrix products at two FLOPs for each multiply-add "
+    "(projections, and both products of attention), forward, backward for inputs that need a gradient, and backward "
+    "for trained weights; text read from the cache costs nothing. Norms, activations and the optimiser are left out. "
+    "Parameters are counted unquantised."
+)
+
+
+def write_report(directory: StudyDirectory) -> list[Path]:
+    """Writes ``report.md`` with its plots, ``report.html`` and the Parquet of all cells.
+
+    Raises:
+        RunError: no study there.
+    """
+    study = directory.read()
+    cells = directory.planned()
+    records = read_all(directory, cells)
+    write_parquet(directory, records)
+    blocks = report_blocks(study, records, directory.others({cell.name for cell in cells}))
+    plots = [block for block in blocks if isinstance(block, Plot)]
+    _write_plots(directory.path, plots)
+    write_aside(directory.path / MARKDOWN, to_markdown(blocks))
+    write_aside(directory.path / PAGE, to_html(blocks, study["title"]))
+    return [directory.path / MARKDOWN, directory.path / PAGE]
+
+
+def _write_plots(path: Path, plots: Sequence[Plot]) -> None:
+    aside, place = path / f".{PLOTS}.partial", path / PLOTS
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for plot in plots:
+        (aside / f"{plot.name}.svg").write_bytes(plot.svg)
+    if place.exists():
+        shutil.rmtree(place)
+    os.replace(aside, place)
+
+
+def report_blocks(study: dict[str, Any], records: Sequence[dict[str, Any]], others: int = 0) -> list[Block]:
+    """The report's content.
+
+    Args:
+        study: ``study.json``.
+        records: ``cell.json`` of the cells that have ended, in the grid's order.
+        others: ended cells in the folder that are not of this grid, data or code.
+    """
+    metric, planned = study["metric"], len(study["cells"])
+    found = gather(records)
+    failed = [record for record in records if record["status"] == "failed"]
+    axes = varied(found)
+    blocks: list[Block] = [Heading(study["title"], 1), Paragraph(_summary(study, records, planned))]
+    blocks += [Paragraph(note) for note in study["notes"]]
+    if found:
+        blocks += [Paragraph(_how_to_read(found, metric)), *_effects(found, axes, metric)]
+        blocks += [Heading("Quality"), *_quality(found, axes, metric)]
+        if gates := gates_plot(found, axes):
+            blocks += [Heading("Gates"), gates]
+        if heads := heads_plot(found, axes, metric):
+            blocks += [Heading("Each modality alone"), heads]
+        blocks += [Heading("Results"), *_configurations(found, axes, metric)]
+        blocks += [Heading("Every cell"), *_cells(records, axes)]
+        blocks += [Heading("Cost"), Paragraph(_FLOPS_METHOD), *_cost(records)]
+    if failed:
+        blocks += [Heading("Failed cells"), *_failed(failed)]
+    blocks += [Heading("Around it"), *_around(study, records, others)]
+    return blocks
+
+
+def _summary(study: dict[str, Any], records: Sequence[dict[str, Any]], planned: int) -> str:
+    finished = [record for record in records if record["status"] == "finished"]
+    failed = len(records) - len(finished)
+    parts = [f"{len(finished)} of {planned} cells finished"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{planned - len(records)} not ended yet"] if planned > len(records) else []
+    text = ", ".join(parts) + "."
+    if not finished:
+        return text
+    data = finished[0]["meta_info"]["data"]
+    used = data.get("used", {}).get("train", {}).get("utterances")
+    steps = sorted({record["train_info"]["steps"] for record in finished})
+    seeds = sorted({record["run_info"]["seed"] for record in finished})
+    span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+    name = "the embedded set (real sentences, synthetic sound and sight)" if _embedded(study) else data.get("name")
+    trained = f"{used} training utterances" if used else "training utterances"
+    return (
+        f"{text} Data: {name}, {trained}. Each cell trains {span} steps with one of {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}); the adapter that is best on validation is read on test once. "
+        f"Base models: {', '.join(dict.fromkeys(record['run_info']['values']['base'] for record in finished))}."
+    )
+
+
+def _embedded(study: dict[str, Any]) -> bool:
+    return study["fixed"].get("data", "embedded") == "embedded"
+
+
+def _how_to_read(found: Sequence[Configuration], metric: str) -> str:
+    seeds = min(len(c.records) for c in found)
+    text = (
+        "Intervals are 95 % t-intervals for the mean over seeds, on this data set: they say how far chance in "
+        "initialisation and order reaches, and nothing about other data."
+    )
+    if seeds == 1:
+        return (
+            text + " Some configurations have one seed only: they have no interval, and nothing can be said about them."
+        )
+    if seeds == 2:
+        text += " With two seeds they are 12.7 standard errors wide each way, so only large differences can show."
+    definition = METRIC_DEFINITIONS.get(metric)
+    return f"{text} {metric}: {definition}" if definition else text
+
+
+def _effects(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
+    rows = []
+    for effect in effects(found, axes, metric):
+        change = effect.change
+        if change.half is None:
+            verdict = "one seed: nothing can be said"
+        elif change.excludes_zero:
+            verdict = "a difference is shown"
+        else:
+            verdict = "no difference is shown"
+        numbers = (
+            effect.pairs,
+            change.n,
+            f"{change.mean:+.3f}" + ("" if change.half is None else f" ± {change.half:.3f}"),
+        )
+        rows.append((axis_name(effect.axis), f"{effect.before} to {effect.after}", *numbers, verdict))
+    if not rows:
+        return []
+    return [
+        Heading("What changed, all else equal"),
+        Paragraph(
+            f"Change of test {metric} from one value of a setting to the next, over all pairs of configurations that "
+            "differ in nothing else: the mean of a seed's pairs, then mean and interval over seeds. "
+            f"Of {len(rows)} such rows, one in twenty would exclude zero by chance alone."
+        ),
+        Table(("setting", "from, to", "pairs", "seeds", f"change of {metric}", "reading"), rows, (2, 3, 4)),
+    ]
+
+
+def _quality(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
+    blocks: list[Block] = []
+    silent = []
+    for quantity in quantities().values():
+        plot = quality_plot(found, quantity, axes, metric)
+        if plot is None:
+            silent.append(quantity.label)
+        else:
+            blocks.append(plot)
+    lead = (
+        "Points are means over seeds, bars their intervals (cut at the edge of the plot), small dots the seeds. "
+        "Lines join configurations that differ in nothing but x."
+    )
+    if silent:
+        lead += f" Not drawn, for they have one value only: {', '.join(silent)}."
+    return [Paragraph(lead), *blocks]
+
+
+def _configurations(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
+    shown = [
+        name for name in (metric, "mae", "corr", "acc7", "acc2_non0", "f1_non0", "acc2", "f1") if _has(found, name)
+    ]
+    shown = list(dict.fromkeys(shown))
+    rows = []
+    for c in found:
+        values = [c.by_seed(name) for name in shown]
+        texts = [t_interval(list(v.values())).text() if v else "undefined" for v in values]
+        rows.append([*(str(c.values.get(axis)) for axis in axes), len(c.records), *texts])
+    columns = [*(axis_name(axis) for axis in axes), "seeds", *(f"test {name}" for name in shown)]
+    return [Table(columns, rows, range(len(axes), len(columns)))]
+
+
+def _has(found: Sequence[Configuration], metric: str) -> bool:
+    return any(c.by_seed(metric) for c in found)
+
+
+def _cells(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[Block]:
+    """The table that an interrupted study must end with as an uninterrupted one does: nothing in it depends on time."""
+    done = [record for record in records if record["status"] == "finished"]
+    names = list(dict.fromkeys(name for record in done for name in record["metrics"]["test"]))
+    rows = []
+    for record in records:
+        run, metrics = record["run_info"], record["metrics"] or {}
+        validation = (metrics.get("validation") or {}).get("mae")
+        rows.append(
+            [
+                Link(record["cell"], f"{CELLS}/{record['cell']}/{CONFIG}"),
+                *(str(run["values"].get(axis)) for axis in axes),
+                run["seed"],
+                record["status"],
+                record["train_info"].get("best_step", ""),
+                _number(validation),
+                *(_number((metrics.get("test") or {}).get(name)) for name in names),
+            ]
+        )
+    columns = ["cell", *(axis_name(a) for a in axes), "seed", "status", "best step", "validation mae"]
+    columns += [f"test {name}" for name in names]
+    return [Table(columns, rows, [i for i in range(len(axes) + 1, len(columns)) if columns[i] != "status"])]
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _cost(records: Sequence[dict[str, Any]]) -> list[Block]:
+    rows = []
+    for record in records:
+        train = record["train_info"]
+        geometry = train["geometry"]
+        frames = " + ".join(f"{count} {name}" for name, count in geometry["frames"].items())
+        cut = record["run_info"]["attempts"] > 1
+        seconds = "was cut" if cut else _number(train.get("seconds"), 1)
+        rows.append(
+            [
+                record["cell"],
+                f"{train['parameters']['trainable']:,}",
+                f"{train['parameters']['total']:,}",
+                f"{train['step_flops'] / 1e9:,.2f}",
+                f"{geometry['utterances']} x ({geometry['text_tokens']} tokens, {frames} frames)",
+                seconds,
+                _number((train.get("peak_memory_mb") or {}).get("resident"), 0),
+            ]
+        )
+    columns = (
+        "cell",
+        "trained parameters",
+        "all parameters",
+        "GFLOPs a step",
+        "step",
+        "seconds of training",
+        "peak MB",
+    )
+    return [Table(columns, rows, (1, 2, 3, 5, 6))]
+
+
+def _failed(failed: Sequence[dict[str, Any]]) -> list[Block]:
+    rows = [[record["cell"], record["run_info"]["reason"]] for record in failed]
+    logs = [Code(f"Last lines of {record['cell']}", record["run_info"]["log_tail"]) for record in failed]
+    return [Paragraph("They are tried again when the study is started again."), Table(("cell", "reason"), rows), *logs]
+
+
+def _around(study: dict[str, Any], records: Sequence[dict[str, Any]], others: int) -> list[Block]:
+    blocks: list[Block] = []
+    for name, count in study["excluded"].items():
+        blocks.append(
+            Paragraph(f"Left out: {count} cells, {name}." if count else f"The exclusion {name!r} met no cell.")
+        )
+    if others:
+        blocks.append(
+            Paragraph(
+                f"{others} cells in this folder belong to an earlier grid, data or code version; they are not shown."
+            )
+        )
+    fixed = [[name, json.dumps(value)] for name, value in study["fixed"].items()]
+    if fixed:
+        blocks.append(Table(("setting of all cells", "value"), fixed))
+    environments: dict[str, int] = {}
+    for record in records:
+        if record["meta_info"]:
+            text = json.dumps(record["meta_info"]["environment"], sort_keys=True)
+            environments[text] = environments.get(text, 0) + 1
+    for text, count in environments.items():
+        rows = [[name, value] for name, value in _flat(json.loads(text))]
+        if len(environments) > 1:
+            blocks.append(Paragraph(f"Environment of {count} cells:"))
+        blocks.append(Table(("environment", ""), rows))
+    blocks.append(Paragraph(f"Code version {study['code']} (of what computes a cell)."))
+    return blocks
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name} ")
+        else:
+            rows.append((f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+__all__ = ["AXIS_NAMES", "MARKDOWN", "PAGE", "report_blocks", "write_report"]

@@ -1,0 +1,136 @@
+"""What several seeds allow one to say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from scipy.special import stdtrit  # Student's t, inverted; scipy.stats takes seconds to load
+
+from deepmlf_llm.study.configurations import Configuration
+
+CONFIDENCE = 0.95
+FIT_POINTS = 4
+"""Fewer different x than this carry no curve."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval (Student's t); without bounds where there is one value only."""
+
+    mean: float
+    half: float | None
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - (self.half or 0.0)
+
+    @property
+    def high(self) -> float:
+        return self.mean + (self.half or 0.0)
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.half is not None and (self.low > 0 or self.high < 0)
+
+    def text(self, digits: int = 3) -> str:
+        """``0.712 ± 0.034``"""
+        return f"{self.mean:.{digits}f}" + ("" if self.half is None else f" ± {self.half:.{digits}f}")
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Mean of independent values, and the interval ``mean ± t(n - 1) s / sqrt(n)``."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Interval(mean, None, n)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    return Interval(mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n), n)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What changing one setting changed, all else equal.
+
+    Args:
+        axis, before, after: the setting and its two values.
+        pairs: configurations that differ in it alone.
+        change: of the metric, after minus before: per seed the mean over the pairs, then over seeds.
+    """
+
+    axis: str
+    before: Any
+    after: Any
+    pairs: int
+    change: Interval
+
+
+def effects(
+    configurations: Sequence[Configuration], axes: Sequence[str], metric: str, split: str = "test"
+) -> list[Effect]:
+    """Neighbouring values of each axis, compared over the configurations and seeds that have both."""
+    found = []
+    for axis in axes:
+        values = _in_order({c.values.get(axis) for c in configurations})
+        for before, after in pairwise(values):
+            pairs = [
+                (a, b)
+                for a in configurations
+                for b in configurations
+                if a.values.get(axis) == before
+                and b.values.get(axis) == after
+                and a.rest(axis, axes) == b.rest(axis, axes)
+            ]
+            if effect := _effect(axis, before, after, pairs, metric, split):
+                found.append(effect)
+    return found
+
+
+def _effect(axis: str, before: Any, after: Any, pairs: Sequence[Any], metric: str, split: str) -> Effect | None:
+    """Pairs count only where they have all seeds: else seeds would average over different configurations."""
+    both = [(a.by_seed(metric, split), b.by_seed(metric, split)) for a, b in pairs]
+    seeds = sorted(set().union(*(a.keys() & b.keys() for a, b in both))) if both else []
+    whole = [(a, b) for a, b in both if all(seed in a and seed in b for seed in seeds)]
+    if not seeds or not whole:
+        return None
+    changes = [math.fsum(b[seed] - a[seed] for a, b in whole) / len(whole) for seed in seeds]
+    return Effect(axis, before, after, len(whole), t_interval(changes))
+
+
+def _in_order(values: set[Any]) -> list[Any]:
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return sorted(values) if numbers else sorted(values, key=str)
+
+
+def different(xs: Sequence[float]) -> int:
+    """How many x lie more than 5 % above the next lower one: two clusters are two places, whatever their size."""
+    ordered = sorted(xs)
+    return 1 + sum(after > 1.05 * before for before, after in pairwise(ordered))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``y = a + b log10(x)``, least squares; ``slope`` with its interval."""
+
+    a: float
+    slope: Interval
+
+    def at(self, x: float) -> float:
+        return self.a + self.slope.mean * math.log10(x)
+
+
+def fit_log(xs: Sequence[float], ys: Sequence[float]) -> Fit | None:
+    """None below :data:`FIT_POINTS` clearly different, positive x."""
+    if min(xs) <= 0 or different(xs) < FIT_POINTS:
+        return None
+    n, us = len(xs), [math.log10(x) for x in xs]
+    middle, mean = math.fsum(us) / n, math.fsum(ys) / n
+    spread = math.fsum((u - middle) ** 2 for u in us)
+    slope = math.fsum((u - middle) * (y - mean) for u, y in zip(us, ys, strict=True)) / spread
+    rest = math.fsum((y - mean - slope * (u - middle)) ** 2 for u, y in zip(us, ys, strict=True))
+    half = float(stdtrit(n - 2, (1 + CONFIDENCE) / 2)) * math.sqrt(rest / (n - 2) / spread)
+    return Fit(mean - slope * middle, Interval(slope, half, n))

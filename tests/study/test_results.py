@@ -1,0 +1,97 @@
+"""Mirrors ``deepmlf_llm/study/results.py``."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet
+import pytest
+
+from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.results import (
+    PARQUET,
+    failed_record,
+    failure_reason,
+    log_tail,
+    read_all,
+    read_record,
+    write_parquet,
+    write_record,
+)
+
+
+def test_failed_record_says_why(tmp_path, make_cell):
+    lines = [f"step {i}" for i in range(30)] + ["error: data=x: not there"]
+    (tmp_path / "log.txt").write_text("\n".join(lines) + "\n")
+    record = failed_record(make_cell(4, 1), tmp_path, "abc", 2, 2)
+    assert record["status"] == "failed"
+    assert record["run_info"]["reason"] == "data=x: not there"
+    assert record["run_info"]["log_tail"] == lines[-15:]
+    assert record["run_info"]["attempts"] == 2
+    assert record["metrics"] is None
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "tail", "reason"),
+    [
+        (2, ["error: first", "error: second"], "second"),
+        (
+            1,
+            ["Traceback (most recent call last):", "  File", "torch.OutOfMemoryError: CUDA out of memory"],
+            "torch.Out",
+        ),
+        (137, [], "ended by signal 9 (SIGKILL; often the system's answer to too little memory)"),
+        (-9, ["step 3"], "ended by signal 9"),
+        (143, [], "ended by signal 15 (SIGTERM)"),
+        (3, ["bye"], "ended with code 3"),
+        (0, [], "ended with code 0"),
+    ],
+)
+def test_reasons(exit_code, tail, reason):
+    assert failure_reason(exit_code, tail).startswith(reason)
+
+
+def test_log_tail_reads_progress_bars_and_broken_bytes(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"start\n 10%\r 50%\r100%\n\n\xff\xfe end\n")
+    assert log_tail(path) == ["start", "100%", "\ufffd\ufffd end"]
+    assert log_tail(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 2, "run_info": {"fingerprint": "f"}}'])
+def test_what_cannot_be_read_has_not_ended(tmp_path, content):
+    (tmp_path / "cell.json").write_text(content)
+    assert read_record(tmp_path, "f") is None
+
+
+def test_a_record_of_another_fingerprint_is_not_taken(tmp_path, make_cell):
+    cell = make_cell(4, 1)
+    write_record(tmp_path, failed_record(cell, tmp_path, "abc", 1, 1))
+    assert read_record(tmp_path, cell.fingerprint)["cell"] == cell.name
+    assert read_record(tmp_path, "another") is None
+
+
+def test_undefined_values_become_null(tmp_path, make_cell):
+    record = failed_record(make_cell(4, 1), tmp_path, "abc", 1, 1)
+    record["metrics"] = {"test": {"corr": float("nan")}}
+    write_record(tmp_path, record)
+    assert json.loads((tmp_path / "cell.json").read_text())["metrics"] == {"test": {"corr": None}}
+
+
+def test_parquet_has_one_row_a_cell(finished_study):
+    directory = StudyDirectory(finished_study(failed=2))
+    records = read_all(directory, directory.planned())
+    assert write_parquet(directory, records)
+    table = pyarrow.parquet.read_table(directory.path / PARQUET).to_pylist()
+    assert [row["cell"] for row in table] == [record["cell"] for record in records]
+    assert [row["status"] for row in table] == ["failed"] * 2 + ["finished"] * 22
+    for row, record in zip(table, records, strict=True):
+        assert row["values.layers"] == record["run_info"]["values"]["layers"]
+        assert json.loads(row["settings"]) == record["run_info"]["settings"]
+        if record["status"] == "finished":
+            assert row["test.mae"] == record["metrics"]["test"]["mae"]
+            assert row["test.text.mae"] == record["metrics"]["heads"]["test"]["text"]["mae"]
+        else:
+            assert row["test.mae"] is None
+            assert row["reason"] == "loss is nan | <b>"
+    assert not list(directory.path.glob(".*.partial"))
