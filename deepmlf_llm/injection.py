@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deepmlf_llm.backbones import Decoder, PackedRows, is_quantised, run_layers
 from deepmlf_llm.backbones.interface import layer_output, replace_layer_output
-from deepmlf_llm.config import DeepMLFConfig, resolve_fusion_layers
+from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, InjectionError
 from deepmlf_llm.modules import (
     AVEncoder,
@@ -29,6 +29,7 @@ from deepmlf_llm.modules import (
     Heads,
     MMBlock,
 )
+from deepmlf_llm.placement import resolve_fusion_layers
 
 # transformers 5.17 recomputes a layer with its hooks, later ones its bare forward.
 _HOOKS_ARE_RECOMPUTED = "__call__" in vars(GradientCheckpointingLayer)

@@ -205,7 +205,7 @@ class DeepMLFTuner(LoraModel):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         self.fused.injection.detach()
-        vars(self.model).pop("accepts_loss_kwargs", None)
+        self.model.__dict__.pop("accepts_loss_kwargs", None)
         return super()._unload_and_optionally_merge(*args, **kwargs)
 
     @classmethod
