@@ -128,12 +128,13 @@ def _load_toy(name: str, options: dict[str, Any]) -> Any:
 
 
 def _from_pretrained(source: str, options: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options = {key: value for key, value in options.items() if value is not None}
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         looks_local = Path(source).is_absolute() or source.startswith(".")
         where = "this directory" if looks_local else "a local directory or a hub id that can be reached from here"
         reason = " ".join(str(error).split())

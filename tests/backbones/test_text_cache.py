@@ -1,0 +1,81 @@
+"""Text streams by token ids: computed once, the same as computed now, keyed by whatever changes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from deepmlf_llm.backbones import Decoder, load_base_model, read_text, text_cache
+from deepmlf_llm.backbones.text_cache import TextCache, texts_of
+from deepmlf_llm.errors import ConfigError
+from tests.families import LENGTHS, tiny_batch, tiny_family
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return Decoder(tiny_family("mistral"))
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.parametrize("depth", [None, 2, 4])
+def test_equals_the_stream_computed_now(decoder, depth, where, tmp_path):
+    cache = TextCache(decoder, depth, tmp_path if where == "disk" else None)
+    for padding in (3, 0):  # kept from one batch, read into another
+        batch = tiny_batch(padding=padding)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        found, expected = cache.read(ids, mask), read_text(decoder, decoder.embeddings(ids), mask, depth)
+        real = mask.bool()
+        for (keys, values), (k, v) in zip(found.keys_values, expected.keys_values, strict=True):
+            for kept, now in ((keys, k), (values, v)):
+                assert_close(kept.transpose(1, 2)[real], now.transpose(1, 2)[real], rtol=1e-5, atol=1e-5)
+                assert kept.isfinite().all()
+        states = (found.states, expected.states) if depth is None else (found.states[real], expected.states[real])
+        assert_close(*states, rtol=1e-5, atol=1e-5)
+    assert len(cache) == 3
+
+
+def test_reads_in_batches_of_like_length(decoder, monkeypatch):
+    monkeypatch.setattr(text_cache, "BATCH_TOKENS", 10)
+    sizes = []
+    cache = TextCache(decoder, 1)
+    cache.add([range(1, n + 1) for n in (5, 5, 2, 2, 3, 12)], progress=sizes.append)
+    assert sum(sizes) == len(cache) == 4, "each text once"
+    assert sizes == [1, 2, 1] or sizes == [1, 2, 1, 0]
+    cache.add([range(1, 6)], progress=sizes.append)
+    assert sum(sizes) == 4
+
+
+def test_the_key_names_whatever_changes_a_stream(tmp_path):
+    lms = [tiny_family("llama"), tiny_family("llama", seed=1), tiny_family("llama").bfloat16()]
+    caches = [TextCache(Decoder(lm), depth, tmp_path) for lm in lms for depth in (None, 2)]
+    caches += [TextCache(Decoder(lms[0]), 2, tmp_path, storage) for storage in ("int8", "float32")]
+    caches.append(TextCache(Decoder(load_base_model("tiny-llama", quantization="nf4")), 2, tmp_path))
+    caches.append(TextCache(Decoder(load_base_model("tiny-llama", dtype="float32")), 2, tmp_path))
+    assert len({cache.store.directory for cache in caches}) == len(caches)
+    again = TextCache(Decoder(tiny_family("llama")), None, tmp_path)
+    assert again.store.directory == caches[0].store.directory
+
+
+def test_texts_are_the_real_tokens_of_each_row():
+    batch = tiny_batch(padding=2)
+    texts = texts_of(batch["input_ids"], batch["attention_mask"])
+    assert [len(text) for text in texts] == list(LENGTHS)
+    assert list(texts[1]) == batch["input_ids"][1, -3:].tolist()
+
+
+def test_bad_input_is_refused(decoder):
+    with pytest.raises(ConfigError, match="text_cache_dtype='fp8': expected one of 'float32', 'bfloat16'"):
+        TextCache(decoder, 1, storage="fp8")
+    with pytest.raises(ConfigError, match="a text has no tokens"):
+        TextCache(decoder, 1).add([[], [3]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("storage", [None, "bfloat16", "int8"])
+def test_size_is_foretold_exactly(decoder, storage):
+    texts = [[1], [2, 3, 4], [5, 6], [5, 6]]
+    cache = TextCache(decoder, 2, storage=storage)
+    foretold = cache.predicted_bytes(texts)
+    cache.add(texts)
+    assert cache.store.nbytes == cache.nbytes == foretold

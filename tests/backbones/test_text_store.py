@@ -1,0 +1,99 @@
+"""What is kept is what comes back, whatever instant a writer was killed at and however many there are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepmlf_llm.backbones.text_store import STORAGE, DiskStore, MemoryStore, pack, unpacked
+from deepmlf_llm.errors import ConfigError
+
+KEY = {"base": {"family": "llama"}, "depth": 2}
+
+
+def entry(length, storage=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    keys_values = torch.randn(2, 2, 3, length, 4, generator=generator)
+    return pack(keys_values, torch.randn(length, 6, generator=generator), storage), keys_values
+
+
+@pytest.mark.parametrize("storage", [None, *STORAGE])
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_what_is_put_comes_back(kind, storage, tmp_path):
+    store = MemoryStore() if kind == "memory" else DiskStore(tmp_path, KEY)
+    entries = {tuple(range(n)): entry(n, storage, n)[0] for n in (1, 5, 2)}
+    store.put(list(entries.items()))
+    assert len(store) == 3
+    assert store.nbytes == sum(e.nbytes for e in entries.values())
+    for text, expected in entries.items():
+        assert text in store
+        for a, b in zip(store[text].tensors(), expected.tensors(), strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+    assert (9, 9) not in store
+
+
+@given(st.integers(1, 6), st.floats(1e-3, 1e3))
+def test_int8_is_within_half_a_step_of_each_rows_largest(length, scale):
+    _, keys_values = entry(length)
+    kept = pack(keys_values * scale, torch.zeros(length, 6), "int8")
+    error = (unpacked(kept) - keys_values * scale).abs()
+    step = (keys_values * scale).abs().amax(-1, keepdim=True) / 127
+    assert (error <= 0.5001 * step).all()
+    assert kept.keys_values.dtype == torch.int8
+    assert torch.equal(
+        unpacked(pack(torch.zeros(1, 2, 1, 2, 3), torch.zeros(2, 6), "int8")), torch.zeros(1, 2, 1, 2, 3)
+    )
+
+
+def test_another_run_and_another_process_find_it(tmp_path):
+    first, second = DiskStore(tmp_path, KEY), DiskStore(tmp_path, KEY)
+    first.put([((1, 2), entry(2)[0])])
+    assert (1, 2) in second
+    second.put([((3,), entry(1)[0])])
+    assert (3,) in first
+    again = DiskStore(tmp_path, KEY)
+    assert len(again) == 2
+    assert torch.equal(again[(1, 2)].keys_values, entry(2)[0].keys_values)
+    assert (1, 2) not in DiskStore(tmp_path, {**KEY, "depth": 3})
+
+
+@pytest.mark.parametrize("cut", ["index line", "data without index", "index not yet"])
+def test_a_killed_writer_costs_what_it_had_not_finished(tmp_path, cut):
+    store = DiskStore(tmp_path, KEY)
+    store.put([((1, 2), entry(2)[0])])
+    index = next(store.directory.glob("*.index"))
+    if cut == "index line":
+        with index.open("a") as file:
+            file.write('[[7, 7], 123, [["flo')
+    elif cut == "data without index":
+        with next(store.directory.glob("*.data")).open("ab") as file:
+            file.write(b"half an entry")
+    else:
+        (store.directory / "another.data").write_bytes(b"an entry whose index was never written")
+    again = DiskStore(tmp_path, KEY)
+    assert len(again) == 1
+    assert (7, 7) not in again
+    again.put([((4,), entry(1)[0])])
+    fresh = DiskStore(tmp_path, KEY)
+    assert len(fresh) == 2
+    assert torch.equal(fresh[(1, 2)].states, entry(2)[0].states)
+
+
+def test_a_full_shard_is_closed(tmp_path):
+    store = DiskStore(tmp_path, KEY, shard_bytes=1)
+    for n in (1, 2, 3):
+        store.put([(tuple(range(n)), entry(n)[0])])
+    assert len(list(store.directory.glob("*.data"))) == 3
+    assert len(DiskStore(tmp_path, KEY)) == 3
+
+
+def test_a_folder_of_another_key_under_the_same_name_is_refused(tmp_path):
+    store = DiskStore(tmp_path, KEY)
+    (store.directory / "key.json").write_text(json.dumps({"format": 0}))
+    with pytest.raises(ConfigError, match="another key under the same hash; delete that folder"):
+        DiskStore(tmp_path, KEY)
