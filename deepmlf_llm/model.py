@@ -219,8 +219,10 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         return result
 
     def _adapter_tensors(self, name: str) -> dict[str, Tensor]:
-        """What an adapter's file holds, by the file's keys."""
-        return get_peft_model_state_dict(self, adapter_name=name, save_embedding_layers=False)
+        """What an adapter's file holds, by the file's keys: the parameters themselves, which under ZeRO-3 know their
+        whole shape."""
+        own = {**dict(self.named_buffers()), **dict(self.named_parameters())}
+        return get_peft_model_state_dict(self, state_dict=own, adapter_name=name, save_embedding_layers=False)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> MergedDeepMLF:
         """One model without PEFT: LoRA folded into the LM, each MM Block's LoRA into its own FFW weights.
