@@ -84,7 +84,7 @@ class SentimentPredictor:
             dtype, quantization: of a base that is loaded here; ``"trained"``: what the adapter was trained on.
             device: default: CUDA where there is one.
             batch_size: utterances a batch.
-            compile: run the language model through ``torch.compile`` (slow first batches, then faster).
+            compile: run the language model through ``torch.compile``; experimental, neither tested nor timed yet.
 
         Raises:
             AdapterError: damaged files, or files that do not fit the base.
