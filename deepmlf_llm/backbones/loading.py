@@ -15,6 +15,7 @@ from deepmlf_llm.errors import BaseModelError
 
 ATTENTION = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORAGE_DTYPES = {**DTYPES, "uint8": torch.uint8}
 
 
 def cpu_or_cuda_dtype(dtype: str = "auto") -> torch.dtype:
@@ -87,14 +88,16 @@ def load_base_model(
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; of unquantised weights and 4-bit compute.
         attn_implementation: see :func:`attention_kernel`.
         revision: of a hub model.
-        storage_dtype: of packed 4-bit weights, for ZeRO-3.
+        storage_dtype: of packed 4-bit weights, for ZeRO-3; also ``"uint8"``, the default.
         num_layers: keep only the first layers (for studies of depth).
 
     Raises:
         BaseModelError: not found, not a causal decoder of a known family, or a setting that cannot be served here.
     """
     torch_dtype = cpu_or_cuda_dtype(dtype)
-    quantised = quantization_config(quantization, torch_dtype, DTYPES[storage_dtype] if storage_dtype else None)
+    if storage_dtype not in (None, *STORAGE_DTYPES):
+        raise BaseModelError(f"storage_dtype={storage_dtype!r}: expected one of {', '.join(map(repr, STORAGE_DTYPES))}")
+    quantised = quantization_config(quantization, torch_dtype, STORAGE_DTYPES[storage_dtype] if storage_dtype else None)
     kernel = attention_kernel(attn_implementation, torch_dtype)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": kernel, "revision": revision}
     if quantised is not None:
@@ -109,7 +112,7 @@ def load_base_model(
         if kernel is not None and quantised is None:
             lm.set_attn_implementation(kernel)
     else:
-        lm = _from_pretrained(_source(name), options)
+        lm = _from_pretrained(_source(name), options, name)
     lm.name_or_path = lm.config._name_or_path = name
     keep_weights_in_place(lm)
     find_interface(lm)
@@ -124,21 +127,24 @@ def _load_toy(name: str, options: dict[str, Any]) -> Any:
 
     with tempfile.TemporaryDirectory() as directory:
         toy_model(name).save_pretrained(directory)
-        return _from_pretrained(directory, {**options, "revision": None})
+        return _from_pretrained(directory, {**options, "revision": None}, name)
 
 
-def _from_pretrained(source: str, options: dict[str, Any]) -> Any:
+def _from_pretrained(source: str, options: dict[str, Any], name: str) -> Any:
+    """``name`` is what the user calls ``source``."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options = {key: value for key, value in options.items() if value is not None}
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        looks_local = Path(source).is_absolute() or source.startswith(".")
+    except ImportError as error:  # bitsandbytes for 4 bits, gguf for GGUF files: transformers says what to install
+        raise BaseModelError(f"base_model={name!r}: {' '.join(str(error).split())[:300]}") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        looks_local = Path(name).is_absolute() or name.startswith(".")
         where = "this directory" if looks_local else "a local directory or a hub id that can be reached from here"
         reason = " ".join(str(error).split())
-        raise BaseModelError(f"base_model={source!r}: expected {where} with a causal LM: {reason[:300]}") from error
+        raise BaseModelError(f"base_model={name!r}: expected {where} with a causal LM: {reason[:300]}") from error
 
 
 def cut_layers(lm: Any, num_layers: int) -> None:

@@ -6,6 +6,8 @@ the text. Whoever holds a cache must see to that; :class:`TextCache` cannot know
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from deepmlf_llm.backbones.stream import TextStream, read_text
 from deepmlf_llm.backbones.text_store import STORAGE, DiskStore, MemoryStore, pack, unpacked
 from deepmlf_llm.errors import ConfigError
 
+# Of a config: where it came from, and what training switches.
+_BESIDE_THE_POINT = frozenset(
+    ("_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache")
+)
 BATCH_TOKENS = 2048  # texts are read in batches of about this many tokens, of like length
 
 
@@ -65,6 +71,7 @@ class TextCache:
                 for name, weight in layer.named_parameters()
                 if "lora_" not in name
             ),
+            "config": _settings(lm.config.get_text_config().to_dict()),
             "dtype": str(self.decoder.embeddings.weight.dtype),
             "quantisation": {k: str(v) for k, v in described.items()} if described else None,
             "depth": self.depth,
@@ -120,7 +127,8 @@ class TextCache:
             input_ids[row, length - len(text) :] = torch.tensor(text)
             mask[row, length - len(text) :] = 1
         input_ids, mask = input_ids.to(device), mask.to(device)
-        stream = read_text(self.decoder, self.decoder.embeddings(input_ids), mask, self.depth)
+        with torch.autocast(device.type, enabled=False):  # what is kept serves passes with and without autocast
+            stream = read_text(self.decoder, self.decoder.embeddings(input_ids), mask, self.depth)
         stacked = torch.stack([torch.stack(pair) for pair in stream.keys_values])  # [layers x 2 x b x h x l x e]
         return [
             (text, pack(stacked[:, :, row, :, length - len(text) :], stream.states[row, -len(text) :], self.storage))
@@ -139,6 +147,12 @@ class TextCache:
             keys_values[:, :, row, :, length - entry.keys_values.shape[3] :] = unpacked(entry)
             states[row, kept - entry.states.shape[0] :] = entry.states
         return TextStream([(layer[0], layer[1]) for layer in keys_values], states)
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """A hash of what an LM's config says about its computation (rotary tables, sliding windows, ...)."""
+    told = {key: value for key, value in config.items() if key not in _BESIDE_THE_POINT}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def texts_of(input_ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:

@@ -105,6 +105,7 @@ class DiskStore:
         self._maps: dict[str, np.memmap] = {}
         self._read: dict[str, int] = {}
         self._shard: str | None = None
+        self._writer = os.getpid()
         described = self.directory / "key.json"
         if not described.exists():
             aside = self.directory / f".key-{uuid.uuid4().hex}"
@@ -128,9 +129,12 @@ class DiskStore:
             with path.open("rb") as file:
                 file.seek(self._read.get(path.name, 0))
                 for line in _whole_lines(file.read()):
-                    tokens, offset, shapes = json.loads(line)
-                    self._index[tuple(tokens)] = (path.stem, offset, shapes)
                     self._read[path.name] = self._read.get(path.name, 0) + len(line)
+                    try:
+                        tokens, offset, shapes = json.loads(line)
+                    except (ValueError, TypeError):  # torn by a full disk, then written on: that text is read again
+                        continue
+                    self._index[tuple(tokens)] = (path.stem, offset, shapes)
 
     def __getitem__(self, text: tuple[int, ...]) -> Entry:
         shard, offset, shapes = self._index[text]
@@ -151,6 +155,8 @@ class DiskStore:
         return torch.from_numpy(data[offset : offset + size]).view(dtype).reshape(shape), offset + size
 
     def put(self, entries: Sequence[tuple[tuple[int, ...], Entry]]) -> None:
+        if self._writer != os.getpid():  # a fork: the shard stays its parent's
+            self._writer, self._shard = os.getpid(), None
         if self._shard is None or (self.directory / f"{self._shard}.data").stat().st_size > self.shard_bytes:
             self._shard = uuid.uuid4().hex[:12]
         data, index = self.directory / f"{self._shard}.data", self.directory / f"{self._shard}.index"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from deepmlf_llm.backbones import cpu_or_cuda_dtype, load_base_model, load_tokenizer
 from deepmlf_llm.backbones.loading import attention_kernel, cut_layers
@@ -24,10 +25,9 @@ def test_a_base_is_frozen_and_quiet(name, dtype):
     assert lm.name_or_path == lm.config._name_or_path == name
 
 
-@pytest.mark.parametrize("safe", [True])
-def test_a_directory_is_loaded_as_it_was_saved(tmp_path, safe):
+def test_a_directory_is_loaded_as_it_was_saved(tmp_path):
     lm = load_base_model("tiny-llama")
-    lm.save_pretrained(tmp_path, safe_serialization=safe)
+    lm.save_pretrained(tmp_path)
     again = load_base_model(str(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(lm.parameters(), again.parameters(), strict=True))
     shallow = load_base_model(str(tmp_path), num_layers=2)
@@ -79,11 +79,85 @@ def test_settings_that_cannot_be_served_are_refused():
         load_base_model("tiny-llama", quantization="int4")
     with pytest.raises(BaseModelError, match="attn_implementation='flash': expected one of 'auto', 'sdpa'"):
         load_base_model("tiny-llama", attn_implementation="flash")
+    with pytest.raises(BaseModelError, match=r"storage_dtype='int4': expected one of 'float32', .*'uint8'"):
+        load_base_model("tiny-llama", quantization="nf4", storage_dtype="int4")
     if not torch.cuda.is_available():
-        with pytest.raises(BaseModelError, match=r"needs CUDA and flash-attn: pip install flash-attn"):
-            attention_kernel("flash_attention_2")
         with pytest.raises(BaseModelError, match="no backward pass on CPU"):
             attention_kernel("flex_attention")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "flash_attention_2",
+            r"needs CUDA and flash-attn: pip install flash-attn --no-build-isolation \(or use 'sdpa'",
+        ),
+        ("flash_attention_3", "needs a Hopper GPU and FlashAttention-3, built from .*; use 'sdpa' or"),
+    ],
+)
+def test_a_kernel_that_is_not_installed_says_how_to_install_it(monkeypatch, name, message):
+    question = f"is_flash_attn_{name[-1]}_available"
+    monkeypatch.setattr(transformers.utils, question, lambda: False)
+    with pytest.raises(BaseModelError, match=message):
+        load_base_model("tiny-llama", attn_implementation=name)
+    monkeypatch.setattr(transformers.utils, question, lambda: True)
+    assert attention_kernel(name) == name
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_automatic_kernel(monkeypatch, cuda, installed):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: installed)
+    expected = ("flash_attention_2" if installed else None) if cuda else "eager"
+    assert attention_kernel("auto", torch.bfloat16) == expected
+    assert cpu_or_cuda_dtype("auto") == (torch.bfloat16 if cuda else torch.float32)
+
+
+def test_quantisation_without_its_package_says_how_to_install_it(monkeypatch):
+    import transformers.quantizers.quantizer_bnb_4bit as room
+
+    monkeypatch.setattr(room, "is_bitsandbytes_available", lambda *a, **k: False)
+    with pytest.raises(BaseModelError, match=r"base_model='tiny-llama': .*requires bitsandbytes: `pip install"):
+        load_base_model("tiny-llama", quantization="nf4")
+
+
+def test_what_is_asked_of_transformers(monkeypatch):
+    """Revision, dtype, kernel and quantisation go on as given; what is not set is not mentioned."""
+    asked = []
+
+    def from_pretrained(source, **options):
+        asked.append((source, options))
+        return tiny_family("llama")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    load_base_model("someone/some-lm", dtype="float16", attn_implementation="sdpa", revision="v1.2")
+    assert asked.pop() == (
+        "someone/some-lm", {"dtype": torch.float16, "attn_implementation": "sdpa", "revision": "v1.2"}
+    )  # fmt: skip
+    load_base_model("someone/some-lm", dtype="float32", attn_implementation="sdpa")
+    assert asked.pop()[1] == {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    load_base_model("someone/some-lm", quantization="fp4", dtype="bfloat16", storage_dtype="bfloat16", revision="x")
+    options = asked.pop()[1]
+    assert (options["revision"], options["dtype"]) == ("x", torch.bfloat16)
+    config = options["quantization_config"]
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == ("fp4", torch.bfloat16)
+    assert config.bnb_4bit_quant_storage == torch.bfloat16
+    load_base_model("tiny-llama", quantization="nf4", revision="main")
+    assert "revision" not in asked.pop()[1], "a toy has none"
+
+
+def test_a_tokenizer_of_the_same_revision(monkeypatch):
+    asked = []
+
+    def from_pretrained(source, **options):
+        asked.append((source, options["revision"]))
+        return load_tokenizer("tiny-llama")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    load_tokenizer("someone/some-lm", revision="v1.2")
+    assert asked == [("someone/some-lm", "v1.2")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what a machine without CUDA gets")

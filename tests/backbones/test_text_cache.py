@@ -57,6 +57,41 @@ def test_the_key_names_whatever_changes_a_stream(tmp_path):
     assert again.store.directory == caches[0].store.directory
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"sliding_window": 3}, {"sliding_window": None}, {"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}}],
+)
+def test_the_same_weights_under_another_config_are_another_stream(tmp_path, changes):
+    batch = tiny_batch()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for lm in (tiny_family("mistral"), tiny_family("mistral", **changes)):
+        cache, decoder = TextCache(Decoder(lm), None, tmp_path), Decoder(lm)
+        assert len(cache) == 0
+        expected = read_text(decoder, decoder.embeddings(ids), mask).states
+        assert_close(cache.read(ids, mask).states, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_base_is_the_same_wherever_it_was_loaded_from(tmp_path):
+    lm = load_base_model("tiny-llama")
+    lm.save_pretrained(tmp_path / "base")
+    elsewhere = load_base_model(str(tmp_path / "base"))
+    elsewhere.config.use_cache = False  # as activation checkpointing does
+    first, second = (TextCache(Decoder(base), 2, tmp_path / "text") for base in (lm, elsewhere))
+    assert first.store.directory == second.store.directory
+
+
+def test_what_is_kept_does_not_depend_on_autocast(decoder):
+    batch = tiny_batch()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    cache = TextCache(decoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache.read(ids, mask)
+    expected = read_text(decoder, decoder.embeddings(ids), mask)
+    found = cache.read(ids, mask)
+    assert_close(found.states, expected.states, rtol=1e-5, atol=1e-5)
+    assert found.keys_values[0][0].dtype == torch.float32
+
+
 def test_texts_are_the_real_tokens_of_each_row():
     batch = tiny_batch(padding=2)
     texts = texts_of(batch["input_ids"], batch["attention_mask"])

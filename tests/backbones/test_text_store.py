@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import warnings
 
 import pytest
 import torch
@@ -62,6 +64,35 @@ def test_another_run_and_another_process_find_it(tmp_path):
     assert (1, 2) not in DiskStore(tmp_path, {**KEY, "depth": 3})
 
 
+def test_processes_fill_one_store_at_the_same_time(tmp_path):
+    store = DiskStore(tmp_path, KEY)
+    store.put([((0,), entry(1)[0])])
+
+    def fill(store, which):
+        for number in range(which, 40, 2):
+            store.put([((which, number), entry(1 + number % 5, seed=number)[0])])
+
+    fork = multiprocessing.get_context("fork")  # children that inherit a store in use, its open shard included
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Python 3.12 on forking with threads: these compute nothing
+        writers = [fork.Process(target=fill, args=(store, which)) for which in (0, 1)]
+        for writer in writers:
+            writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert len(list(store.directory.glob("*.data"))) == 3
+    for reader in (store, DiskStore(tmp_path, KEY)):
+        for number in range(40):
+            assert (number % 2, number) in reader
+            expected = entry(1 + number % 5, seed=number)[0]
+            assert torch.equal(reader[(number % 2, number)].keys_values, expected.keys_values)
+            assert torch.equal(reader[(number % 2, number)].states, expected.states)
+    assert len(DiskStore(tmp_path, KEY)) == 41
+
+
 @pytest.mark.parametrize("cut", ["index line", "data without index", "index not yet"])
 def test_a_killed_writer_costs_what_it_had_not_finished(tmp_path, cut):
     store = DiskStore(tmp_path, KEY)
@@ -82,6 +113,19 @@ def test_a_killed_writer_costs_what_it_had_not_finished(tmp_path, cut):
     fresh = DiskStore(tmp_path, KEY)
     assert len(fresh) == 2
     assert torch.equal(fresh[(1, 2)].states, entry(2)[0].states)
+
+
+def test_a_writer_that_goes_on_after_a_torn_line_costs_that_entry_only(tmp_path):
+    """A full disk, and then not: the next line follows the torn one without a break."""
+    store = DiskStore(tmp_path, KEY)
+    store.put([((1, 2), entry(2)[0])])
+    with next(store.directory.glob("*.index")).open("a") as file:
+        file.write('[[7, 7], 123, [["flo')
+    store.put([((4,), entry(1)[0])])
+    store.put([((5,), entry(1)[0])])
+    for reader in (store, DiskStore(tmp_path, KEY)):
+        assert [text in reader for text in ((1, 2), (7, 7), (4,), (5,))] == [True, False, False, True]
+        assert torch.equal(reader[(5,)].states, entry(1)[0].states)
 
 
 def test_a_full_shard_is_closed(tmp_path):
