@@ -203,6 +203,20 @@ class DeepMLFTuner(LoraModel):
         elif self.deepmlf:
             self.set_adapter(next(iter(self.deepmlf)))
 
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Folds LoRA into the LM in place.
+
+        Raises:
+            InjectionError: MM Blocks share the LM's FFW, which would change under them.
+        """
+        sharing = [name for name, config in self.peft_config.items() if config.ffw_weights == "shared"]
+        if sharing and any(config.has_lm_lora for config in self.peft_config.values()):
+            raise InjectionError(
+                f"merge_adapter() would change the FFW weights that MM Blocks of adapter {sharing[0]!r} share with the "
+                "LM; use merge_and_unload(), which gives them their own"
+            )
+        super().merge_adapter(*args, **kwargs)
+
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         self.fused.injection.detach()
         self.model.__dict__.pop("accepts_loss_kwargs", None)

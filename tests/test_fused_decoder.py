@@ -291,3 +291,18 @@ def test_accumulating_eight_batches_of_one_is_one_batch_of_eight(settings):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("scope", ["joint", "fusion"])
+def test_compiles_without_breaking_the_graph(scope):
+    from torch._dynamo.utils import counters
+
+    model, batch = tiny_model(tiny_family("llama"), ffw_scope=scope), tiny_batch()
+    expected = outputs(model, **batch)
+    torch._dynamo.reset()
+    counters.clear()
+    model.get_base_model().get_decoder().compile(backend="eager", dynamic=True)
+    for name, x in outputs(model, **batch).items():
+        assert_close(x, expected[name], rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"]
+    assert not counters["graph_break"]

@@ -444,3 +444,18 @@ def test_a_foreign_config_is_refused():
     with pytest.raises(ConfigError, match="config is a LoraConfig, expected a DeepMLFConfig"):
         DeepMLFModel(tiny_family("llama"), peft.LoraConfig())
     assert issubclass(DeepMLFConfig, peft.LoraConfig)
+
+
+def test_merging_in_place_is_refused_where_mm_blocks_share_what_would_change():
+    batch = tiny_batch()
+    model = tiny_model(tiny_family("llama"), **LORA)
+    with pytest.raises(InjectionError, match=r"would change the FFW weights .* use merge_and_unload"):
+        model.merge_adapter()
+    model = tiny_model(tiny_family("llama"), r=2, target_modules=["up_proj"], ffw_weights="copy")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    expected = model(**batch).polarity.detach()
+    model.merge_adapter()
+    assert_close(model(**batch).polarity, expected, rtol=1e-4, atol=1e-5)
