@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+MAP_ELEMENTS = 2**22  # of an attention map that is alive at once on a CPU: 16 MB in fp32
 
 
 @dataclass
@@ -69,6 +72,40 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def self_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention whose maps are never kept; ``dropout`` is theirs.
+
+    PyTorch has a kernel for that on CUDA. On a CPU it has one without dropout only, and would write and keep three maps
+    [b x h x t x t] of each layer: gigabytes over 500 frames. There a few rows at a time get theirs, and once more in
+    the backward pass.
+
+    Args:
+        query, key, value: [b x h x t x e].
+        attend: True where a frame may be read [b x t].
+        dropout: probability; 0 outside training.
+    """
+    if dropout == 0.0 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None, None, :], dropout_p=dropout)
+    # One more coordinate of the keys, read by all, says which are masked: cheaper than going over the map for it.
+    query = F.pad(query / math.sqrt(query.shape[-1]), (0, 1), value=1.0)
+    key = torch.cat([key, torch.where(attend, 0.0, -1e9)[:, None, :, None].expand(*key.shape[:3], 1).to(key)], dim=-1)
+    rows = max(1, MAP_ELEMENTS // (query.shape[1] * query.shape[2] ** 2))
+    parts = [
+        checkpoint(_attention_with_dropout, *part, dropout, use_reentrant=False)
+        for part in zip(*(x.split(rows) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    weights = (query @ key.mT).softmax(dim=-1)
+    # Sixteen random bits an element: a fifth of the time of bernoulli_, which takes half of a layer's.
+    dropped = round(dropout * 2**16)
+    bits = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    keep = (bits[: weights.numel()] >= dropped - 2**15).view(weights.shape)
+    return (weights * keep) @ (value / (1 - dropped / 2**16))
+
+
 class EncoderLayer(nn.Module):
     """A pre-norm Transformer encoder layer whose mask may be empty in a row (an absent modality)."""
 
@@ -89,7 +126,7 @@ class EncoderLayer(nn.Module):
         heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [b x h x t x e]
         drop = self.dropout.p if self.training else 0.0
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None, None, :], dropout_p=drop)
+        read = self_attention(query, key, value, attend, drop)
         x = x + self.dropout(self.output(read.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffw(self.ffw_norm(x)))
 

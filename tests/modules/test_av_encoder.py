@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from deepmlf_llm.modules import AVContext, AVEncoder, pool_time
-from deepmlf_llm.modules.av_encoder import sinusoids
+from deepmlf_llm.modules import AVContext, AVEncoder, av_encoder, pool_time
+from deepmlf_llm.modules.av_encoder import self_attention, sinusoids
 from tests import reference
 
-DIMS = {"audio": 4, "vision": 6}
+DIMS = {"audio": 4, "vision": 6, "pulse": 1}
 
 
-def encoder(**settings):
+def encoder(names=("audio", "vision"), **settings):
     sizes = {"width": 12, "num_layers": 2, "num_heads": 3, "ffw_width": 16, "max_frames": 5}
     torch.manual_seed(0)
-    module = AVEncoder(DIMS, **{**sizes, **settings}).double().eval()
+    module = AVEncoder({name: DIMS[name] for name in names}, **{**sizes, **settings}).double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() == 1:
@@ -44,16 +44,21 @@ def batch(counts, padding=0, noise=0.0):
 COUNTS = {"audio": [9, 2, 0, 1, 0], "vision": [4, 5, 3, 0, 0]}
 
 
+THREE = {**COUNTS, "pulse": [0, 7, 1, 0, 0]}
+
+
 @pytest.mark.parametrize("max_frames", [3, 5, 50])
-def test_equals_its_formulas(max_frames):
-    module, features = encoder(max_frames=max_frames), batch(COUNTS)
+@pytest.mark.parametrize("names", [["audio"], ["audio", "vision"], ["audio", "pulse", "vision"]], ids="-".join)
+def test_equals_its_formulas(names, max_frames):
+    counts = {name: THREE[name] for name in names}
+    module, features = encoder(names, max_frames=max_frames), batch(counts)
     with torch.no_grad():
         context = module(features)
     settings = reference.Settings(heads=1, av_heads=3, max_frames=max_frames)
     for row in range(5):
-        frames = {name: features[name][0][row, : COUNTS[name][row]] for name in DIMS}
+        frames = {name: features[name][0][row, : counts[name][row]] for name in names}
         expected = reference.av_context(frames, reference.weights_of(module), settings)
-        assert int(context.mask[row].sum()) == len(expected) == min(max_frames, max(c[row] for c in COUNTS.values()))
+        assert int(context.mask[row].sum()) == len(expected) == min(max_frames, max(c[row] for c in counts.values()))
         assert context.mask[row, : len(expected)].all()
         assert_close(context.frames[row, : len(expected)], expected, rtol=1e-9, atol=1e-12)
         assert not context.frames[row, len(expected) :].count_nonzero()
@@ -138,6 +143,11 @@ def test_dropout_acts_in_training_only_and_on_raw_features_if_asked():
     assert torch.equal(module(features).frames, module(features).frames)
 
 
+def test_the_order_of_features_in_a_batch_does_not_matter():
+    module, features = encoder(), batch(COUNTS)
+    assert torch.equal(module(dict(reversed(features.items()))).frames, module(features).frames)
+
+
 def test_the_papers_size():
     """About 0.1 M parameters for MOSEI's two modalities."""
     size = sum(p.numel() for p in AVEncoder({"audio": 74, "vision": 35}).parameters())
@@ -146,3 +156,60 @@ def test_the_papers_size():
 
 def test_mean_of_nothing_is_zero():
     assert not AVContext(torch.zeros(2, 3, 4), torch.zeros(2, 3).bool()).mean().count_nonzero()
+
+
+class TestAttentionWithDropout:
+    """On a CPU it runs in parts that are made again backwards; here in two parts of two rows."""
+
+    def parts(self, monkeypatch):
+        monkeypatch.setattr(av_encoder, "MAP_ELEMENTS", 2 * 2 * 5 * 5)
+        torch.manual_seed(2)
+        query, key, value = (torch.randn(4, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+        attend = torch.arange(5) < torch.tensor([5, 3, 1, 4])[:, None]
+        return query, key, value, attend
+
+    def test_on_average_it_is_attention_without(self, monkeypatch):
+        query, key, value, attend = self.parts(monkeypatch)
+        expected = self_attention(query, key, value, attend, 0.0)
+        with torch.no_grad():
+            draws = torch.stack([self_attention(query, key, value, attend, 0.3) for _ in range(4000)])
+        spread = draws.std(dim=0) / math.sqrt(len(draws))
+        assert ((draws.mean(dim=0) - expected).abs() < 5 * spread + 1e-6).all()
+        assert (draws.std(dim=0) > 0.05).any()
+
+    def test_a_share_of_the_weights_is_dropped_and_the_rest_scaled(self, monkeypatch):
+        frames = 64
+        ones = torch.ones(2, 3, frames, 1)
+        attend = torch.ones(2, frames, dtype=torch.bool)
+        # equal weights over values that mark each key: the output says which keys were kept
+        read = self_attention(torch.zeros_like(ones), ones, torch.eye(frames).expand(2, 3, -1, -1), attend, 0.25)
+        kept = read * frames > 0.5
+        assert abs(kept.float().mean() - 0.75) < 0.02
+        assert_close(read[kept] * frames, torch.full_like(read[kept], 1 / 0.75))
+        assert not (read[0] == read[1]).all()
+
+    def test_backwards_the_same_weights_are_dropped(self, monkeypatch):
+        *inputs, attend = self.parts(monkeypatch)
+
+        def seeded(*given):
+            torch.manual_seed(3)
+            return self_attention(*given, attend, 0.3)
+
+        assert torch.autograd.gradcheck(seeded, inputs)
+
+    def test_masked_frames_are_not_read(self, monkeypatch):
+        query, key, value, attend = self.parts(monkeypatch)
+        with torch.no_grad():
+            torch.manual_seed(3)
+            expected = self_attention(query, key, value, attend, 0.3)
+            hidden = ~attend[:, None, :, None]
+            torch.manual_seed(3)
+            changed = self_attention(query, key.masked_fill(hidden, 7.0), value.masked_fill(hidden, 9.0), attend, 0.3)
+        assert_close(changed, expected, rtol=0, atol=0)
+
+    def test_no_map_of_a_batch_is_kept_for_the_backward_pass(self, monkeypatch):
+        *inputs, attend = self.parts(monkeypatch)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.shape) or x, lambda x: x):
+            self_attention(*inputs, attend, 0.3)
+        assert not [shape for shape in sizes if tuple(shape[-2:]) == (5, 5)]

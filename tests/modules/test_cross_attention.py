@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -23,9 +25,13 @@ def inputs():
     return torch.randn(B, N, D).double(), torch.randn(B, T, 2 * D).double(), mask
 
 
+OPENING = {"sigmoid": 1 / (1 + math.exp(-0.75)), "tanh": math.sinh(0.75) / math.cosh(0.75), "none": 1.0}
+
+
+@pytest.mark.parametrize("kind", OPENING)
 @pytest.mark.parametrize("head_width", [None, 5])
-def test_equals_the_textbook_formula(head_width):
-    gca, e = GatedCrossAttention(D, H, head_width).double(), head_width or D // H
+def test_equals_the_textbook_formula(head_width, kind):
+    gca, e = GatedCrossAttention(D, H, head_width, kind).double(), head_width or D // H
     tokens, key_value = torch.randn(B, N, D).double(), torch.randn(B, T, 2 * H * e).double()
     mask = torch.arange(T) < torch.tensor([T, 3, 1])[:, None]
     with torch.no_grad():
@@ -39,9 +45,8 @@ def test_equals_the_textbook_formula(head_width):
             part = slice(i * e, (i + 1) * e)
             score = query[:, part] @ key[:, part].T / e**0.5
             heads.append((score.exp() / score.exp().sum(-1, keepdim=True)) @ value[:, part])
-        gate = 1 / (1 + torch.tensor(-0.75, dtype=torch.float64).exp())
         # The gate is fp32 by contract; the rest is exact to float64.
-        assert_close(update[b], gate * torch.cat(heads, -1) @ gca.mm_output.weight.T, rtol=1e-6, atol=1e-9)
+        assert_close(update[b], OPENING[kind] * torch.cat(heads, -1) @ gca.mm_output.weight.T, rtol=1e-6, atol=1e-9)
 
 
 def test_an_absent_modality_adds_exactly_nothing_and_keeps_gradients_finite(gca, inputs):

@@ -40,6 +40,20 @@ def test_the_batch_shares_one_permutation(mask, seed):
         assert source[row][real].tolist() == [real[rank].item() for rank in order]
 
 
+@given(masks(), st.floats(0.1, 1.0), st.integers(0, 100))
+def test_each_dimension_is_either_permuted_whole_or_untouched_whatever_padding_holds(mask, p_feat, seed):
+    steps = torch.arange(1.0, mask.shape[1] + 1)[None, :, None]
+    x = steps.expand(len(mask), -1, 9).masked_fill(~mask[..., None], torch.nan)
+    torch.manual_seed(seed)
+    out = seqaug(x, mask, p_apply=1.0, p_feat=p_feat)
+    assert torch.equal(out.isnan(), x.isnan()), "padding neither moves nor is read"
+    for row in range(len(mask)):
+        real, before = out[row][mask[row]].T.tolist(), x[row][mask[row]].T.tolist()
+        moved = [dimension for dimension, old in zip(real, before, strict=True) if dimension != old]
+        assert all(sorted(dimension) == before[0] for dimension in moved), "a permutation of the row's real steps"
+        assert all(dimension == moved[0] for dimension in moved), "one for all chosen dimensions"
+
+
 def test_every_permutation_is_as_likely():
     counts = {}
     for _ in range(1200):
