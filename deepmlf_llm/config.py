@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from deepmlf_llm.errors import ConfigError, Problems, suggest
+from deepmlf_llm.lora_settings import lora_problems
 from deepmlf_llm.placement import parse_fusion_layers
 
 PEFT_TYPE = "DEEPMLF"
@@ -149,6 +150,7 @@ class DeepMLFConfig(LoraConfig):
     base_quantization: str | None = _help("what the base was loaded in while training: none, nf4, fp4, int8", None)
     package_versions: dict[str, str] | None = _help("versions that saved the adapter", None)
     weights_sha256: str | None = _help("of the adapter's weights, in the file beside them", None)
+    settings_sha256: str | None = _help("of the other settings in an adapter's file, see settings_digest", None)
 
     def __post_init__(self) -> None:
         problems = Problems(ConfigError, "DeepMLFConfig")
@@ -165,6 +167,7 @@ class DeepMLFConfig(LoraConfig):
             self.fusion_layers = parse_fusion_layers(self.fusion_layers)
         except ConfigError as error:
             problems.messages.append(str(error))
+        problems.messages.extend(lora_problems(self))
         self._check_lm_lora(problems)
         self.task_type: str = self.task_type or "CAUSAL_LM"
         self._check(problems)
@@ -218,6 +221,12 @@ class DeepMLFConfig(LoraConfig):
             self.base_quantization in (None, "none", "nf4", "fp4", "int8"),
             f"base_quantization={self.base_quantization!r}: expected 'none', 'nf4', 'fp4' or 'int8'",
         )
+        for name, kind in _FACTS.items():
+            value = getattr(self, name)
+            problems.check(value is None or isinstance(value, kind), f"{name}={value!r}: expected a {kind.__name__}")
+        problems.check(
+            isinstance(self.dequantize_copy, bool), f"dequantize_copy={self.dequantize_copy!r}: expected true or false"
+        )
         version = self.schema_version
         problems.check(
             isinstance(version, int) and version <= SCHEMA_VERSION,
@@ -234,6 +243,15 @@ class DeepMLFConfig(LoraConfig):
             problems.check(
                 isinstance(modality.dim, int) and modality.dim >= 1,
                 f"modalities.{name}.dim={modality.dim!r}: expected an integer >= 1, the width of one frame",
+            )
+            rate = modality.frame_rate
+            problems.check(
+                rate is None or (_is_number(rate) and rate > 0),
+                f"modalities.{name}.frame_rate={rate!r}: expected a number > 0",
+            )
+            problems.check(
+                isinstance(modality.features, dict) and isinstance(modality.standardisation, (dict, type(None))),
+                f"modalities.{name}: expected mappings for features and standardisation",
             )
         width, heads = self.av_encoder.width, self.av_encoder.num_heads
         if isinstance(width, int) and isinstance(heads, int) and heads > 0:
@@ -260,6 +278,8 @@ class DeepMLFConfig(LoraConfig):
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         self.weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
         super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / CONFIG_NAME
+        path.write_text(sealed(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeepMLFConfig:
@@ -289,6 +309,19 @@ class DeepMLFConfig(LoraConfig):
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=sorted)
 
 
+def settings_digest(values: dict[str, Any]) -> str:
+    """sha256 of an adapter's settings as JSON, but for where its base is found: that may be edited by hand."""
+    told = {key: value for key, value in values.items() if key not in (*_LOCATION, "settings_sha256")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """The text of an adapter's config file, its digest included."""
+    return json.dumps({**values, "settings_sha256": settings_digest(values)}, indent=2, sort_keys=True) + "\n"
+
+
+_FACTS = {"base_fingerprint": dict, "package_versions": dict, "weights_sha256": str, "settings_sha256": str}
+_LOCATION = ("base_model_name_or_path", "revision")
 _MINIMA = {
     "num_fusion_tokens": 1,
     "r": 0,
@@ -357,8 +390,8 @@ def build_section(section: type, value: Any, source: str) -> Any:
         raise ConfigError(f"{source}={value!r}: expected a mapping")
     known = {f.name for f in dataclasses.fields(section)}
     problems = Problems(ConfigError, source)
-    for key in value:
-        problems.check(key in known, f"unknown key {key!r}{suggest(key, known)}")
+    for key in (key for key in value if key not in known):
+        problems.check(False, f"unknown key {key!r}{suggest(str(key), known)}")
     problems.raise_if_any()
     return section(**value)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
-from deepmlf_llm.config import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig
+from deepmlf_llm.config import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
 from deepmlf_llm.errors import AdapterError, ConfigError
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -37,6 +37,7 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
         raise AdapterError(f"{directory}: no {CONFIG}: expected the directory of a saved adapter")
     try:
         values = json.loads(path.read_bytes())
+        digest = settings_digest(values) if isinstance(values, dict) else None
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
     if not isinstance(values, dict) or values.get("peft_type") != PEFT_TYPE:
@@ -45,6 +46,11 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
     version = values.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
         raise AdapterError(f"{path}: schema_version={version!r}; this package reads 1 to {SCHEMA_VERSION}")
+    if values.get("settings_sha256") not in (None, digest):
+        raise AdapterError(
+            f"{path}: damaged or edited: its settings are not those of settings_sha256; where they were changed on "
+            "purpose, take that key out"
+        )
     try:
         return DeepMLFConfig.from_dict(values)
     except (ConfigError, TypeError, ValueError, AttributeError, KeyError) as error:
@@ -138,7 +144,7 @@ def seal(directory: Path, versions: Mapping[str, str]) -> None:
     values["weights_sha256"] = sha256(directory / WEIGHTS)
     values["schema_version"] = SCHEMA_VERSION
     values["package_versions"] = dict(versions)
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    path.write_text(sealed(values), encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

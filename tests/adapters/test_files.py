@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -34,7 +35,9 @@ def make_model(name="tiny-llama", **changes):
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    """Small, because thousands of damaged copies of its file are read below."""
+    av_encoder = {"width": 12, "num_layers": 1, "num_heads": 2, "ffw_width": 16}
+    return make_model(num_fusion_tokens=2, ffw_lora_r=2, gca_head_width=4, head_width=8, av_encoder=av_encoder)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,18 @@ def saved(model, tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def expected(model):
+    return model._adapter_tensors("default")
+
+
+@pytest.fixture(scope="module")
+def sealed(saved):
+    return files.read_config(saved)
+
+
 @pytest.fixture
-def copy(saved, tmp_path):
+def duplicate(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "adapter")
 
 
@@ -127,18 +140,23 @@ def swap(tensors):
         (lambda t: t["base_model.deepmlf.heads.text.bias"].fill_(torch.nan), "not finite"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_fit_are_named(copy, change, message):
-    rewritten(copy, change)
+def test_tensors_that_do_not_fit_are_named(duplicate, change, message):
+    rewritten(duplicate, change)
     lm = load_base_model("tiny-llama")
     with pytest.raises(AdapterError, match=message):
-        DeepMLFModel.from_pretrained(copy, base=lm)
+        DeepMLFModel.from_pretrained(duplicate, base=lm)
     assert not any(module._forward_hooks for module in lm.modules())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One directory for all examples of a sweep: making thousands takes longer than checking them."""
+    return tmp_path_factory.mktemp("damaged")
 
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_damaged_weights_always_end_in_the_documented_error(saved, tmp_path_factory, data):
-    directory = tmp_path_factory.mktemp("damaged", numbered=True)
+def test_damaged_weights_always_end_in_the_documented_error(saved, sealed, place, data):
     raw = bytearray((saved / files.WEIGHTS).read_bytes())
     kind = data.draw(st.sampled_from(["truncate", "flip", "extend", "header", "replace"]))
     if kind == "truncate":
@@ -153,18 +171,64 @@ def test_damaged_weights_always_end_in_the_documented_error(saved, tmp_path_fact
         raw = bytearray(data.draw(st.binary(max_size=256)))
     if bytes(raw) == (saved / files.WEIGHTS).read_bytes():
         return
-    (directory / files.WEIGHTS).write_bytes(raw)
+    (place / files.WEIGHTS).write_bytes(raw)
     with pytest.raises(AdapterError):
-        files.read_weights(directory, files.read_config(saved))
+        files.read_weights(place, sealed)
     # Even where the hash is made to fit, only a whole, finite file is read; the rest is check_tensors' business.
-    unsealed = files.read_config(saved)
+    unsealed = copy.copy(sealed)
     unsealed.weights_sha256 = None
     try:
-        tensors = files.read_weights(directory, unsealed)
+        tensors = files.read_weights(place, unsealed)
     except AdapterError:
         return
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
-    shutil.rmtree(directory)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_whole_files_with_other_tensors_always_end_in_the_documented_error(expected, sealed, saved, place, data):
+    tensors = load_file(saved / files.WEIGHTS)
+    names = st.sampled_from(sorted(name for name, t in tensors.items() if t.is_floating_point()))
+    name, other = data.draw(names), data.draw(names)
+    kind = data.draw(st.sampled_from(["drop", "rename", "add", "reshape", "exchange", "empty", "integers", "value"]))
+    tensor = tensors[name]
+    if kind == "drop":
+        del tensors[name]
+    elif kind == "rename":
+        tensors[data.draw(st.text("abc.", min_size=1, max_size=6))] = tensors.pop(name)
+    elif kind == "add":
+        tensors[data.draw(st.text("abc.", min_size=1, max_size=6))] = torch.zeros(data.draw(st.integers(0, 3)))
+    elif kind == "reshape":
+        shapes = [s for s in (tensor[None].shape, tensor.shape[::-1], tensor.flatten().shape) if s != tensor.shape]
+        tensors[name] = tensor.reshape(data.draw(st.sampled_from(shapes)))
+    elif kind == "exchange" and tensor.shape != tensors[other].shape:
+        tensors[name], tensors[other] = tensors[other], tensor
+    elif kind == "empty":
+        tensors[name] = tensor.new_zeros(0)
+    elif kind == "integers":
+        tensors[name] = tensor.long()
+    else:
+        place_of = data.draw(st.integers(0, tensor.numel() - 1))
+        tensor.view(-1)[place_of] = data.draw(st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+    save_file({n: t.contiguous() for n, t in tensors.items()}, place / files.WEIGHTS)
+    config = copy.copy(sealed)
+    config.weights_sha256 = files.sha256(place / files.WEIGHTS)  # made to fit
+    with pytest.raises(AdapterError):
+        files.check_tensors(files.read_weights(place, config), expected, place)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    field=st.sampled_from(["family", "width", "layers", "vocabulary", "weights"]),
+    value=st.integers(1, 2**31) | st.text(max_size=16),
+)
+def test_any_other_base_is_refused_by_name(model, sealed, saved, field, value):
+    config = copy.copy(sealed)
+    if config.base_fingerprint[field] == value:
+        return
+    config.base_fingerprint = config.base_fingerprint | {field: value}
+    with pytest.raises(AdapterError, match=f"another base model; {field}"):
+        files.check_base(config, model.get_base_model(), saved)
 
 
 JSON_VALUES = st.recursive(
@@ -176,37 +240,34 @@ JSON_VALUES = st.recursive(
 
 @settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_damaged_configs_end_in_the_documented_error_or_are_sound(saved, tmp_path_factory, data):
-    directory = tmp_path_factory.mktemp("damaged", numbered=True)
+def test_damaged_configs_end_in_the_documented_error_or_are_sound(saved, place, data):
     content = (saved / files.CONFIG).read_bytes()
     values = json.loads(content)
     kind = data.draw(st.sampled_from(["bytes", "value", "key", "truncate"]))
     if kind == "truncate":
         content = content[: data.draw(st.integers(0, len(content) - 3))]
     elif kind == "bytes":
-        place = data.draw(st.integers(0, len(content) - 1))
-        content = content[:place] + data.draw(st.binary(min_size=1, max_size=4)) + content[place + 1 :]
+        at = data.draw(st.integers(0, len(content) - 1))
+        content = content[:at] + data.draw(st.binary(min_size=1, max_size=4)) + content[at + 1 :]
     else:
         key = data.draw(st.sampled_from(sorted(values)) if kind == "value" else st.text(min_size=1, max_size=12))
         values[key] = data.draw(JSON_VALUES)
         content = json.dumps(values).encode()
-    (directory / files.CONFIG).write_bytes(content)
+    (place / files.CONFIG).write_bytes(content)
     try:
-        config = files.read_config(directory)
+        config = files.read_config(place)
     except AdapterError:
         return
-    finally:
-        shutil.rmtree(directory)
     assert isinstance(config, DeepMLFConfig)  # changed, but sound: a description, say
 
 
-def test_a_failed_save_leaves_the_old_adapter(model, copy, monkeypatch):
-    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+def test_a_failed_save_leaves_the_old_adapter(model, duplicate, monkeypatch):
+    before = {path.name: path.read_bytes() for path in duplicate.iterdir()}
     monkeypatch.setattr(files, "check_tensors", lambda *a: (_ for _ in ()).throw(AdapterError("empty")))
     with pytest.raises(AdapterError, match="empty"):
-        model.save_pretrained(copy)
-    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
-    assert [path.name for path in copy.parent.iterdir()] == ["adapter"]
+        model.save_pretrained(duplicate)
+    assert {path.name: path.read_bytes() for path in duplicate.iterdir()} == before
+    assert [path.name for path in duplicate.parent.iterdir()] == ["adapter"]
 
 
 def test_several_adapters_on_one_base_are_switched(model, saved, tmp_path):
