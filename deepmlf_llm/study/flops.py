@@ -43,8 +43,8 @@ def step_flops(model: Any, geometry: StepGeometry, text_cached: bool) -> int:
         geometry: of the step.
         text_cached: the frozen text stream is read from a cache.
     """
-    config, stack = model.deepmlf_config, model.base_model.active_stack
-    decoder = model.base_model.fused.decoder
+    config, stack = model.deepmlf_config, model.active_stack
+    decoder = model.fused_decoder.decoder
     b, t, n = geometry.utterances, geometry.text_tokens, config.num_fusion_tokens
     depth = decoder.num_layers if config.ffw_scope == "fusion" else stack.layers[0] + 1
     if config.has_lm_lora:

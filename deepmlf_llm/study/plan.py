@@ -21,7 +21,7 @@ from deepmlf_llm.study.cells import Plan, PlannedCell
 from deepmlf_llm.study.code_version import code_version, combined
 from deepmlf_llm.study.flops import StepGeometry, step_flops
 from deepmlf_llm.study.grid import Backbone, Grid
-from deepmlf_llm.training.assemble import method_config, resolve_base_model
+from deepmlf_llm.training.assemble import check_selection, method_config, resolve_base_model
 from deepmlf_llm.training.data import TrainingData, load_data, take_fraction, tokenised
 from deepmlf_llm.training.engine import read_deepspeed
 from deepmlf_llm.training.settings import RunSettings
@@ -50,7 +50,7 @@ class _Planner:
         self.sizes: dict[str, dict[str, Any]] = {}
 
     def plan(self) -> Plan:
-        names: dict[str, int] = {}
+        names: set[str] = set()
         for settings, values, seed in self._combinations():
             try:
                 cell = self._cell(settings, values, seed)
@@ -58,7 +58,7 @@ class _Planner:
                 self._refuse(str(error))
                 continue
             if cell.fingerprint not in names:  # two backbones may have the same stand-in
-                names[cell.fingerprint] = len(names)
+                names.add(cell.fingerprint)
                 self.plan_.cells.append(cell)
         self.problems.check(
             bool(self.plan_.cells) or bool(self.problems.messages), "the grid is empty: every cell is excluded"
@@ -107,6 +107,7 @@ class _Planner:
     def _cell(self, given: dict[str, Any], values: dict[str, Any], seed: int) -> PlannedCell:
         settings = RunSettings.from_dict(given, "settings")
         data = self._data(settings)
+        check_selection(settings, data.dataset)
         size = self._size(settings, data)
         base = resolve_base_model(settings.base_model)
         key = settings.fingerprint(self.grid.processes, base, data.fingerprint)
@@ -158,12 +159,12 @@ class _Planner:
             text_tokens=self._text_tokens(base, settings, config.text, data),
             frames={name: _median_frames(data, name) for name in config.modalities},
         )
-        stack = model.base_model.active_stack
-        depth = model.base_model.fused.text_depth(config, stack)
+        stack = model.active_stack
+        depth = model.fused_decoder.text_depth(config, stack)
         parameters = list(model.parameters())
         text = (base, settings.num_layers, settings.revision, settings.quantization, settings.dtype, depth)
         return {
-            "layers": model.base_model.fused.decoder.num_layers,
+            "layers": model.fused_decoder.decoder.num_layers,
             "blocks": len(stack.layers),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "total": sum(p.numel() for p in parameters),

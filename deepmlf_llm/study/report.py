@@ -79,7 +79,7 @@ def report_blocks(study: dict[str, Any], records: Sequence[dict[str, Any]], othe
         if heads := heads_plot(found, axes, metric):
             blocks += [Heading("Each modality alone"), heads]
         blocks += [Heading("Results"), *_configurations(found, axes, metric)]
-        blocks += [Heading("Every cell"), *_cells(records, axes)]
+        blocks += [Heading("Every cell"), *cell_table(records, axes)]
         blocks += [Heading("Cost"), Paragraph(_FLOPS_METHOD), *_cost(records)]
     if failed:
         blocks += [Heading("Failed cells"), *_failed(failed)]
@@ -195,7 +195,7 @@ def _has(found: Sequence[Configuration], metric: str) -> bool:
     return any(c.by_seed(metric) for c in found)
 
 
-def _cells(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[Block]:
+def cell_table(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[Block]:
     """The table that an interrupted study must end with as an uninterrupted one does: nothing in it depends on time."""
     done = [record for record in records if record["status"] == "finished"]
     names = list(dict.fromkeys(name for record in done for name in record["metrics"]["test"]))

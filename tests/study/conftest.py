@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deepmlf_llm.study.cells import Plan, PlannedCell
-from deepmlf_llm.study.directory import CELLS, SCHEMA, STUDY
+from deepmlf_llm.study.directory import CELLS, SCHEMA, STUDY, StudyDirectory
 from deepmlf_llm.study.grid import Grid
 from deepmlf_llm.study.results import write_record
 
@@ -98,38 +98,47 @@ def make_plan() -> Callable[..., Plan]:
     return make
 
 
+def write_finished(
+    path: Path,
+    layers: Sequence[int] = (6, 12, 30),
+    blocks: Sequence[int] = (2, 6),
+    tokens: Sequence[int] = (4, 8),
+    seeds: Sequence[int] = (1, 2),
+    failed: int = 1,
+) -> Path:
+    """A study of made-up results: MAE falls with layers, blocks and tokens, and seeds differ."""
+    chance = random.Random(0)
+    cells = []
+    for number, (depth, count, n, seed) in enumerate(itertools.product(layers, blocks, tokens, seeds)):
+        record = made_up(depth, count, n, seed, chance)
+        if number < failed:
+            record["status"], record["metrics"], record["meta_info"] = "failed", None, None
+            record["run_info"] |= {"reason": "loss is nan | <b>", "log_tail": ["Traceback ```", "ValueError: <b>"]}
+        directory = path / CELLS / record["cell"]
+        directory.mkdir(parents=True)
+        (directory / "config.yaml").write_text("seed: 1\n")
+        write_record(directory, record)
+        cells.append(as_planned(record))
+    study = {"schema": SCHEMA, "name": "made-up", "title": "A study <of> nothing | at *all*", "metric": "mae"}
+    study |= {"code": "0123", "fixed": {"data": "embedded", "max_steps": 40}, "excluded": {"too deep": 3}}
+    (path / STUDY).write_text(json.dumps({**study, "notes": ["A note."], "cells": cells}))
+    return path
+
+
 @pytest.fixture
 def finished_study(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a study of made-up results: MAE falls with layers, blocks and tokens, and seeds differ."""
+    """Writes a study of made-up results into a folder of this test; sizes as for ``write_finished``."""
+    return lambda folder="study", **sizes: write_finished(tmp_path / folder, **sizes)
 
-    def make(
-        folder: str = "study",
-        layers: Sequence[int] = (6, 12, 30),
-        blocks: Sequence[int] = (2, 6),
-        tokens: Sequence[int] = (4, 8),
-        seeds: Sequence[int] = (1, 2),
-        failed: int = 1,
-        title: str = "A study <of> nothing | at *all*",
-    ) -> Path:
-        path = tmp_path / folder
-        chance = random.Random(0)
-        cells = []
-        for number, (depth, count, n, seed) in enumerate(itertools.product(layers, blocks, tokens, seeds)):
-            record = made_up(depth, count, n, seed, chance)
-            if number < failed:
-                record["status"], record["metrics"], record["meta_info"] = "failed", None, None
-                record["run_info"] |= {"reason": "loss is nan | <b>", "log_tail": ["Traceback ```", "ValueError: <b>"]}
-            directory = path / CELLS / record["cell"]
-            directory.mkdir(parents=True)
-            (directory / "config.yaml").write_text("seed: 1\n")
-            write_record(directory, record)
-            cells.append(as_planned(record))
-        study = {"schema": SCHEMA, "name": "made-up", "title": title, "metric": "mae", "code": "0123"}
-        study |= {"fixed": {"data": "embedded", "max_steps": 40}, "excluded": {"too deep": 3}, "notes": ["A note."]}
-        (path / STUDY).write_text(json.dumps({**study, "cells": cells}))
-        return path
 
-    return make
+@pytest.fixture(scope="session")
+def reported_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with its report, to be read only: drawing takes seconds."""
+    from deepmlf_llm.study.report import write_report
+
+    path = write_finished(tmp_path_factory.mktemp("reported") / "study")
+    write_report(StudyDirectory(path))
+    return path
 
 
 def made_up(depth: int, count: int, n: int, seed: int, chance: random.Random) -> dict[str, Any]:

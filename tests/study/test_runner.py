@@ -170,7 +170,10 @@ def test_signals_end_the_study_and_all_its_processes(tmp_path, study, make_cell,
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("whole_group", [True, False], ids=["whole group", "study alone"])
+@pytest.mark.parametrize(
+    "whole_group",
+    [pytest.param(True, id="whole group"), pytest.param(False, id="study alone", marks=pytest.mark.slow)],
+)
 def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(
     tmp_path, study, make_cell, make_plan, fake_recipe, whole_group
 ):

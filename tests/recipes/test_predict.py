@@ -1,0 +1,166 @@
+"""recipes/predict.py: a file through an adapter, in order, going on after a cut, bad rows in their place."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deepmlf_llm.backbones import load_base_model
+from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.inference import SentimentPredictor
+from deepmlf_llm.model import DeepMLFModel
+
+KEYS = {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    facts = {"mean": [1.0] * 3, "std": [2.0] * 3, "clip": 10.0, "constant": []}
+    config = DeepMLFConfig(
+        fusion_layers=[3],
+        modalities={"audio": {"dim": 3, "standardisation": facts}, "vision": {"dim": 2, "standardisation": None}},
+        text={"case": "lower"},
+    )
+    directory = tmp_path_factory.mktemp("trained") / "adapter"
+    DeepMLFModel(load_base_model("tiny-llama"), config).eval().save_pretrained(directory)
+    return directory
+
+
+def utterances(count: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(0)
+    return [
+        {
+            "id": f"clip {i}",
+            "text": "so it goes " * (i % 4 + 1),
+            "audio": random.normal(size=(i % 5, 3)).tolist(),
+            "vision": random.normal(size=(i % 3 + 1, 2)).tolist() if i % 2 else None,
+        }
+        for i in range(count)
+    ]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def predict(repository: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(*words: Any) -> int:
+        recipe = str(repository / "recipes" / "predict.py")
+        monkeypatch.setattr(sys, "argv", [recipe, "--adapter", str(adapter), *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(recipe, run_name="__main__")
+        return int(str(ended.value.code or 0))
+
+    return run
+
+
+def test_predicts_a_file_in_order_as_the_predictor_does(predict: Any, adapter: Path, tmp_path: Path) -> None:
+    rows = utterances(11)
+    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert predict("--input", source, "--output", output, "--batch_size", 3) == 0
+    found = read(output)
+    assert [line["id"] for line in found] == [row["id"] for row in rows]
+    assert all(line.keys() == KEYS for line in found)
+    expected = SentimentPredictor.from_pretrained(adapter).predict(
+        [row["text"] for row in rows], audio=[row["audio"] for row in rows], vision=[row["vision"] for row in rows]
+    )
+    assert [line["polarity"] for line in found] == pytest.approx([p.polarity for p in expected], abs=1e-5)
+    assert [line["av_polarity"] is None for line in found] == [i % 10 == 0 for i in range(11)]
+    assert set(tmp_path.iterdir()) == {source, output}
+
+
+def test_a_second_run_goes_on_where_the_first_was_cut(predict: Any, tmp_path: Path, capsys: Any) -> None:
+    source = write(tmp_path / "in.jsonl", utterances(9))
+    assert predict("--input", source, "--output", tmp_path / "whole.jsonl") == 0
+    content = (tmp_path / "whole.jsonl").read_bytes()
+    lines = content.splitlines(keepends=True)
+    (tmp_path / "cut.jsonl.partial").write_bytes(b"".join(lines[:4]) + lines[4][:7])
+    assert predict("--input", source, "--output", tmp_path / "cut.jsonl") == 0
+    assert "9 rows, 0 of them bad, 4 found from an earlier run" in capsys.readouterr().out
+    for before, after in zip(read(tmp_path / "whole.jsonl"), read(tmp_path / "cut.jsonl"), strict=True):
+        assert before["id"] == after["id"]
+        assert before["polarity"] == pytest.approx(after["polarity"], abs=1e-5)
+
+
+BAD = [
+    ({"id": 1}, "text is NoneType"),
+    ({"id": 1, "text": "x", "audio": 5}, "audio"),
+    ({"id": 1, "text": "x", "audio": [[1, 2]]}, r"[1, 2], but this model was trained on [frames, 3]"),
+    ({"id": 1, "text": "x", "audio": [[1, 2, 3], [1]]}, "no table of numbers"),
+    ({"id": 1, "text": "x", "audio": {"a": 1}}, "no table of numbers"),
+    ({"id": 1, "text": "x", "vision": [[1, None]]}, "NaN or infinity"),
+    ({"id": 1, "text": "\ud800"}, "half a surrogate pair"),
+    ("no json", "not JSON"),
+    ("[1]", "expected an object"),
+]
+
+
+def test_bad_rows_are_named_and_keep_their_place(predict: Any, tmp_path: Path, capsys: Any) -> None:
+    good = {"id": "\ud801", "text": "fine", "audio": [], "vision": [[float("nan"), 1]][:0]}
+    source = write(tmp_path / "in.jsonl", [good, *(row for row, _ in BAD), good])
+    assert predict("--input", source, "--output", tmp_path / "out.jsonl") == 0
+    first, *errors, last = read(tmp_path / "out.jsonl")
+    assert first.keys() == last.keys() == KEYS
+    assert (first["id"], last["polarity"]) == ("\ud801", pytest.approx(first["polarity"], abs=1e-5))
+    for line, (_, message) in zip(errors, BAD, strict=True):
+        assert message in line["error"]
+    said = capsys.readouterr().err
+    assert all(f"row {number}: " in said for number in range(2, len(BAD) + 2))
+
+
+def test_strict_stops_with_code_2_and_the_rows_number(predict: Any, tmp_path: Path, capsys: Any) -> None:
+    source = write(tmp_path / "in.jsonl", [*utterances(2), {"id": 3}])
+    assert predict("--input", source, "--output", tmp_path / "out.jsonl", "--strict") == 2
+    assert "error: row 3: text is NoneType" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_parquet_and_bf16(predict: Any, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = utterances(5)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    write(tmp_path / "in.jsonl", rows)
+    for name in ("parquet", "jsonl"):
+        assert predict("--input", tmp_path / f"in.{name}", "--output", tmp_path / f"{name}.jsonl") == 0
+    assert (tmp_path / "parquet.jsonl").read_text() == (tmp_path / "jsonl.jsonl").read_text()
+    words = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "half.jsonl", "--dtype", "bfloat16")
+    assert predict(*words) == 0
+    for whole, half in zip(read(tmp_path / "jsonl.jsonl"), read(tmp_path / "half.jsonl"), strict=True):
+        assert half["polarity"] == pytest.approx(whole["polarity"], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--input", "no.jsonl"), "--input no.jsonl: no such file"),
+        (("--batch_size", "0"), "--batch_size=0"),
+        (("--adapter", "nowhere"), "nowhere: expected the directory of a saved adapter"),
+        (("--quantization", "nf5"), "nf4"),
+        (("--bacth_size", "3"), "--batch_size"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    predict: Any, tmp_path: Path, capsys: Any, words: tuple[str, ...], message: str
+) -> None:
+    source = write(tmp_path / "in.jsonl", utterances(1))
+    assert predict("--input", source, "--output", tmp_path / "out.jsonl", *words) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [source]

@@ -1,0 +1,250 @@
+"""The recipe as a user runs it; real cells, of a random toy, only in the slow tests."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deepmlf_llm.cli import run_recipe
+from deepmlf_llm.data.demo import embedded_dataset
+from deepmlf_llm.study import plan as planning
+
+TINY = {
+    "fixed": {"text_cache": "disk", "ffw_scope": "fusion", "batch_size": 8, "max_steps": 8, "learning_rate": 0.01}
+    | {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1},
+    "grid": [{"backbone": "tiny-llama", "fusion_layers": ["even:1", "even:2"], "num_fusion_tokens": [2, 4]}],
+}
+
+
+@dataclass
+class Done:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def recipe(repository, tmp_path, monkeypatch, capsys):
+    """Runs the recipe in this process, in an empty directory."""
+    spec = importlib.util.spec_from_file_location("scale_study", repository / "recipes" / "scale_study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["scale_study.py", *map(str, arguments)])
+        try:
+            code = run_recipe(module.main)
+        except SystemExit as end:
+            code = end.code
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(isolated_cache) -> str:
+    return str(embedded_dataset(sizes=(48, 16, 16)))
+
+
+@pytest.fixture
+def grid(tmp_path, data):
+    """Writes a grid file."""
+
+    def write(name: str = "tiny", **changes) -> Path:
+        content = {"name": name, "seeds": [1, 2], **TINY, **changes}
+        content["fixed"] = {"data": data, **content["fixed"]}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def refused(done: Done) -> str:
+    """Its one line."""
+    assert done.code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(recipe, grid, tmp_path):
+    wrong = {
+        "unknown key 'colour'": grid("a", colour="blue"),
+        "grid: empty": grid("b", grid=[]),
+        "base_model='./none': not there": grid("c", grid=[{"backbone": "./none"}]),
+        "grid row 1: unknown key 'gat' (did you mean 'gate'?)": grid("d", grid={"backbone": "tiny-llama", "gat": 1}),
+        "nothing.yaml: cannot be read": tmp_path / "nothing.yaml",
+    }
+    for part, path in wrong.items():
+        assert part in refused(recipe("--grid", path, "--output", "out"))
+    assert "unknown option --gird (did you mean '--grid'?)" in refused(recipe("--gird", "x"))
+    assert "'0': expected an integer >= 1" in refused(recipe("--slots", "0"))
+    assert "not allowed with" in refused(recipe("--plan", "--report-only"))
+    assert "give --output DIR, and no --grid" in refused(recipe("--report-only"))
+    assert "no study there" in refused(recipe("--report-only", "--output", "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_studys_folder_is_refused(recipe, grid, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.json").write_text('{"schema": 1, "name": "another"}')
+    done = recipe("--grid", grid(), "--output", "out")
+    assert "--output out: belongs to the study 'another', and this grid is 'tiny'" in refused(done)
+
+
+def test_plan_lists_the_cells_and_stops(recipe, grid, tmp_path):
+    excluded = [{"name": "few tokens, two blocks", "where": {"num_fusion_tokens": 2, "fusion_layers": "even:2"}}]
+    done = recipe("--grid", grid(exclude=excluded), "--plan", "--output", "out")
+    assert done.code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Study tiny: 6 cells"
+    assert [line.split()[0].rpartition("-")[0] for line in lines[2:8]] == [
+        f"tiny-llama-4l-even-{k}-n{n}-s{seed}" for k, n in ((1, 2), (1, 4), (2, 4)) for seed in (1, 2)
+    ]
+    assert "left out: 2 cells, few tokens, two blocks" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_says_what_would_run(recipe, grid, tmp_path):
+    done = recipe("--grid", grid(), "--dry-run", "--output", "out")
+    assert done.code == 0
+    names = [line.split()[0] for line in done.stdout.splitlines()[2:]]
+    assert done.stdout.count("starts") == len(names) == 8
+    (tmp_path / "out" / "cells" / names[0]).mkdir(parents=True)
+    (tmp_path / "out" / "study.json").write_text('{"schema": 1, "name": "tiny"}')
+    done = recipe("--grid", grid(), "--dry-run", "--output", "out")
+    assert done.stdout.count("starts") == 7
+    assert done.stdout.count("goes on") == 1
+
+
+def test_default_study_without_the_real_base_runs_on_toys(recipe, monkeypatch):
+    monkeypatch.setattr(planning, "smollm2_available", lambda: False)
+
+    def absent(name, *rest):
+        if name == "smollm2-135m":
+            raise planning.BaseModelError("not installed")
+        return shape(name, *rest)
+
+    shape = planning.base_model_shape
+    monkeypatch.setattr(planning, "base_model_shape", absent)
+    done = recipe("--plan")
+    assert done.code == 0
+    assert "Study default: 12 cells" in done.stdout
+    assert "left out: 12 cells, the random toys have fewer than six layers" in done.stdout
+    for toy, real in ((2, 6), (3, 12), (4, 30)):
+        note = (
+            f"note: tiny-llama, {toy} layers (random weights) stands in for smollm2-135m, {real} layers, which is not"
+        )
+        assert note in done.stdout
+
+
+def start(repository: Path, *arguments: object, cache: Path) -> subprocess.Popen:
+    command = [sys.executable, str(repository / "recipes" / "scale_study.py"), *map(str, arguments)]
+    environment = {**os.environ, "DEEPMLF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def table(folder: Path) -> dict[str, object]:
+    """All that a study says of its cells, but for times; and the adapters' bytes."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.glob("cells/*/cell.json")):
+        record = json.loads(path.read_text())
+        del record["run_info"]["attempts"], record["meta_info"]
+        for name in ("seconds", "total_seconds", "peak_memory_mb"):
+            del record["train_info"][name]
+        for line in record["train_info"]["curve"]:
+            for name in [name for name in line if name.endswith(("runtime", "per_second"))]:
+                del line[name]
+        weights = (path.parent / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+        found[path.parent.name] = (record, hashlib.sha256(weights).hexdigest())
+    return found
+
+
+def at_work(folder: Path) -> list[str]:
+    """Command lines of processes on this folder."""
+    lines = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if str(folder).encode() in line:
+            lines.append(line.decode())
+    return lines
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_killed_ten_times_it_ends_with_the_same_table(repository, grid, tmp_path):
+    path = grid()
+    began = time.monotonic()
+    whole = start(repository, "--grid", path, "--output", tmp_path / "whole", "--slots", 2, cache=tmp_path / "cache-1")
+    output = whole.communicate()[0]
+    assert whole.returncode == 0, output
+    cell_seconds = (time.monotonic() - began) / 5  # four rounds of two cells, and the start
+    expected = table(tmp_path / "whole")
+    assert len(expected) == 8
+
+    chance, folder = random.Random(0), tmp_path / "killed"
+    given = ("--grid", path, "--output", folder, "--slots", 2)
+    for _ in range(10):
+        process = start(repository, *given, cache=tmp_path / "cache-2")
+        while process.poll() is None and not (folder / "study.json").exists():
+            time.sleep(0.05)
+        try:
+            process.wait(chance.uniform(0.2, 1.6) * cell_seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        deadline = time.monotonic() + 10
+        while at_work(folder) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert at_work(folder) == []
+    process = start(repository, *given, cache=tmp_path / "cache-2")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert table(folder) == expected
+
+    reports = [(folder / name).read_bytes() for name in ("report.md", "report.html", "results.parquet")]
+    again = start(repository, "--report-only", "--output", folder, cache=tmp_path / "cache-2")
+    assert again.wait() == 0
+    assert [(folder / name).read_bytes() for name in ("report.md", "report.html", "results.parquet")] == reports
+
+    row = {"backbone": "tiny-llama", "fusion_layers": "even:1", "num_fusion_tokens": 3}
+    path = grid(grid=[*TINY["grid"], row], seeds=[1])
+    longer = start(repository, "--grid", path, "--output", folder, "--slots", 2, cache=tmp_path / "cache-2")
+    output = longer.communicate()[0]
+    assert longer.returncode == 0, output
+    assert output.count("\nstart ") == 1
+    assert "n3-s1" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_cell_of_two_processes_under_the_launcher(repository, grid, tmp_path):
+    fixed = {**TINY["fixed"], "deepspeed": str(repository / "ds_configs" / "zero2.json"), "max_steps": 2}
+    row = {"backbone": "tiny-llama", "fusion_layers": "even:1", "num_fusion_tokens": 2}
+    path = grid(fixed=fixed, grid=[row], seeds=[1], processes=2)
+    process = start(repository, "--grid", path, "--output", tmp_path / "out", "--slots", 1, cache=tmp_path / "cache")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    (record,) = (json.loads(p.read_text()) for p in (tmp_path / "out").glob("cells/*/cell.json"))
+    assert record["status"] == "finished"
+    assert record["run_info"]["processes"] == 2

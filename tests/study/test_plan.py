@@ -1,0 +1,160 @@
+"""Mirrors ``deepmlf_llm/study/plan.py`` and ``deepmlf_llm/backbones/shape.py``."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepmlf_llm.backbones import load_base_model
+from deepmlf_llm.backbones.shape import base_model_shape
+from deepmlf_llm.data.demo import embedded_dataset
+from deepmlf_llm.errors import BaseModelError, ConfigError
+from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.study import plan as planning
+from deepmlf_llm.study.grid import Grid
+from deepmlf_llm.training.assemble import method_config
+from deepmlf_llm.training.data import load_data
+from deepmlf_llm.training.settings import RunSettings
+
+
+@pytest.fixture(scope="module")
+def data(isolated_cache) -> str:
+    return str(embedded_dataset(sizes=(40, 10, 10)))
+
+
+@pytest.fixture
+def plan(data, tmp_path, monkeypatch):
+    """A plan from a grid's content, with a code version that the test decides."""
+    recipe = tmp_path / "train.py"
+    recipe.write_text("")
+
+    def make(code: str = "0123", **content):
+        monkeypatch.setattr(planning, "code_version", lambda _: code)
+        fixed = {"data": data, "max_steps": 5, **content.pop("fixed", {})}
+        grid = {"name": "small", "seeds": [1, 2], "fixed": fixed, **content}
+        return planning.make_plan(Grid.from_dict(grid), recipe)
+
+    return make
+
+
+TWO_CUTS = [{"base_model": "tiny-llama", "num_layers": layers} for layers in (2, 4)]
+
+
+def test_counts_are_those_of_the_real_model(plan, data):
+    row = {"backbone": TWO_CUTS[0], "fusion_layers": "even:2", "ffw_lora_r": [4, 8], "lora_r": 2}
+    for cell in plan(grid=row, seeds=[1]).cells:
+        settings = RunSettings.from_dict(cell.settings)
+        base = load_base_model("tiny-llama", num_layers=2)
+        model = DeepMLFModel(base, method_config(settings, load_data(settings)))
+        parameters = list(model.parameters())
+        assert cell.total == sum(p.numel() for p in parameters)
+        assert cell.trainable == sum(p.numel() for p in parameters if p.requires_grad)
+        assert cell.steps == 5
+        assert cell.step_flops > 0
+
+
+def test_cells_say_what_the_report_sorts_by(plan):
+    grid = [
+        {"backbone": TWO_CUTS, "fusion_layers": "even:2"},
+        {"backbone": "tiny-llama", "fusion_layers": [[1, 3]], "num_fusion_tokens": 2},
+    ]
+    cells = plan(grid=grid, seeds=[1]).cells
+    found = [tuple(cell.values[name] for name in ("base", "layers", "blocks", "placement")) for cell in cells]
+    assert found == [("tiny-llama", 2, 2, "even"), ("tiny-llama", 4, 2, "even"), ("tiny-llama", 4, 2, "listed")]
+    assert cells[2].name.startswith("tiny-llama-4l-at1.3-n2-s1-")
+    assert len({cell.name for cell in cells}) == 3
+
+
+def test_a_new_row_leaves_the_others_what_they_are(plan):
+    rows = [{"backbone": "tiny-llama", "fusion_layers": "even:2"}]
+    before = plan(grid=rows).cells
+    after = plan(grid=[{"backbone": "tiny-llama", "fusion_layers": "even:1", "gate": "tanh"}, *rows]).cells
+    assert len(after) == 4
+    assert [cell.fingerprint for cell in before] == [cell.fingerprint for cell in after[2:]]
+    assert [cell.name for cell in before] == [cell.name for cell in after[2:]]
+
+
+def test_fingerprints_change_with_settings_and_code(plan):
+    row = {"backbone": "tiny-llama", "fusion_layers": "even:2"}
+    base = {cell.fingerprint for cell in plan(grid=row).cells}
+    assert len(base) == 2
+    assert base.isdisjoint(cell.fingerprint for cell in plan("other code", grid=row).cells)
+    assert base.isdisjoint(cell.fingerprint for cell in plan(grid=row, fixed={"max_steps": 6}).cells)
+    assert base == {cell.fingerprint for cell in plan(grid=row).cells}
+
+
+def test_texts_are_shared_by_what_reads_them_alike(plan):
+    fixed = {"ffw_scope": "fusion", "text_cache": "disk"}
+    row = {"backbone": TWO_CUTS, "fusion_layers": ["even:1", "even:2"], "num_fusion_tokens": [2, 4]}
+    assert len({cell.text_key for cell in plan(grid=row, fixed=fixed).cells}) == 2  # one a cut
+    joint = plan(grid={**row, "backbone": TWO_CUTS[1]}, fixed={"text_cache": "disk"}).cells
+    assert len({cell.text_key for cell in joint}) == 2  # one a first MM Block
+
+
+def test_exclusions_are_counted(plan):
+    row = {"backbone": TWO_CUTS, "fusion_layers": ["even:2", "even:4"]}
+    where = {"num_layers": 2, "fusion_layers": "even:4"}
+    found = plan(grid=row, exclude=[{"name": "too deep", "where": where}, {"name": "none", "where": {"gate": "tanh"}}])
+    assert len(found.cells) == 6
+    assert found.excluded == {"too deep": 2, "none": 0}
+    with pytest.raises(ConfigError, match="the grid is empty: every cell is excluded"):
+        plan(grid=row, exclude=[{"name": "all", "where": {"base_model": "tiny-llama"}}])
+
+
+def test_everything_wrong_is_named_once(plan):
+    row = {"backbone": [*TWO_CUTS, {"base_model": "tiny-llama", "num_layers": 9}, "./no/such/model"]}
+    row |= {"fusion_layers": ["even:4", "even:2"], "gate": ["sigmoid", "relu"]}
+    with pytest.raises(ConfigError) as caught:
+        plan(grid=row)
+    message = str(caught.value)
+    for part in ("study 'small': ", "fusion_layers='even:4'", "gate='relu'", "num_layers=9", "./no/such/model"):
+        assert message.count(part) >= 1, part
+    assert message.count("gate='relu': expected") == 1
+
+
+@pytest.mark.parametrize(
+    ("fixed", "part"),
+    [
+        ({"data": "no/such/data"}, "data=no/such/data: not there"),
+        ({"dtype": "float8"}, "dtype='float8'"),
+        ({"attn_implementation": "fast"}, "attn_implementation='fast'"),
+        ({"deepspeed": "none.json"}, "--ds none.json: cannot be read"),
+        ({"text_cache": "disk", "lora_r": 4}, "text_cache='memory' with LoRA"),
+        ({"metric_for_best_model": "accuracy"}, "metric_for_best_model='accuracy'"),
+    ],
+)
+def test_what_would_fail_later_fails_now(plan, fixed, part):
+    with pytest.raises(ConfigError, match=part.replace("(", r"\(")):
+        plan(grid={"backbone": "tiny-llama", "fusion_layers": "even:2"}, fixed=fixed)
+
+
+def test_a_stand_in_is_used_and_named(plan):
+    there = {"base_model": "tiny-llama", "num_layers": 3, "otherwise": "tiny-gpt2"}
+    missing = {"base_model": "./not/here", "num_layers": 6, "otherwise": {"base_model": "tiny-llama", "num_layers": 2}}
+    found = plan(grid={"backbone": [there, missing], "fusion_layers": "even:1"}, seeds=[1])
+    assert [(cell.values["base"], cell.values["layers"]) for cell in found.cells] == [
+        ("tiny-llama", 3),
+        ("tiny-llama", 2),
+    ]
+    assert found.notes == [
+        "tiny-llama, 2 layers (random weights) stands in for ./not/here, 6 layers, which is not there."
+    ]
+
+
+def test_steps_follow_epochs_and_batches():
+    settings = RunSettings.from_dict({"batch_size": 8, "num_train_epochs": 3})
+    assert planning.planned_steps(settings, 40, 1) == 15
+    assert planning.planned_steps(settings, 41, 2) == 18
+    assert planning.planned_steps(RunSettings.from_dict({"max_steps": 7}), 40, 1) == 7
+
+
+def test_shapes_load_nothing():
+    lm = base_model_shape("tiny-gpt2", num_layers=2)
+    assert lm.config.num_hidden_layers == 2
+    assert {p.device.type for p in lm.parameters()} == {"meta"}
+    assert not any(p.requires_grad for p in lm.parameters())
+    real = load_base_model("tiny-gpt2", num_layers=2)
+    assert sum(p.numel() for p in lm.parameters()) == sum(p.numel() for p in real.parameters())
+    with pytest.raises(BaseModelError, match=r"base_model='\./none': not there"):
+        base_model_shape("./none")
+    with pytest.raises(BaseModelError, match="num_layers=5"):
+        base_model_shape("tiny-gpt2", num_layers=5)

@@ -1,0 +1,87 @@
+"""Mirrors ``deepmlf_llm/study/plots.py`` and ``style.py``."""
+
+from __future__ import annotations
+
+import re
+import xml.dom.minidom
+
+import pytest
+
+from deepmlf_llm.study.configurations import gather, varied
+from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.plots import gate_curves, gates_plot, heads_plot, quality_plot, quantities
+from deepmlf_llm.study.results import read_all
+from deepmlf_llm.study.style import COLOURS
+
+
+@pytest.fixture
+def found(finished_study):
+    def make(**sizes):
+        directory = StudyDirectory(finished_study(**sizes))
+        return gather(read_all(directory, directory.planned()))
+
+    return make
+
+
+def test_the_same_results_draw_the_same_bytes(found):
+    configurations = found()
+    axes = varied(configurations)
+
+    def draw() -> list[bytes]:
+        plots = [quality_plot(configurations, quantities()[name], axes, "mae") for name in ("layers", "flops")]
+        plots += [gates_plot(configurations, axes), heads_plot(configurations, axes, "mae")]
+        return [plot.svg for plot in plots]
+
+    first = draw()
+    assert len(first) == 4
+    assert draw() == first
+    for svg in first:
+        assert xml.dom.minidom.parseString(svg).documentElement.tagName == "svg"
+        assert b"<dc:date>" not in svg
+        assert not re.search(rb"\b20\d\d-\d\d-\d\d\b", svg)
+        assert not re.search(rb'(href|src)="(?!#)', svg)  # refers to nothing outside
+
+
+def test_what_does_not_vary_is_not_drawn(found):
+    configurations = found(layers=(6,), failed=0)
+    axes = varied(configurations)
+    assert quality_plot(configurations, quantities()["layers"], axes, "mae") is None
+    assert quality_plot(configurations, quantities()["blocks"], axes, "mae") is not None
+    assert quality_plot(configurations, quantities()["blocks"], axes, "f1_non0") is None  # nowhere defined
+
+
+def test_a_curve_needs_four_places(found):
+    configurations = found(layers=(6, 12, 30), blocks=(2,), failed=0)
+    plot = quality_plot(configurations, quantities()["layers"], varied(configurations), "mae")
+    assert "No curve is fitted: 3 clearly different values of x, a curve needs 4." in plot.caption
+    configurations = found(folder="more", layers=(3, 6, 12, 30), blocks=(2,), failed=0)
+    plot = quality_plot(configurations, quantities()["layers"], varied(configurations), "mae")
+    assert "mae = a + b log10(x)" in plot.caption
+    assert plot.caption.count(";") == 2  # one slope for each number of tokens
+
+
+def test_resumed_cells_have_no_time(found):
+    configurations = found(failed=0)
+    for c in configurations:
+        for record in c.records.values():
+            record["train_info"]["seconds"] = None
+    assert quality_plot(configurations, quantities()["seconds"], varied(configurations), "mae") is None
+
+
+def test_gates_start_where_their_kind_does(found):
+    (c,) = found(layers=(6,), blocks=(2,), tokens=(4,), seeds=(1,), failed=0)
+    curves = gate_curves(c)
+    assert sorted(curves) == [(2, "ffw"), (2, "gca"), (5, "ffw"), (5, "gca")]
+    assert curves[5, "gca"] == [(0, 0.5), (20, pytest.approx(0.5 + 100 / 9000)), (40, pytest.approx(0.5 + 200 / 9000))]
+    c.records[1]["run_info"]["settings"]["gate"] = "tanh"
+    assert gate_curves(c)[5, "gca"][0] == (0, 0.0)
+    c.records[1]["train_info"]["curve"] = []
+    assert gates_plot([c], []) is None
+
+
+def test_colours_differ_in_brightness():
+    """Read in grey, neighbouring colours are told apart by shape; none is so pale that print loses it."""
+    for colour in COLOURS:
+        red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.72
+    assert len(set(COLOURS)) == len(COLOURS)

@@ -1,0 +1,142 @@
+"""Mirrors ``deepmlf_llm/study/report.py``, ``blocks.py`` and ``html.py``."""
+
+from __future__ import annotations
+
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+
+import pytest
+
+from deepmlf_llm.study.blocks import Code, Link, Paragraph, Table, to_markdown
+from deepmlf_llm.study.directory import STUDY, StudyDirectory
+from deepmlf_llm.study.html import to_html
+from deepmlf_llm.study.report import cell_table, report_blocks, write_report
+from deepmlf_llm.study.results import read_all
+
+
+def hashes(path) -> dict[str, str]:
+    files = [p for p in path.rglob("*") if p.is_file() and "cells" not in p.parts]
+    return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture
+def written(reported_study):
+    return reported_study
+
+
+def test_the_same_results_give_the_same_bytes(written, tmp_path):
+    before = hashes(written)
+    assert {"report.md", "report.html", "results.parquet", "plots/mae-layers.svg", "plots/gates.svg"} <= set(before)
+    shutil.copytree(written, tmp_path / "copy")
+    write_report(StudyDirectory(tmp_path / "copy"))
+    assert hashes(tmp_path / "copy") == before
+
+
+def test_says_what_happened(written):
+    text = (written / "report.md").read_text()
+    for part in (
+        "23 of 24 cells finished, 1 failed.",
+        "the embedded set (real sentences, synthetic sound and sight), 1200 training utterances",
+        "A note.",
+        "## What changed, all else equal",
+        "| LM layers | 6 to 12 | 3 | 2 | ",
+        "| LM layers | 12 to 30 | 4 | 2 | ",
+        "![Plot of test mae against LM layers](plots/mae-layers.svg)",
+        "No curve is fitted",
+        "[smollm2-135m-6l-even-2-n4-s2](cells/smollm2-135m-6l-even-2-n4-s2/config.yaml)",
+        "## Failed cells",
+        "| smollm2-135m-6l-even-2-n4-s1 | loss is nan \\| \\<b> |",
+        "Left out: 3 cells, too deep.",
+        "| packages torch | 2 |",
+    ):
+        assert part in text, part
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (written / target).is_file(), target
+
+
+def test_every_cell_is_in_a_table_without_times(finished_study):
+    """So that a study that was interrupted ends with the same table."""
+
+    def table(path) -> str:
+        directory = StudyDirectory(path)
+        return to_markdown(cell_table(read_all(directory, directory.planned()), ["layers"]))
+
+    first, second = finished_study("first"), finished_study("second")
+    for record_path in second.glob("cells/*/cell.json"):
+        record = json.loads(record_path.read_text())
+        record["train_info"]["seconds"], record["run_info"]["attempts"] = None, 3
+        record_path.write_text(json.dumps(record))
+    assert table(first) == table(second)
+    assert table(first).count("\n| ") == 25  # the rule under the header, and 24 cells
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attributes) -> None:
+        given = dict(attributes)
+        self.tags.append(tag)
+        self.sources += [given["src"]] if "src" in given else []
+        self.links += [given["href"]] if "href" in given else []
+        if tag == "img":
+            assert given["alt"]
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(written):
+    text = (written / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.tags.count("img") == 8
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert all((written / link).is_file() for link in page.links)
+    assert "http" not in re.sub(r'base64,[^"]+', "", text)
+    assert "A study &lt;of&gt; nothing | at *all*" in text
+
+
+def test_an_unfinished_study_has_a_report_too(finished_study):
+    path = finished_study(layers=(6,), blocks=(2,), tokens=(4,), failed=2)
+    write_report(StudyDirectory(path))
+    assert "0 of 2 cells finished, 2 failed." in (path / "report.md").read_text()
+    study = json.loads((path / STUDY).read_text())
+    assert len(report_blocks(study, [])) > 2
+
+
+def test_one_seed_has_no_interval(finished_study):
+    path = finished_study(layers=(6,), blocks=(2,), seeds=(1,), failed=0)
+    write_report(StudyDirectory(path))
+    text = (path / "report.md").read_text()
+    assert "one seed: nothing can be said" in text
+    assert "±" not in text.partition("## Results")[2].partition("## Every cell")[0]
+
+
+def test_markdown_and_html_escape_what_is_not_theirs():
+    blocks = [
+        Paragraph("a *b* <i>c</i>"),
+        Table(("a|b",), [["x\ny | z"], [Link("k_1", "cells/k_1")]]),
+        Code("log", ["```", "<b>"]),
+    ]
+    text = to_markdown(blocks)
+    assert "a \\*b\\* \\<i>c\\</i>" in text
+    assert "| a\\|b |" in text
+    assert "| x y \\| z |" in text
+    assert "[k\\_1](cells/k_1)" in text
+    assert "````text\n```\n<b>\n````" in text
+    page = to_html(blocks, "<t>")
+    assert "<title>&lt;t&gt;</title>" in page
+    assert "<pre>```\n&lt;b&gt;</pre>" in page
