@@ -16,6 +16,7 @@ import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from measuring import (
     use_threads,
     write_json,
 )
+from precision import measure_precision
 from published_layout import PublishedLoop
-from variants import VARIANTS, OurLoop
+from variants import LOOPS, VARIANTS, OurLoop
 from workload import TRAINING_SPLIT, Geometry, grouped, make_utterances, representative, with_token_ids
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
@@ -39,12 +41,15 @@ from deepmlf_llm.cli import RecipeParser, run_recipe
 
 METHOD = {
     "yardstick": "the published cost profile (published_layout.py): random batches, everything padded to its limit",
+    "dtypes": "the yardstick and names without a suffix are fp32 throughout; _bf16: the frozen LM is bf16, as SmolLM2 "
+    "was published, and what is trained stays fp32; `precision` says what that does to predictions",
     "ours": "length-grouped batches, evenly spread over an epoch's from the shortest to the longest, tokenised once",
     "samples": "the yardstick draws its batches from the very utterances that ours are made of",
     "time": "wall time, steps alternating in one process; a ratio is the median of each pass over the yardstick's step "
     "just before it, its spread the quartiles",
     "fusion_cached": "after the first epoch: text read beforehand, a batch's cache put together inside the step",
     "inference_shared_text": "predictions for texts met before (another take, other features), against the yardstick's",
+    "profile": "one step, ours on the batch of middle length",
     "memory": "VmHWM of a process of its own, nothing subtracted, after two steps on the epoch's longest batch; glibc "
     "returns freed blocks of 1 MB at once there, so the peak is what was alive",
 }
@@ -82,8 +87,9 @@ class Bench:
         return PublishedLoop(lm, self.tokenizer, utterances, self.setting.geometry, self.setting.batch)
 
     def ours(self, name: str, batches: list[Any] | None = None) -> OurLoop:
-        scope, cached = VARIANTS[name]
-        lm = load_base_model(self.setting.base_model, dtype="float32")
+        variant, dtype = LOOPS[name]
+        scope, cached = VARIANTS[variant]
+        lm = load_base_model(self.setting.base_model, dtype=dtype)
         return OurLoop(lm, self.tokenizer, batches or self.batches, self.setting.geometry, scope, cached)
 
 
@@ -91,57 +97,65 @@ def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
     """Alternating training steps, and predictions with cached text: the ``training``, ``inference`` and cache parts."""
     setting = bench.setting
     yardstick = bench.yardstick()
-    ours = {name: bench.ours(name) for name in VARIANTS}
+    ours = {name: bench.ours(name) for name in LOOPS}
     yardstick.step()
     for loop in ours.values():
         loop.epoch()
-    ours["fusion_cached"].assembling = Clock()
+    cached = {name: loop for name, loop in ours.items() if VARIANTS[LOOPS[name][0]][1]}
+    for loop in cached.values():
+        loop.assembling = Clock()
     clocks = {name: Clock() for name in ours}
-    before = {name: Clock() for name in ours}
+    before = {name: Clock() for name in VARIANTS}
     for _ in range(setting.rounds):
-        for name, loop in ours.items():
-            with before[name]:
+        for variant in VARIANTS:
+            with before[variant]:
                 yardstick.step()
-            with clocks[name]:
-                loop.epoch()
-    cached = ours["fusion_cached"]
-    assembly = sum(cached.assembling.seconds) / sum(clocks["fusion_cached"].seconds)
-    steps = [(clock, 1) for clock in before.values()]
-    training = {"yardstick": speed(steps, setting.batch)}
-    training.update({name: speed([(clocks[name], setting.batches)], setting.batch) for name in ours})
-    for name in ours:
-        training[name]["ratio"] = paired(before[name], clocks[name], setting.batches)
-        training[name]["trainable_parameters"] = sum(p.numel() for p in ours[name].trainable())
+            for name in (name for name in LOOPS if LOOPS[name][0] == variant):
+                with clocks[name]:
+                    ours[name].epoch()
+    training = {"yardstick": speed([(clock, 1) for clock in before.values()], setting.batch)}
     training["yardstick"]["trainable_parameters"] = sum(p.numel() for p in yardstick.trainable())
+    for name, loop in ours.items():
+        training[name] = speed([(clocks[name], setting.batches)], setting.batch)
+        training[name]["ratio"] = paired(before[LOOPS[name][0]], clocks[name], setting.batches)
+        training[name]["trainable_parameters"] = sum(p.numel() for p in loop.trainable())
     result = {
         "training": training,
+        "text_cache": {name: cache_facts(loop, clocks[name]) for name, loop in cached.items()},
         "inference": measure_inference(yardstick, cached, setting),
-        "text_cache": {
-            "bytes": cached.model.text_cache.nbytes,
-            "share_of_step": assembly,
-            "texts": len(cached.model.text_cache),
-        },
+        "precision": measure_precision(cached["fusion_cached"], cached["fusion_cached_bf16"]),
     }
     if profile:
         loops: dict[str, Callable[[], Any]] = {
             "yardstick": yardstick.step,
-            **{n: loop.epoch for n, loop in ours.items()},
+            **{n: partial(loop.step, setting.batches // 2) for n, loop in ours.items()},
         }
         result["profile"] = {name: operations(run) for name, run in loops.items()}
     return result
 
 
-def measure_inference(yardstick: PublishedLoop, cached: OurLoop, setting: Setting) -> dict[str, Any]:
-    clocks = Clock(), Clock()
+def cache_facts(loop: OurLoop, clock: Clock) -> dict[str, Any]:
+    """Size of a loop's text cache, and what putting its batches together takes of the steps that ``clock`` timed."""
+    cache = loop.model.text_cache
+    share = sum(loop.assembling.seconds) / sum(clock.seconds)
+    return {"bytes": cache.nbytes, "texts": len(cache), "share_of_step": share}
+
+
+def measure_inference(yardstick: PublishedLoop, cached: dict[str, OurLoop], setting: Setting) -> dict[str, Any]:
+    clocks = {name: Clock() for name in ("yardstick", *cached)}
     for timed in [False, *[True] * setting.rounds]:
-        with clocks[0] if timed else Clock():
+        with clocks["yardstick"] if timed else Clock():
             yardstick.predict()
-        with clocks[1] if timed else Clock():
-            for index in range(setting.batches):
-                cached.predict(index)
-    shared_text = speed([(clocks[1], setting.batches)], setting.batch)
-    shared_text["ratio"] = paired(*clocks, setting.batches)
-    return {"yardstick": speed([(clocks[0], 1)], setting.batch), "shared_text": shared_text}
+        for name, loop in cached.items():
+            with clocks[name] if timed else Clock():
+                for index in range(setting.batches):
+                    loop.predict(index)
+    result = {"yardstick": speed([(clocks["yardstick"], 1)], setting.batch)}
+    for name in cached:
+        shared_text = name.replace("fusion_cached", "shared_text")
+        result[shared_text] = speed([(clocks[name], setting.batches)], setting.batch)
+        result[shared_text]["ratio"] = paired(clocks["yardstick"], clocks[name], setting.batches)
+    return result
 
 
 def paired(yardstick: Clock, ours: Clock, batches: int) -> dict[str, Any]:
@@ -163,7 +177,7 @@ def speed(clocks: list[tuple[Clock, int]], batch: int) -> dict[str, Any]:
 def measure_memory(args: Namespace) -> dict[str, dict[str, int]]:
     """Runs this script once for each variant, to see its peak alone."""
     result = {}
-    for name in ("yardstick", *VARIANTS):
+    for name in ("yardstick", *LOOPS):
         command = [sys.executable, __file__, "--memory_of", name, *(["--quick"] if args.quick else [])]
         command += ["--base_model", args.base_model] if args.base_model else []
         command += ["--threads", str(args.threads)] if args.threads else []
@@ -193,10 +207,12 @@ def peak_of(name: str, setting: Setting) -> dict[str, int]:
 def ratios(result: dict[str, Any]) -> dict[str, float]:
     """Each to the yardstick: speed (more is faster), ``memory_*`` (less is lighter)."""
 
-    found = {name: result["training"][name]["ratio"]["median"] for name in VARIANTS}
-    found["inference_shared_text"] = result["inference"]["shared_text"]["ratio"]["median"]
+    found = {name: result["training"][name]["ratio"]["median"] for name in LOOPS}
+    for name, facts in result["inference"].items():
+        if name != "yardstick":
+            found[f"inference_{name}"] = facts["ratio"]["median"]
     peaks = result["memory"]
-    for name in VARIANTS:
+    for name in LOOPS:
         found[f"memory_{name}"] = peaks[name]["peak_bytes"] / peaks["yardstick"]["peak_bytes"]
     return found
 
@@ -206,11 +222,11 @@ def show(result: dict[str, Any]) -> None:
     rows = []
     for name, facts in result["training"].items():
         rate, step = facts["samples_per_second"], facts["step_seconds"]
-        ratio = "1" if name == "yardstick" else f"{result['ratios'][name]:.2f} ({_spread(facts['ratio'])})"
+        ratio = "1" if name == "yardstick" else _times(facts["ratio"])
         memory = result["memory"][name]["peak_bytes"]
         share = memory / result["memory"]["yardstick"]["peak_bytes"]
         kernel = facts["kernel_seconds"]["median"] / step["median"]
-        rows.append([name, f"{rate['median']:.2f} ({_spread(rate)})", ratio, f"{step['median']:.2f}", f"{kernel:.0%}"])
+        rows.append([name, _times(rate), ratio, f"{step['median']:.2f}", f"{kernel:.0%}"])
         rows[-1] += [f"{memory / 1e9:.2f}", f"{share:.2f}", f"{facts['trainable_parameters'] / 1e6:.2f} M"]
     columns = [
         "training",
@@ -223,21 +239,28 @@ def show(result: dict[str, Any]) -> None:
         "trainable",
     ]
     print_markdown(columns, rows)
-    cache, rate = result["text_cache"], result["inference"]["shared_text"]["samples_per_second"]["median"]
-    ratio = result["ratios"]["inference_shared_text"]
-    print(f"\nInference on shared text: {rate:.1f} samples/s, {ratio:.1f} x the yardstick.")
-    held = f"{cache['bytes'] / 1e6:.0f} MB for {cache['texts']} texts"
-    print(f"Text cache: {held}; putting a batch of it together takes {cache['share_of_step']:.1%} of the step.")
+    for name, facts in result["inference"].items():
+        rate = facts["samples_per_second"]["median"]
+        ratio = f", {_times(facts['ratio'])} x the yardstick" if "ratio" in facts else ""
+        print(f"\nInference, {name}: {rate:.1f} samples/s{ratio}.")
+    for name, cache in result["text_cache"].items():
+        held = f"{cache['bytes'] / 1e6:.0f} MB for {cache['texts']} texts"
+        print(f"\nText cache, {name}: {held}; putting a batch together takes {cache['share_of_step']:.1%} of the step.")
+    print()
+    print_markdown(
+        ["polarities against fp32", "mean difference", "largest"],
+        [[name, f"{x['mean']:.1e}", f"{x['largest']:.1e}"] for name, x in result["precision"].items()],
+    )
     machine = result["environment"]
-    print(f"Machine: {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}.")
+    print(f"\nMachine: {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}.")
     for name, operators in result.get("profile", {}).items():
         print(
             f"\n{name}, seconds by operator: " + ", ".join(f"{op} {seconds:.2f}" for op, seconds in operators.items())
         )
 
 
-def _spread(values: dict[str, Any]) -> str:
-    return f"{values['low']:.2f} .. {values['high']:.2f}"
+def _times(values: dict[str, Any]) -> str:
+    return f"{values['median']:.2f} ({values['low']:.2f} .. {values['high']:.2f})"
 
 
 def main() -> int:
@@ -250,7 +273,7 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="seconds by operator for each variant too")
     parser.add_argument("--gpu", action="store_true", help="benchmarks/gpu.py with its defaults, on a CUDA device")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
-    parser.add_argument("--memory_of", choices=["yardstick", *VARIANTS], help=SUPPRESS)
+    parser.add_argument("--memory_of", choices=["yardstick", *LOOPS], help=SUPPRESS)
     args = parser.parse_args()
     if args.gpu:
         from gpu import CASES, run

@@ -16,6 +16,10 @@ from deepmlf_llm.data.collate import Collator
 
 VARIANTS = {"joint": ("joint", False), "fusion": ("fusion", False), "fusion_cached": ("fusion", True)}
 """Name -> ``ffw_scope``, whether the text is read from a cache."""
+LOOPS = {
+    f"{name}{suffix}": (name, dtype) for suffix, dtype in (("", "float32"), ("_bf16", "bfloat16")) for name in VARIANTS
+}
+"""Name -> variant, dtype of the frozen LM. Everything that is trained is fp32 in all of them."""
 
 
 class OurLoop:
@@ -79,7 +83,7 @@ class OurLoop:
 
     def step(self, index: int) -> int:
         """One training step on batch ``index``; returns the samples it saw."""
-        batch = self._batch(index)
+        batch = self.batch(index)
         self.model(**batch).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -89,7 +93,7 @@ class OurLoop:
     def predict(self, index: int) -> int:
         """Predictions for batch ``index``; returns the samples it saw."""
         self.model.eval()
-        batch = self._batch(index)
+        batch = self.batch(index)
         self.model(**batch)
         self.model.train()
         return len(batch["labels"])
@@ -98,5 +102,6 @@ class OurLoop:
         """A training step on each of the first ``batches`` (default: all); returns the samples seen."""
         return sum(self.step(index) for index in range(len(self.batches) if batches is None else batches))
 
-    def _batch(self, index: int) -> dict[str, Tensor]:
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """What the model gets, on its device."""
         return {name: x.to(self.device) for name, x in self.collate(self.batches[index]).items()}

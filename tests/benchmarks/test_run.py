@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from precision import STORAGES, measure_precision
 from run import QUICK, Bench
-from variants import VARIANTS
+from variants import LOOPS, VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_ratios_follow_from_the_figures_beside_them(quick):
     ratios = result["ratios"]
     assert set(ratios) >= {"joint", "fusion", "fusion_cached", "memory_joint", "memory_fusion", "inference_shared_text"}
     assert all(value > 0 for value in ratios.values())
-    for name in VARIANTS:
+    for name in LOOPS:
         facts = result["training"][name]
         assert ratios[name] == facts["ratio"]["median"]
         assert facts["ratio"]["low"] <= ratios[name] <= facts["ratio"]["high"]
@@ -37,8 +38,11 @@ def test_ratios_follow_from_the_figures_beside_them(quick):
         steps = facts["step_seconds"]
         assert facts["samples_per_second"]["median"] == pytest.approx(QUICK.batch / steps["median"])
     assert result["training"]["yardstick"]["step_seconds"]["n"] == QUICK.rounds * len(VARIANTS)
-    assert 0 <= result["text_cache"]["share_of_step"] < 1
-    assert result["text_cache"]["bytes"] > 0
+    for facts in result["text_cache"].values():
+        assert 0 <= facts["share_of_step"] < 1
+        assert facts["bytes"] > 0
+    assert result["text_cache"]["fusion_cached_bf16"]["bytes"] < 0.6 * result["text_cache"]["fusion_cached"]["bytes"]
+    assert ratios["inference_shared_text_bf16"] == result["inference"]["shared_text_bf16"]["ratio"]["median"]
 
 
 @pytest.mark.slow
@@ -46,8 +50,9 @@ def test_ratios_follow_from_the_figures_beside_them(quick):
 def test_report_says_how_and_where_it_was_measured(quick):
     printed, result = quick
     assert "| training | samples/s (quartiles) | x yardstick |" in printed
-    assert "Inference on shared text" in printed
-    assert set(result["profile"]) == {"yardstick", *VARIANTS}
+    assert "Inference, shared_text: " in printed
+    assert "Text cache, fusion_cached: " in printed
+    assert set(result["profile"]) == {"yardstick", *LOOPS}
     assert set(result["method"]) >= {"time", "memory", "samples"}
     assert {"cpu", "threads", "packages", "git"} <= set(result["environment"])
     assert result["setting"]["base_model"] == "tiny-llama"
@@ -56,7 +61,7 @@ def test_report_says_how_and_where_it_was_measured(quick):
 def test_every_variant_trains_as_many_weights_on_the_same_utterances():
     bench = Bench(QUICK)
     yardstick = bench.yardstick()
-    loops = {name: bench.ours(name) for name in VARIANTS}
+    loops = {name: bench.ours(name) for name in LOOPS}
     counts = {name: sum(p.numel() for p in loop.trainable()) for name, loop in loops.items()}
     counts["yardstick"] = sum(p.numel() for p in yardstick.trainable())
     assert len(set(counts.values())) == 1
@@ -74,9 +79,23 @@ def test_cached_text_changes_no_prediction():
     cached = bench.ours("fusion_cached")
     for loop in (plain, cached):
         loop.model.eval()
-    batch = plain._batch(1)
+    batch = plain.batch(1)
     torch.testing.assert_close(plain.model(**batch).polarity, cached.model(**batch).polarity)
     assert len(cached.assembling.seconds) == 1
+
+
+def test_a_narrower_cache_moves_polarities_a_little_and_is_put_back():
+    torch.manual_seed(0)
+    bench = Bench(QUICK)
+    single, half = bench.ours("fusion_cached"), bench.ours("fusion_cached_bf16")
+    single.epoch()
+    cache = single.model.fused_decoder.cache
+    found = measure_precision(single, half)
+    spread = found.pop("(spread of the polarities)")["mean"]
+    assert set(found) == {*(f"text cache as {name}" for name in STORAGES), "LM and text cache in bfloat16"}
+    assert all(0 < facts["mean"] <= facts["largest"] < spread for facts in found.values())
+    assert found["text cache as float16"]["mean"] < found["text cache as bfloat16"]["mean"]
+    assert single.model.fused_decoder.cache is cache
 
 
 def test_gpu_run_says_in_one_sentence_that_there_is_none(repository):
