@@ -100,6 +100,11 @@ def print_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Non
         print("| " + " | ".join(str(cell) for cell in cells) + " |")
 
 
+def print_machine(machine: dict[str, Any]) -> None:
+    """A line under a table: where :func:`environment` was taken."""
+    print(f"\nMachine: {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}.")
+
+
 def write_json(path: Path, result: Any) -> None:
     """Writes aside, then renames."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from measuring import (
     environment,
     operations,
     peak_memory,
+    print_machine,
     print_markdown,
     summary,
     use_threads,
@@ -48,7 +49,8 @@ METHOD = {
     "time": "wall time, steps alternating in one process; a ratio is the median of each pass over the yardstick's step "
     "just before it, its spread the quartiles",
     "fusion_cached": "after the first epoch: text read beforehand, a batch's cache put together inside the step",
-    "inference_shared_text": "predictions for texts met before (another take, other features), against the yardstick's",
+    "inference_shared_text": "predictions for texts met before (other features), against the yardstick's: "
+    "the text is kept, and so are the fusion tokens below the first MM Block",
     "profile": "one step, ours on the batch of middle length",
     "memory": "VmHWM of a process of its own, nothing subtracted, after two steps on the epoch's longest batch; glibc "
     "returns freed blocks of 1 MB at once there, so the peak is what was alive",
@@ -143,6 +145,8 @@ def cache_facts(loop: OurLoop, clock: Clock) -> dict[str, Any]:
 
 def measure_inference(yardstick: PublishedLoop, cached: dict[str, OurLoop], setting: Setting) -> dict[str, Any]:
     clocks = {name: Clock() for name in ("yardstick", *cached)}
+    for loop in cached.values():
+        loop.model.enable_text_cache("memory", fusion_tokens=True)
     for timed in [False, *[True] * setting.rounds]:
         with clocks["yardstick"] if timed else Clock():
             yardstick.predict()
@@ -251,8 +255,7 @@ def show(result: dict[str, Any]) -> None:
         ["polarities against fp32", "mean difference", "largest"],
         [[name, f"{x['mean']:.1e}", f"{x['largest']:.1e}"] for name, x in result["precision"].items()],
     )
-    machine = result["environment"]
-    print(f"\nMachine: {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}.")
+    print_machine(result["environment"])
     for name, operators in result.get("profile", {}).items():
         print(
             f"\n{name}, seconds by operator: " + ", ".join(f"{op} {seconds:.2f}" for op, seconds in operators.items())

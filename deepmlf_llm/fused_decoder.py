@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,17 +25,17 @@ from deepmlf_llm.backbones import (
     Decoder,
     PackedRows,
     PrefixCache,
-    TextStream,
     read_text,
     run_layers,
     run_packed,
 )
-from deepmlf_llm.backbones.text_cache import TextCache
+from deepmlf_llm.backbones.text_cache import TextCache, texts_of
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.injection import FusionState, Injection
 from deepmlf_llm.modules import AVContext, FusionStack, seqaug
 from deepmlf_llm.objective import combine_losses, next_token_loss
+from deepmlf_llm.token_cache import TokenCache
 
 
 @dataclass
@@ -86,6 +87,7 @@ class FusedDecoder:
         self.injection = Injection(decoder)
         self.text_once = text_once
         self.cache: TextCache | None = None
+        self.token_cache: TokenCache | None = None
 
     def forward(
         self,
@@ -157,31 +159,33 @@ class FusedDecoder:
                 return self._split(run_layers(self.decoder, inputs, full_mask, fusion_state=state), stack)
             state.rows = PackedRows.of(full_mask)
             return self._split(run_packed(self.decoder, inputs, full_mask, state.rows, fusion_state=state), stack)
-        depth = self.text_depth(config, stack)
-        stream = self._text_stream(stack, config, input_ids, mask, depth)
+        depth, first = self.text_depth(config, stack), stack.layers[0]
+        kept = self._text_is_kept(stack, config, depth)
+        if kept and self.cache is not None:
+            stream = self.cache.read(input_ids, mask)
+        else:
+            text = self._embed_text(config, input_ids, mask, stack.training)
+            stream = read_text(self.decoder, text, mask, depth)
         prefix = PrefixCache(stream.keys_values, input_ids.shape[1])
+        below = partial(run_layers, self.decoder, tokens, full_mask, last=first + 1, cache=prefix)
+        if kept and self.token_cache is not None and not torch.is_grad_enabled():
+            tokens = self.token_cache.read(tokens[0], texts_of(input_ids, mask), below)
+        else:
+            tokens = below()
+        # The first MM Block runs in no hook here: a joint FFW reads the text beside the tokens.
+        above = partial(run_layers, self.decoder, mask=full_mask, first=first + 1, fusion_state=state.above(first))
         if depth is None:
-            tokens = run_layers(self.decoder, tokens, full_mask, cache=prefix, fusion_state=state)
-            return _States(tokens, stream.states[:, 0], None)
-        # The first MM Block does not run in a hook here: its joint FFW reads the text beside the tokens.
-        first = depth - 1
-        tokens = run_layers(self.decoder, tokens, full_mask, last=depth, cache=prefix)
-        hidden = state.fuse(first, torch.cat([stream.states, tokens], dim=1))
-        hidden = run_layers(self.decoder, hidden, full_mask, first=depth, fusion_state=state.above(first))
-        return self._split(hidden, stack)
+            return _States(above(state.fuse(first, tokens), cache=prefix), stream.states[:, 0], None)
+        return self._split(above(state.fuse(first, torch.cat([stream.states, tokens], dim=1))), stack)
 
     def _split(self, hidden: Tensor, stack: FusionStack) -> _States:
         n = stack.num_tokens
         return _States(hidden[:, -n:], hidden[:, -n - 1], hidden[:, :-n])
 
-    def _text_stream(
-        self, stack: FusionStack, config: DeepMLFConfig, input_ids: Tensor, mask: Tensor, depth: int | None
-    ) -> TextStream:
+    def _text_is_kept(self, stack: FusionStack, config: DeepMLFConfig, depth: int | None) -> bool:
         changed = stack.training and config.seqaug.changes_text
         # An adapter of another depth may have become active since the cache was made.
-        if self.cache is not None and self.cache.depth == depth and not changed:
-            return self.cache.read(input_ids, mask)
-        return read_text(self.decoder, self._embed_text(config, input_ids, mask, stack.training), mask, depth)
+        return self.cache is not None and self.cache.depth == depth and not changed
 
     def _output(
         self,

@@ -12,6 +12,7 @@ from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.fused_decoder import FusedDecoder
 from deepmlf_llm.modules import FusionStack
 from deepmlf_llm.paths import cache_dir
+from deepmlf_llm.token_cache import TokenCache
 
 
 class FusedModel:
@@ -39,7 +40,11 @@ class FusedModel:
         return {f"layer {i}": gates for i, gates in self.active_stack.gate_values().items()}
 
     def enable_text_cache(
-        self, kind: str = "memory", directory: str | Path | None = None, storage: str | None = None
+        self,
+        kind: str = "memory",
+        directory: str | Path | None = None,
+        storage: str | None = None,
+        fusion_tokens: bool = False,
     ) -> None:
         """Keeps what the frozen LM makes of each text, so that it is computed once and not once an epoch.
 
@@ -48,6 +53,8 @@ class FusedModel:
             directory: of the disk cache; default: in the user's cache.
             storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the
                 LM's own.
+            fusion_tokens: for a trained model: keep in memory, too, what the layers below the first MM Block make of
+                the fusion tokens behind each text. Used in passes without a graph.
 
         Raises:
             ConfigError: an unknown kind, LoRA on the LM (its text changes at every step), or a model in training mode
@@ -56,7 +63,7 @@ class FusedModel:
         fused, config = self.fused_decoder, self.deepmlf_config
         if kind not in ("none", "memory", "disk"):
             raise ConfigError(f"text_cache={kind!r}: expected 'none', 'memory' or 'disk'")
-        fused.cache = None
+        fused.cache = fused.token_cache = None
         if kind == "none":
             return
         if config.has_lm_lora:
@@ -66,6 +73,7 @@ class FusedModel:
         depth = fused.text_depth(config, self.active_stack)
         where = (directory or cache_dir() / "text") if kind == "disk" else None
         fused.cache = TextCache(fused.decoder, depth, where, storage)
+        fused.token_cache = TokenCache() if fusion_tokens else None
 
     @property
     def text_cache(self) -> TextCache:

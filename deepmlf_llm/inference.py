@@ -63,7 +63,7 @@ class SentimentPredictor:
         self.gates: dict[str, dict[str, float]] = model.gate_values()
         self._collate = Collator(tokenizer, self.config.modalities)
         if not self.config.has_lm_lora:
-            self.model.enable_text_cache("memory")
+            self.model.enable_text_cache("memory", fusion_tokens=True)
 
     @classmethod
     def from_pretrained(
@@ -202,7 +202,7 @@ class SentimentPredictor:
 
     def _bound_text_cache(self) -> None:
         if not self.config.has_lm_lora and self.model.text_cache.nbytes > TEXT_CACHE_BYTES:
-            self.model.enable_text_cache("memory")
+            self.model.enable_text_cache("memory", fusion_tokens=True)
 
 
 def _made_by(features: Mapping[str, Any]) -> str:

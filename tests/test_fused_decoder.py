@@ -126,6 +126,52 @@ def test_text_computed_apart_or_kept_is_the_whole_pass(family, scope, layers):
         assert_close(kept_gradients[name], expected, rtol=1e-3, atol=1e-4 * scale, msg=f"kept: {name}")
 
 
+@pytest.mark.parametrize(("family", "layers"), [*((family, [1, 3]) for family in FAMILY_NAMES), *ELSEWHERE])
+@pytest.mark.parametrize("scope", ["joint", "fusion"])
+def test_kept_fusion_tokens_change_no_prediction(family, scope, layers):
+    model = tiny_model(tiny_family(family), ffw_scope=scope, fusion_layers=layers).eval()
+    first_take, second_take = tiny_batch(), {**tiny_batch(), **{"audio": torch.randn_like(tiny_batch()["audio"])}}
+    expected = outputs(model, **first_take), outputs(model, **second_take)
+    model.enable_text_cache("memory", fusion_tokens=True)
+    found = outputs(model, **first_take), outputs(model, **second_take)
+    assert len(model.fused_decoder.token_cache) == 3
+    for take, plain in zip(found, expected, strict=True):
+        for name in POLARITIES:
+            assert_close(take[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_kept_fusion_tokens_spare_the_layers_below_the_first_block():
+    model = tiny_model(tiny_family("llama"), ffw_scope="fusion", fusion_layers=[2, 3]).eval()
+    model.enable_text_cache("memory", fusion_tokens=True)
+    calls = []
+    for index, layer in enumerate(model.fused_decoder.decoder.layers):
+        layer.self_attn.register_forward_hook(lambda *_, index=index: calls.append(index))
+    outputs(model, **tiny_batch())
+    calls.clear()
+    outputs(model, **tiny_batch())
+    assert calls == [3]
+
+
+def test_kept_fusion_tokens_go_when_the_learned_ones_move():
+    model = tiny_model(tiny_family("llama"), ffw_scope="fusion").eval()
+    model.enable_text_cache("memory", fusion_tokens=True)
+    before = outputs(model, **tiny_batch())["polarity"]
+    with torch.no_grad():
+        model.active_stack.fusion_tokens.embedding.weight.data.mul_(3.0)  # .data: no version of the parameter says so
+    after = outputs(model, **tiny_batch())["polarity"]
+    model.enable_text_cache("none")
+    assert_close(after, outputs(model, **tiny_batch())["polarity"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after, before, rtol=1e-3)
+
+
+def test_kept_fusion_tokens_are_not_used_where_gradients_are_wanted():
+    model = tiny_model(tiny_family("llama"), ffw_scope="fusion").eval()
+    model.enable_text_cache("memory", fusion_tokens=True)
+    outputs(model, **tiny_batch())
+    model(**tiny_batch()).loss.backward()
+    assert model.active_stack.fusion_tokens.embedding.weight.grad.abs().sum() > 0
+
+
 def test_joint_blocks_run_once_each():
     """No MM Block may run on states that are thrown away."""
     model = tiny_model(tiny_family("llama"))

@@ -178,7 +178,9 @@ def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(
     tmp_path, study, make_cell, make_plan, fake_recipe, whole_group
 ):
     cells = [make_cell(n, seed, max_steps=6, weight_decay=0.05) for n in (4, 8) for seed in (1, 2)]
+    started = time.monotonic()
     expected, _ = study(cells, "uninterrupted")
+    longest = 0.3 * (time.monotonic() - started)  # of a life: too short to finish in three
     folder = tmp_path / "killed"
     given = tmp_path / "plan.pickle"
     plan = make_plan(cells)
@@ -197,7 +199,7 @@ def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(
         # Counted from where the study claims its folder: loading takes its time, and kills nothing.
         while process.poll() is None and not _claimed(folder, process.pid):
             time.sleep(0.01)
-        pause = chance.uniform(0, 1.2)
+        pause = chance.uniform(0, longest)
         try:
             process.wait(pause)
         except subprocess.TimeoutExpired:
