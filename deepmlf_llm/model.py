@@ -242,7 +242,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         return MergedDeepMLF(lm, stack, config)
 
     def eject(self) -> nn.Module:
-        """Takes MM Blocks and hooks out and gives back the very same base model."""
+        """Takes MM Blocks and hooks out and gives back the very same base model, mode and trainability included."""
         return self.base_model.unload()
 
 

@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from deepmlf_llm.backbones import (
+    BaseState,
     Decoder,
     base_fingerprint,
     compare_fingerprints,
@@ -55,6 +56,7 @@ class DeepMLFTuner(LoraModel):
     uses_shared_state = True  # state lives on the tuner: PEFT then refuses inject_adapter_in_model by itself
     deepmlf: FusionStacks
     fused: FusedDecoder
+    found: BaseState  # the base as it came, for the day it is given back
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adds an adapter: checks, LoRA, the stack, hooks, the probe. A refusal leaves the decoder as it was.
@@ -65,6 +67,7 @@ class DeepMLFTuner(LoraModel):
         """
         if CONTAINER not in self._modules:
             self.fused = FusedDecoder(Decoder(model))
+            self.found = BaseState(model)
             self.deepmlf = FusionStacks()
             keep_weights_in_place(model)
         config = self._own_config(model, adapter_name)
@@ -219,8 +222,9 @@ class DeepMLFTuner(LoraModel):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         self.fused.injection.detach()
-        self.model.__dict__.pop("accepts_loss_kwargs", None)
-        return super()._unload_and_optionally_merge(*args, **kwargs)
+        base: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        self.found.restore(base)
+        return base
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -76,6 +76,40 @@ def test_injecting_changes_no_key_class_or_weight_and_ejecting_gives_the_same_ob
     tiny_model(base)  # and it can be injected again
 
 
+def state(base):
+    """What ``eject`` must give back beside weights: flags, hooks, trainability."""
+    flags = ("training", "gradient_checkpointing", "_gradient_checkpointing_func", "accepts_loss_kwargs")
+    modules = [
+        (name, module, {flag: vars(module).get(flag) for flag in flags}, list(module._forward_hooks.values()))
+        for name, module in base.named_modules()
+    ]
+    return modules, [(name, p, p.requires_grad) for name, p in base.named_parameters()]
+
+
+@pytest.mark.parametrize("settings", [{}, {"r": 2, "target_modules": "all-linear"}])
+@pytest.mark.parametrize("mode", ["eval and frozen", "training", "checkpointed before"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_ejecting_after_training_with_activation_checkpointing_leaves_no_trace(family, mode, settings):
+    base = tiny_family(family)
+    if mode != "eval and frozen":
+        base.train().requires_grad_(True)
+    if mode == "checkpointed before":
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    before = state(base)
+    model = tiny_model(base, **settings)
+    for _ in range(2):  # transformers hooks the embeddings each time
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    model(**tiny_batch()).loss.backward()
+    assert model.eject() is base
+    assert state(base) == before
+    base.eval()
+    if mode != "checkpointed before":
+        assert torch.equal(
+            base(tiny_batch()["input_ids"]).logits, tiny_family(family)(tiny_batch()["input_ids"]).logits
+        )
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize("weights", ["shared", "copy"])

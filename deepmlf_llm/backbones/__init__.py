@@ -5,12 +5,14 @@ from deepmlf_llm.backbones.interface import FAMILIES, Decoder, DecoderInterface,
 from deepmlf_llm.backbones.loading import cpu_or_cuda_dtype, load_base_model, load_tokenizer
 from deepmlf_llm.backbones.packing import PACKING, PackedRows
 from deepmlf_llm.backbones.quantisation import QUANTIZATIONS, is_quantised, keep_weights_in_place, quantisation_of
+from deepmlf_llm.backbones.state import BaseState
 from deepmlf_llm.backbones.stream import PrefixCache, TextStream, positions, read_text, run_layers, run_packed
 
 __all__ = [
     "FAMILIES",
     "PACKING",
     "QUANTIZATIONS",
+    "BaseState",
     "Decoder",
     "DecoderInterface",
     "PackedRows",
