@@ -29,6 +29,7 @@ from deepmlf_llm.modules import (
     Heads,
     MMBlock,
 )
+from deepmlf_llm.modules.feed_forward import at_least_fp32
 from deepmlf_llm.placement import resolve_fusion_layers
 
 # transformers 5.17 recomputes a layer with its hooks, later ones its bare forward.
@@ -112,7 +113,7 @@ def recomputes(layer: nn.Module) -> bool:
 
 
 def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
-    """A fresh, fp32 :class:`FusionStack` that fits ``decoder``. Nothing of the decoder is changed.
+    """A fresh :class:`FusionStack` that fits ``decoder``, fp32 (fp64 on an fp64 one). The decoder is not changed.
 
     Raises:
         ConfigError: layers out of range, no modality, widths that do not divide, a text longer than the LM's positions,
@@ -152,7 +153,7 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
         Heads(decoder.width, av.width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs),
         av.width,
     )
-    return stack.float().to(decoder.embeddings.weight.device)
+    return stack.to(decoder.embeddings.weight.device, at_least_fp32(decoder.embeddings.weight))
 
 
 def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock:
@@ -195,11 +196,11 @@ def _gathered(parameters: list[nn.Parameter]) -> Any:
 def _build_norm(decoder: Decoder, source: Any, init: str) -> nn.Module:
     """A norm of the decoder's kind: ones (and zeros), or the LM block's own FFW norm as its start."""
     eps = next((getattr(source, name) for name in ("variance_epsilon", "eps") if hasattr(source, name)), 1e-6)
-    rms = decoder.interface.rms_norm
-    norm: Any = nn.RMSNorm(decoder.width, eps=eps) if rms else nn.LayerNorm(decoder.width, eps=eps)
+    rms, dtype = decoder.interface.rms_norm, at_least_fp32(source.weight)
+    norm: Any = (nn.RMSNorm if rms else nn.LayerNorm)(decoder.width, eps=eps, dtype=dtype)
     if init == "lm":
         with torch.no_grad():
-            norm.weight.copy_(source.weight.float() + decoder.interface.norm_offset)
+            norm.weight.copy_(source.weight.to(dtype) + decoder.interface.norm_offset)
             if not rms:
                 norm.bias.copy_(source.bias)
     return norm
@@ -214,7 +215,7 @@ def can_probe(decoder: Decoder) -> bool:
 def probe(decoder: Decoder, stack: FusionStack) -> None:
     """Shows that the injected decoder, gates shut, is the base model on the same ``[text ; fusion tokens]``.
 
-    Bitwise in fp32 on CPU; on other devices, dtypes and 4-bit bases to the tolerance of one rounding.
+    Bitwise in fp32 and fp64 on CPU; on other devices, dtypes and 4-bit bases to the tolerance of one rounding.
 
     Raises:
         InjectionError: it is not, or a pass does not reach every MM Block.
@@ -245,7 +246,7 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
             f"injection probe failed: {len(reached)} of {len(stack.blocks)} MM Blocks ran in a pass through the "
             f"{family} decoder; each layer must run once and receive the keyword arguments of the decoder's forward"
         )
-    exact = table.device.type == "cpu" and table.dtype == torch.float32 and not is_quantised(decoder.lm)
+    exact = table.device.type == "cpu" and table.dtype == at_least_fp32(table) and not is_quantised(decoder.lm)
     same = torch.equal(expected, found) if exact else torch.allclose(expected, found, rtol=1e-2, atol=1e-2)
     if not same:
         worst = (expected - found).abs().max().item()

@@ -15,6 +15,7 @@ from typing import Any, cast
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import skip_init_on_device
 from torch import nn
 
 from deepmlf_llm.backbones import (
@@ -45,9 +46,18 @@ class FusionStacks(nn.ModuleDict, BaseTunerLayer):
     _active_adapter: list[str]
     _disable_adapters: bool
 
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self._decoder = decoder
+
     @property
     def stacks(self) -> FusionStacks:
         return self
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
+        """PEFT asks for it where it has put loaded tensors in the place of parameters (``low_cpu_mem_usage``)."""
+        if adapter_name in self:
+            self[adapter_name].to(device or self._decoder.embeddings.weight.device)
 
 
 class DeepMLFTuner(LoraModel):
@@ -58,6 +68,7 @@ class DeepMLFTuner(LoraModel):
     fused: FusedDecoder
     found: BaseState  # the base as it came, for the day it is given back
 
+    @skip_init_on_device  # ``low_cpu_mem_usage``: the probe needs weights, and an adapter's cost little
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adds an adapter: checks, LoRA, the stack, hooks, the probe. A refusal leaves the decoder as it was.
 
@@ -68,7 +79,7 @@ class DeepMLFTuner(LoraModel):
         if CONTAINER not in self._modules:
             self.fused = FusedDecoder(Decoder(model))
             self.found = BaseState(model)
-            self.deepmlf = FusionStacks()
+            self.deepmlf = FusionStacks(self.fused.decoder)
             keep_weights_in_place(model)
         config = self._own_config(model, adapter_name)
         stack = build_stack(self.fused.decoder, config)

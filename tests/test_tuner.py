@@ -459,3 +459,38 @@ def test_merging_in_place_is_refused_where_mm_blocks_share_what_would_change():
     expected = model(**batch).polarity.detach()
     model.merge_adapter()
     assert_close(model(**batch).polarity, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, LORA])
+def test_low_cpu_mem_usage_gives_the_same_model(tmp_path, settings):
+    """PEFT would make weights on the meta device; ours are made as always."""
+    batch = tiny_batch()
+    model = randomise(peft.get_peft_model(tiny_family("llama"), tiny_config(**settings), low_cpu_mem_usage=True))
+    assert not any(p.is_meta for p in model.parameters())
+    assert trainable(model) == trainable(peft.get_peft_model(tiny_family("llama"), tiny_config(**settings)))
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(tiny_family("llama"), tmp_path, low_cpu_mem_usage=True)
+    assert_close(again(**batch).polarity, model(**batch).polarity, rtol=0, atol=0)
+    again.load_adapter(tmp_path, "b", low_cpu_mem_usage=True)
+    again.set_adapter("b")
+    assert_close(again(**batch).polarity, model(**batch).polarity, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, LORA, {"ffw_weights": "copy"}])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_lm_in_float64_is_served_in_float64(tmp_path, family, settings):
+    if "r" in settings and family == "gpt2":
+        settings = {**settings, "target_modules": ["c_attn"]}
+    batch = tiny_batch()
+    model = tiny_model(tiny_family(family).double(), **settings)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    out = model(**batch)
+    out.loss.backward()
+    single = tiny_model(tiny_family(family), **settings)
+    single.load_state_dict(model.state_dict())
+    assert_close(out.polarity.float(), single(**batch).polarity)
+    model.save_pretrained(tmp_path)
+    again = DeepMLFModel.from_pretrained(tmp_path, base=tiny_family(family).double())
+    assert_close(again(**batch).polarity, out.polarity, rtol=0, atol=0)
+    merged = again.merge_and_unload()
+    assert_close(merged(**batch).polarity, out.polarity.detach(), rtol=1e-9, atol=1e-9)

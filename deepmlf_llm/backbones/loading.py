@@ -122,11 +122,15 @@ def load_base_model(
 
 
 def _load_toy(name: str, options: dict[str, Any]) -> Any:
-    """bitsandbytes quantises while loading, so a toy makes the detour over a directory."""
+    """bitsandbytes quantises while loading, so a toy makes the detour over a directory, each process over its own."""
     import tempfile
 
+    from safetensors.torch import save_model
+
     with tempfile.TemporaryDirectory() as directory:
-        toy_model(name).save_pretrained(directory)
+        lm = toy_model(name)
+        lm.config.save_pretrained(directory)
+        save_model(lm, str(Path(directory) / "model.safetensors"), {"format": "pt"})  # save_pretrained: on rank 0 only
         return _from_pretrained(directory, {**options, "revision": None}, name)
 
 

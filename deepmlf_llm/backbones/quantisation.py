@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.errors import BaseModelError
+from deepmlf_llm.modules.feed_forward import at_least_fp32
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 
@@ -68,7 +69,7 @@ def keep_weights_in_place(model: nn.Module) -> None:
 
 @torch.no_grad()
 def dequantised_weight(projection: nn.Module) -> Tensor:
-    """A projection's weight as [out x in] in fp32: ``nn.Linear``, GPT-2's Conv1D, 4-bit or 8-bit."""
+    """A projection's weight as [out x in] in fp32 (fp64 stays): ``nn.Linear``, GPT-2's Conv1D, 4-bit or 8-bit."""
     weight: Any = projection.weight
     kind = type(projection).__name__
     if kind == "Linear4bit":
@@ -82,6 +83,5 @@ def dequantised_weight(projection: nn.Module) -> Tensor:
         packed = weight.data if state.CB is None else state.CB
         scale = weight.SCB if state.SCB is None else state.SCB
         return int8_vectorwise_dequant(packed, scale).float()
-    if kind == "Conv1D":
-        return weight.detach().float().T
-    return weight.detach().float()
+    weight = weight.detach().to(at_least_fp32(weight))
+    return weight.T if kind == "Conv1D" else weight

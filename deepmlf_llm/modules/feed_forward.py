@@ -57,15 +57,21 @@ class LowRank(nn.Module):
         return self.high(self.low(self.dropout(x))) * self.scale
 
     def delta(self) -> Tensor:
-        """The weight it adds [out x in], fp32."""
-        return self.scale * self.high.weight.float() @ self.low.weight.float()
+        """The weight it adds [out x in], fp32 or better."""
+        dtype = at_least_fp32(self.high.weight)
+        return self.scale * self.high.weight.to(dtype) @ self.low.weight.to(dtype)
+
+
+def at_least_fp32(weight: Tensor) -> torch.dtype:
+    """What masters of such a weight are kept in: fp32, and fp64 for an LM in fp64."""
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def _dense_weight(projection: Any, parts: FFWParts) -> Tensor:
     if parts.dequantised is not None:
         return parts.dequantised(projection)
-    weight: Tensor = projection.weight.detach().float()
-    return weight
+    weight: Tensor = projection.weight.detach()
+    return weight.to(at_least_fp32(weight))
 
 
 class FeedForward(nn.Module):
@@ -106,7 +112,8 @@ class FeedForward(nn.Module):
             if role in self.ffw_lora:
                 weight += cast(LowRank, self.ffw_lora[role]).delta().to(weight.device)
             bias = getattr(projection, "bias", None)
-            own = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
+            shape = weight.shape[1], weight.shape[0]
+            own = nn.Linear(*shape, bias=bias is not None, device=weight.device, dtype=weight.dtype)
             own.weight.copy_(weight)
             if bias is not None:
                 own.bias.copy_(bias)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepmlf_llm.backbones import load_base_model, quantisation_of
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -27,6 +28,19 @@ def test_the_same_weights_for_the_same_seed_and_no_trace_in_the_random_state(nam
 
 def test_changes_go_to_the_config():
     assert len(toy_model("tiny-llama", num_hidden_layers=2).model.layers) == 2
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_quantised_toy_is_the_same_on_every_rank(name, monkeypatch):
+    """transformers saves on rank 0 only, and bitsandbytes quantises what it loads from files."""
+    from transformers import PreTrainedModel
+
+    first = load_base_model(name, quantization="nf4", dtype="float32")
+    monkeypatch.setattr(PreTrainedModel, "should_save_on_this_rank", lambda *_: False)
+    other = load_base_model(name, quantization="nf4", dtype="float32")
+    assert quantisation_of(other) == "nf4" or name == "tiny-gpt2"  # Conv1D is no nn.Linear
+    ids = torch.arange(12).reshape(2, 6)
+    assert torch.equal(first(ids).logits, other(ids).logits)
 
 
 @given(st.text(max_size=20))
