@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
+from deepmlf_llm.adapter_facts import fingerprint_problems, is_number, standardisation_problems
 from deepmlf_llm.errors import ConfigError, Problems, suggest
 from deepmlf_llm.lora_settings import lora_problems
 from deepmlf_llm.placement import parse_fusion_layers
@@ -203,11 +203,11 @@ class DeepMLFConfig(LoraConfig):
         for name in _PROBABILITIES:
             value = _lookup(self, name)
             closed = "p_" in name  # a share may be 1; dropping out everything leaves nothing to learn from
-            good = _is_number(value) and (0 <= value < 1 or (closed and value == 1))
+            good = is_number(value) and (0 <= value < 1 or (closed and value == 1))
             problems.check(good, f"{name}={value!r}: expected a number in [0, 1{']' if closed else ')'}")
         for name in _NON_NEGATIVE:
             value = _lookup(self, name)
-            problems.check(_is_number(value) and value >= 0, f"{name}={value!r}: expected a number >= 0")
+            problems.check(is_number(value) and value >= 0, f"{name}={value!r}: expected a number >= 0")
         problems.check(
             str(self.text.template).count("{text}") == 1,
             f"text.template={self.text.template!r}: expected a string that holds {{text}} once",
@@ -221,6 +221,7 @@ class DeepMLFConfig(LoraConfig):
             self.base_quantization in (None, "none", "nf4", "fp4", "int8"),
             f"base_quantization={self.base_quantization!r}: expected 'none', 'nf4', 'fp4' or 'int8'",
         )
+        problems.messages.extend(fingerprint_problems(self.base_fingerprint))
         for name, kind in _FACTS.items():
             value = getattr(self, name)
             problems.check(value is None or isinstance(value, kind), f"{name}={value!r}: expected a {kind.__name__}")
@@ -246,13 +247,14 @@ class DeepMLFConfig(LoraConfig):
             )
             rate = modality.frame_rate
             problems.check(
-                rate is None or (_is_number(rate) and rate > 0),
+                rate is None or (is_number(rate) and rate > 0),
                 f"modalities.{name}.frame_rate={rate!r}: expected a number > 0",
             )
             problems.check(
-                isinstance(modality.features, dict) and isinstance(modality.standardisation, (dict, type(None))),
-                f"modalities.{name}: expected mappings for features and standardisation",
+                isinstance(modality.features, dict),
+                f"modalities.{name}.features={modality.features!r}: expected a mapping",
             )
+            problems.messages.extend(standardisation_problems(name, modality.standardisation, modality.dim))
         width, heads = self.av_encoder.width, self.av_encoder.num_heads
         if isinstance(width, int) and isinstance(heads, int) and heads > 0:
             problems.check(width % heads == 0, f"av_encoder.width={width} is no multiple of num_heads={heads}")
@@ -320,7 +322,7 @@ def sealed(values: dict[str, Any]) -> str:
     return json.dumps({**values, "settings_sha256": settings_digest(values)}, indent=2, sort_keys=True) + "\n"
 
 
-_FACTS = {"base_fingerprint": dict, "package_versions": dict, "weights_sha256": str, "settings_sha256": str}
+_FACTS = {"package_versions": dict, "weights_sha256": str, "settings_sha256": str}
 _LOCATION = ("base_model_name_or_path", "revision")
 _MINIMA = {
     "num_fusion_tokens": 1,
@@ -363,10 +365,6 @@ def _lookup(config: Any, path: str) -> Any:
     for part in path.split("."):
         config = getattr(config, part)
     return config
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _section(problems: Problems, section: type, value: Any, source: str) -> Any:

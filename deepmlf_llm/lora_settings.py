@@ -8,12 +8,14 @@ refused: the base stays as it is, and an adapter's file runs nothing.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 from peft import LoraConfig
+from peft.tuners.lora import LoraRuntimeConfig
+
+from deepmlf_llm.adapter_facts import is_number
 
 
 def _words(value: Any) -> bool:
@@ -28,10 +30,6 @@ def _pattern(value: Any) -> bool:
     except (re.error, OverflowError, RecursionError):
         return False
     return True
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _layers(value: Any) -> bool:
@@ -57,8 +55,8 @@ _NAME: tuple[Callable[[Any], bool], str] = (_or_none(lambda value: isinstance(va
 SERVED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_modules": (_or_none(lambda v: _words(v) or _pattern(v)), f"{_MODULES}, or 'all-linear'"),
     "exclude_modules": (_or_none(lambda v: _words(v) or _pattern(v)), _MODULES),
-    "lora_alpha": (lambda v: _number(v) and v > 0, "a number > 0"),
-    "lora_dropout": (lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)"),
+    "lora_alpha": (lambda v: is_number(v) and v > 0, "a number > 0"),
+    "lora_dropout": (lambda v: is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
     "use_rslora": _TRUTH,
     "use_dora": _TRUTH,
     "fan_in_fan_out": _TRUTH,
@@ -67,13 +65,14 @@ SERVED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layers_to_transform": (_or_none(_layers), "a layer's number, or a list of them"),
     "layers_pattern": (_or_none(lambda v: _words(v) or _pattern(v)), "the name of the list of layers"),
     "rank_pattern": (_by_pattern(_rank), "a mapping, module name -> rank >= 1"),
-    "alpha_pattern": (_by_pattern(_number), "a mapping, module name -> number"),
+    "alpha_pattern": (_by_pattern(is_number), "a mapping, module name -> number"),
     "base_model_name_or_path": _NAME,
     "revision": _NAME,
     "peft_version": _NAME,
     "task_type": (lambda v: v in (None, "CAUSAL_LM"), "'CAUSAL_LM'"),
+    "runtime_config": (lambda v: isinstance(v, LoraRuntimeConfig), "a LoraRuntimeConfig of PEFT; no file holds one"),
 }
-_CHECKED_ELSEWHERE = {"r", "peft_type", "runtime_config"}
+_CHECKED_ELSEWHERE = {"r", "peft_type"}
 
 
 def lora_problems(config: LoraConfig) -> list[str]:

@@ -6,16 +6,19 @@ Block's into FFW weights of its own. The fusion modules stay beside the LM.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub
 from deepmlf_llm.adapters.card import merged_card
 from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantisation_of
+from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.config import NO_LM_LORA, DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, BaseModelError, ConfigError
 from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
@@ -139,17 +142,30 @@ class MergedDeepMLF(FusedModel, nn.Module):
         _check_files(Path(directory))
         kind = "none" if quantization == "trained" else quantization
         try:
+            _check_shapes(config, tensors, base_model_shape(str(directory)), fusion)
             lm = load_base_model(str(directory), kind, dtype, attn_implementation)
         except BaseModelError as error:
             raise AdapterError(f"{directory}: damaged: {error}") from error
         files.check_base(config, lm, directory)
-        try:
-            stack = build_stack(Decoder(lm), config)
-        except ConfigError as error:
-            raise AdapterError(f"{fusion}: {error}") from error
-        files.check_tensors(tensors, stack.state_dict(), fusion)
+        stack = build_stack(Decoder(lm), config)
         stack.load_state_dict(tensors)
         return cls(lm, stack, config)
+
+
+def _check_shapes(config: DeepMLFConfig, tensors: Mapping[str, Tensor], shape: Any, source: Path) -> None:
+    """The fusion modules' settings and tensors fit the LM, told from its shape before anything is loaded.
+
+    Raises:
+        AdapterError: they do not.
+    """
+    files.check_base(config, shape, source)
+    try:
+        files.check_size(config, tensors, source)
+        with torch.device("meta"):
+            stack = build_stack(Decoder(shape), config)
+    except (ArithmeticError, ConfigError, LookupError, RuntimeError, TypeError) as error:
+        raise AdapterError(f"{source}: {error}") from error
+    files.check_tensors(tensors, stack.state_dict(), source)
 
 
 def _list_files(directory: Path, paths: list[Path]) -> None:
@@ -182,3 +198,19 @@ def tokenizer_beside(directory: str | Path, config: DeepMLFConfig) -> Any:
     if (Path(directory) / "tokenizer_config.json").is_file():
         return load_tokenizer(str(directory))
     return load_tokenizer(config.base_model_name_or_path, config.revision)
+
+
+def identity_of(directory: str | Path) -> str:
+    """A hash over what the predictions of an adapter or of a merged directory come from.
+
+    Raises:
+        AdapterError: neither of the two.
+    """
+    place = Path(directory)
+    merged = MergedDeepMLF.is_saved_in(place)
+    digest = hashlib.sha256()
+    for path in [place / FUSION / files.CONFIG, place / FUSION / LISTED] if merged else [place / files.CONFIG]:
+        if not path.is_file():
+            raise AdapterError(f"{directory}: no {path.name}: expected the directory of a saved adapter")
+        digest.update(path.read_bytes())  # which holds the hashes of all other files
+    return digest.hexdigest()

@@ -8,15 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub, lora
 from deepmlf_llm.adapters.card import adapter_card
 from deepmlf_llm.backbones import is_quantised, load_base_model
-from deepmlf_llm.backbones.loading import cut_layers
+from deepmlf_llm.backbones.shape import shape_of
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
+from deepmlf_llm.fit import adapter_tensors, as_deep_as_trained, check_fit, named_base, shape_for
 from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.fused_model import FusedModel
 from deepmlf_llm.merged import MergedDeepMLF
@@ -170,9 +171,10 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
                 raise AdapterError(f"{directory}: a merged model: it has its base inside, and is not trained further")
             return MergedDeepMLF.from_pretrained(directory, quantization, dtype, attn_implementation)
         config, tensors = files.read_adapter(directory)
+        _check_fit(config, tensors, base, directory)
         if base is None:
             base = load_base_for(config, directory, quantization, dtype, attn_implementation)
-        files.check_base(config, base, directory)
+            files.check_base(config, base, directory)
         config.inference_mode = not is_trainable
         try:
             model = cls(base, config)
@@ -198,7 +200,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         """
         directory = hub.local_directory(model_id, revision)
         config, tensors = files.read_adapter(directory)
-        files.check_base(config, self.get_base_model(), directory)
+        _check_fit(config, tensors, self.get_base_model(), directory)
         is_new = adapter_name not in self.peft_config
         if is_new:
             config.inference_mode = not is_trainable
@@ -219,10 +221,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         return result
 
     def _adapter_tensors(self, name: str) -> dict[str, Tensor]:
-        """What an adapter's file holds, by the file's keys: the parameters themselves, which under ZeRO-3 know their
-        whole shape."""
-        own = {**dict(self.named_buffers()), **dict(self.named_parameters())}
-        return get_peft_model_state_dict(self, state_dict=own, adapter_name=name, save_embedding_layers=False)
+        return adapter_tensors(self, name)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> MergedDeepMLF:
         """One model without PEFT: LoRA folded into the LM, each MM Block's LoRA into its own FFW weights.
@@ -264,12 +263,15 @@ def load_base_for(
         AdapterError: the adapter names none.
         BaseModelError: it cannot be found, or not be loaded so.
     """
-    name = config.base_model_name_or_path
-    if not name:
-        raise AdapterError(f"{source}: names no base model; give it with base=...")
+    name = named_base(config, source)
     kind = (config.base_quantization or "none") if quantization == "trained" else quantization
-    base = load_base_model(name, kind, dtype, attn_implementation, config.revision)
-    layers = (config.base_fingerprint or {}).get("layers", 0)
-    if 0 < layers < base.config.get_text_config().num_hidden_layers:
-        cut_layers(base, layers)
-    return base
+    return as_deep_as_trained(load_base_model(name, kind, dtype, attn_implementation, config.revision), config)
+
+
+def _check_fit(config: DeepMLFConfig, tensors: dict[str, Tensor], base: nn.Module | None, source: Path) -> None:
+    """Settings and tensors fit the base, be it given or only named; told before anything is built or loaded."""
+    if base is not None:
+        files.check_base(config, base, source)
+    shape = shape_for(config, source) if base is None else shape_of(base)
+    if shape is not None:
+        check_fit(config, tensors, shape, source)

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
 from deepmlf_llm.config import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
-from deepmlf_llm.errors import AdapterError, ConfigError
+from deepmlf_llm.errors import AdapterError
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
+FEW = 64
 SHOWN = 4  # names an error message lists
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
+_REQUIRED = ("weights_sha256", "base_fingerprint")  # every adapter that was saved has them
 
 
 def read_config(directory: str | Path) -> DeepMLFConfig:
@@ -36,7 +39,7 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
     if not path.is_file():
         raise AdapterError(f"{directory}: no {CONFIG}: expected the directory of a saved adapter")
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(_content(path))
         digest = settings_digest(values) if isinstance(values, dict) else None
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
@@ -51,10 +54,19 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
             f"{path}: damaged or edited: its settings are not those of settings_sha256; where they were changed on "
             "purpose, take that key out"
         )
+    if missing := [key for key in _REQUIRED if values.get(key) is None]:
+        raise AdapterError(f"{path}: damaged or not an adapter that was saved whole: no {', '.join(missing)}")
     try:
         return DeepMLFConfig.from_dict(values)
-    except (ConfigError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise AdapterError(f"{path}: {error}") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_weights(directory: str | Path, config: DeepMLFConfig) -> dict[str, Tensor]:
@@ -69,7 +81,7 @@ def read_weights(directory: str | Path, config: DeepMLFConfig) -> dict[str, Tens
     path = Path(directory) / WEIGHTS
     if not path.is_file():
         raise AdapterError(f"{directory}: no {WEIGHTS}: expected the directory of a saved adapter")
-    raw = path.read_bytes()
+    raw = _content(path)
     length = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1
     if not 2 <= length <= min(HEADER_LIMIT, len(raw) - 8):
         raise AdapterError(f"{path}: damaged: a header of {length} bytes in a file of {len(raw)}")
@@ -80,6 +92,8 @@ def read_weights(directory: str | Path, config: DeepMLFConfig) -> dict[str, Tens
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise AdapterError(f"{path}: damaged: {error}") from error
+    if strange := [f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in DTYPES]:
+        raise AdapterError(f"{path}: tensors of a type that adapters do not have: {_some(strange)}")
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if broken:
         raise AdapterError(f"{path}: values that are not finite in {_some(broken)}")
@@ -107,6 +121,17 @@ def check_base(config: DeepMLFConfig, base: nn.Module, source: str | Path) -> No
     differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(base))
     if differences:
         raise AdapterError(f"{source}: another base model; {'; '.join(differences)}")
+
+
+def check_size(config: DeepMLFConfig, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """The one size that costs time even where nothing is allocated: the AV encoder has no more layers than tensors.
+
+    Raises:
+        AdapterError: it has.
+    """
+    layers = config.av_encoder.num_layers
+    if layers * len(config.modalities) > max(len(tensors), FEW):  # of a few, check_tensors says more
+        raise AdapterError(f"{source}: av_encoder.num_layers={layers}, but the file has only {len(tensors)} tensors")
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -28,6 +29,20 @@ def base_model_shape(name: str, num_layers: int | None = None, revision: str | N
     if num_layers is not None:
         cut_layers(lm, num_layers)
     return lm.eval().requires_grad_(False)
+
+
+def shape_of(lm: Any) -> Any:
+    """The shape of a model that is loaded: what its class makes of its config, unquantised, on the meta device.
+
+    None where its class cannot be made from a config alone.
+    """
+    config = copy.deepcopy(lm.config)
+    config._attn_implementation = "eager"  # shapes do not depend on it, and this one is always there
+    try:
+        with torch.device("meta"):
+            return type(lm)(config).eval().requires_grad_(False)
+    except (AttributeError, ImportError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def _from_config(name: str, revision: str | None) -> Any:
