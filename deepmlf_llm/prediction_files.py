@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from deepmlf_llm.adapters.files import sha256
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.inference import SentimentPredictor
 
@@ -53,12 +54,18 @@ def check_files(source: Path, output: Path, batch_size: int) -> None:
 
 
 def predict_file(
-    predictor: SentimentPredictor, source: Path, output: Path, strict: bool = False, progress: bool | None = None
+    predictor: SentimentPredictor,
+    source: Path,
+    output: Path,
+    strict: bool = False,
+    progress: bool | None = None,
+    made_by: Mapping[str, str] | None = None,
 ) -> FileReport:
     """Predicts every row of ``source`` into ``output``, in order.
 
     Lines go to ``<output>.partial``, flushed chunk by chunk; the file is renamed when it is whole. Another call goes
-    on after the lines that are there.
+    on after the lines that are there, if they are of the same input and made by the same model and settings, as noted
+    in ``<output>.partial.json``.
 
     Args:
         predictor: the model.
@@ -66,12 +73,16 @@ def predict_file(
         output: JSON Lines.
         strict: stop at the first bad row instead of writing its error.
         progress: show a bar; default: on a terminal.
+        made_by: what predictions depend on beside the input, by name, e.g. the hash of the adapter.
 
     Raises:
-        DataError: with ``strict``, a bad row, by number; the lines before it are kept in ``<output>.partial``.
+        DataError: with ``strict``, a bad row, by number; the lines before it are kept in ``<output>.partial``. Or lines
+            of an earlier run that was another.
     """
     partial = output.with_name(output.name + ".partial")
+    note = partial.with_name(partial.name + ".json")
     report = FileReport(found=_whole_lines(partial))
+    _begin(partial, note, report.found, {"input": sha256(source), **(made_by or {})})
     size = predictor.batch_size * CHUNK_BATCHES
     rows = enumerate(_rows(source), start=1)
     report.rows = sum(1 for _ in islice(rows, report.found))
@@ -90,7 +101,29 @@ def predict_file(
             report.rows += len(chunk)
             bar.update(len(chunk))
     os.replace(partial, output)
+    note.unlink()
     return report
+
+
+def _begin(partial: Path, note: Path, found: int, facts: dict[str, str]) -> None:
+    """Notes what a run is about to be made of; where lines are there, compares it with what they were made of.
+
+    Raises:
+        DataError: they are of another run, or nothing says of which.
+    """
+    if not found:  # a note that a kill tears has no lines yet, and is written again
+        note.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        before = json.loads(note.read_text(encoding="utf-8"))
+        other = [name for name in {**facts, **before} if before.get(name) != facts.get(name)]
+    except (OSError, ValueError, AttributeError, TypeError):
+        other = [f"nobody knows what ({note.name} is missing or damaged)"]
+    if other:
+        raise DataError(
+            f"{partial} holds {found} lines of another run: other {', '.join(other)}; delete it to start anew, or name "
+            "another --output"
+        )
 
 
 def _predict_chunk(

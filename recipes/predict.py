@@ -3,7 +3,7 @@
 Reads JSON Lines, {"id", "text", "audio": [[...]], "vision": [[...]]} with raw features (a modality may be absent or
 null), or a Parquet file with those columns. Writes JSON Lines in the same order: {"id", "polarity", "label",
 "text_polarity", "av_polarity", "fusion_polarity"}. A bad row is reported by number and becomes {"id", "error"};
---strict stops at it. A run that was cut off goes on where it stopped.
+--strict stops at it. A run that was cut off goes on where it stopped, with the same adapter, input and settings.
 
 python recipes/predict.py --adapter runs/x/adapter --input clips.jsonl --output polarity.jsonl
 """
@@ -38,18 +38,22 @@ def build_parser() -> RecipeParser:
 def main() -> None:
     quiet_libraries()
     options = build_parser().parse_args()
+    from deepmlf_llm.adapters.hub import local_directory
     from deepmlf_llm.inference import SentimentPredictor
+    from deepmlf_llm.merged import identity_of
     from deepmlf_llm.prediction_files import check_files, predict_file
 
     check_files(options.input, options.output, options.batch_size)
+    adapter = local_directory(options.adapter)
+    made_by = {"adapter": identity_of(adapter), "dtype": options.dtype, "quantization": options.quantization}
     predictor = SentimentPredictor.from_pretrained(
-        options.adapter,
+        adapter,
         dtype=options.dtype,
         quantization=options.quantization,
         batch_size=options.batch_size,
         compile=options.compile,
     )
-    done = predict_file(predictor, options.input, options.output, options.strict)
+    done = predict_file(predictor, options.input, options.output, options.strict, made_by=made_by)
     print(f"{done.rows} rows, {done.bad} of them bad, {done.found} found from an earlier run: {options.output}")
 
 

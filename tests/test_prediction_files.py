@@ -55,17 +55,57 @@ def test_order_is_kept_and_every_row_has_a_line(source, tmp_path):
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
+def cut(source, output, cut_at, made_by=None):
+    """What a kill leaves: the first ``cut_at`` bytes of the lines, and the note."""
+
+    class Killed(Echo):
+        def predict_prepared(self, items):
+            if len(self.seen) >= 32:
+                raise KeyboardInterrupt
+            return super().predict_prepared(items)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(Killed(), source, output, made_by=made_by)
+    partial = output.with_name(output.name + ".partial")
+    partial.write_bytes(partial.read_bytes()[:cut_at])
+    return partial
+
+
 def test_a_cut_run_goes_on_after_its_last_whole_line(source, tmp_path):
     whole = tmp_path / "whole.jsonl"
     predict_file(Echo(), source, whole)
     content = whole.read_bytes()
-    for cut in (0, 1, len(content) // 2, len(content) - 1):
-        output = tmp_path / f"cut{cut}.jsonl"
-        output.with_name(output.name + ".partial").write_bytes(content[:cut])
+    for at in (0, 1, len(content) // 2, len(content)):
+        output = tmp_path / f"cut{at}.jsonl"
+        kept = cut(source, output, at, {"adapter": "a"}).read_bytes()
         echo = Echo()
-        report = predict_file(echo, source, output)
+        report = predict_file(echo, source, output, made_by={"adapter": "a"})
         assert output.read_bytes() == content
-        assert report.found == content[:cut].count(b"\n") == 40 - len(echo.seen)
+        assert report.found == kept.count(b"\n") == 40 - len(echo.seen)
+        assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_lines_of_another_run_are_refused_and_kept(source, tmp_path):
+    output = tmp_path / "out.jsonl"
+    partial = cut(source, output, 10_000, {"adapter": "a", "dtype": "auto"})
+    before = partial.read_bytes()
+    with pytest.raises(DataError, match=r"out.jsonl.partial holds 32 lines of another run: other adapter; delete it"):
+        predict_file(Echo(), source, output, made_by={"adapter": "b", "dtype": "auto"})
+    with pytest.raises(DataError, match="other adapter, dtype"):
+        predict_file(Echo(), source, output)
+    note = partial.with_name(partial.name + ".json")
+    kept = note.read_text()
+    for damage in ("", "[]", None):
+        note.unlink() if damage is None else note.write_text(damage)
+        with pytest.raises(DataError, match=r"nobody knows what \(out.jsonl.partial.json is missing or damaged\)"):
+            predict_file(Echo(), source, output, made_by={"adapter": "a", "dtype": "auto"})
+    note.write_text(kept)
+    source.write_text(source.read_text().replace("xx", "xy"))
+    with pytest.raises(DataError, match="other input;"):
+        predict_file(Echo(), source, output, made_by={"adapter": "a", "dtype": "auto"})
+    assert partial.read_bytes() == before
+    partial.unlink()
+    assert predict_file(Echo(), source, output).found == 0
 
 
 def test_bad_rows_are_reported_by_number_and_keep_their_place(tmp_path, capsys):
@@ -97,12 +137,6 @@ def test_parquet_rows_are_read_as_they_are(tmp_path):
     parquet.write_table(table, tmp_path / "in.parquet")
     predict_file(Echo(), tmp_path / "in.parquet", tmp_path / "out.jsonl")
     assert [line["polarity"] for line in lines(tmp_path / "out.jsonl")] == [1, 2]
-
-
-def test_a_partial_file_of_another_input_is_refused(source, tmp_path):
-    (tmp_path / "out.jsonl.partial").write_text("{}\n" * 41)
-    with pytest.raises(DataError, match=r"41 lines, .* only 40"):
-        predict_file(Echo(), source, tmp_path / "out.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -83,17 +83,56 @@ def test_predicts_a_file_in_order_as_the_predictor_does(predict: Any, adapter: P
     assert set(tmp_path.iterdir()) == {source, output}
 
 
+def killed(predict: Any, source: Path, output: Path, *words: Any) -> None:
+    """A run that is ended between its second and third batch of lines."""
+    import deepmlf_llm.prediction_files as room
+
+    chunk, write = room.CHUNK_BATCHES, room._write
+
+    def torn(file: Any, lines: list[dict[str, Any]]) -> None:
+        if file.tell():
+            file.write('{"id": "cl')
+            raise SystemExit(9)
+        write(file, lines)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CHUNK_BATCHES", 1)
+        patch.setattr(room, "_write", torn)
+        assert predict("--input", source, "--output", output, "--batch_size", 4, *words) == 9
+    assert chunk == room.CHUNK_BATCHES
+
+
 def test_a_second_run_goes_on_where_the_first_was_cut(predict: Any, tmp_path: Path, capsys: Any) -> None:
     source = write(tmp_path / "in.jsonl", utterances(9))
     assert predict("--input", source, "--output", tmp_path / "whole.jsonl") == 0
-    content = (tmp_path / "whole.jsonl").read_bytes()
-    lines = content.splitlines(keepends=True)
-    (tmp_path / "cut.jsonl.partial").write_bytes(b"".join(lines[:4]) + lines[4][:7])
+    killed(predict, source, tmp_path / "cut.jsonl")
     assert predict("--input", source, "--output", tmp_path / "cut.jsonl") == 0
     assert "9 rows, 0 of them bad, 4 found from an earlier run" in capsys.readouterr().out
     for before, after in zip(read(tmp_path / "whole.jsonl"), read(tmp_path / "cut.jsonl"), strict=True):
         assert before["id"] == after["id"]
         assert before["polarity"] == pytest.approx(after["polarity"], abs=1e-5)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "whole.jsonl", "cut.jsonl"}
+
+
+def test_lines_of_another_adapter_input_or_setting_are_not_gone_on_with(
+    predict: Any, adapter: Path, tmp_path: Path, capsys: Any
+) -> None:
+    source, output = write(tmp_path / "in.jsonl", utterances(9)), tmp_path / "out.jsonl"
+    killed(predict, source, output)
+    other = tmp_path / "adapter"
+    model = DeepMLFModel.from_pretrained(adapter, is_trainable=True)
+    with torch.no_grad():
+        model.active_stack.heads.text.bias.add_(1)
+    model.save_pretrained(other)
+    capsys.readouterr()
+    for words, told in ((("--adapter", other), "adapter"), (("--dtype", "bfloat16"), "dtype")):
+        assert predict("--input", source, "--output", output, *words) == 2
+        said = capsys.readouterr().err
+        assert f"holds 4 lines of another run: other {told}; delete it to start anew" in said
+        assert said.count("\n") == 1
+    write(source, utterances(8))
+    assert predict("--input", source, "--output", output) == 2
+    assert "other input;" in capsys.readouterr().err
 
 
 BAD = [
