@@ -22,10 +22,10 @@ def build_parser() -> RecipeParser:
     add("--base_model", help="base model (default: the one the adapter names)")
     add(
         "--quantization",
-        type=one_of("none", "nf4", "fp4", "int8"),
-        default="none",
-        metavar="none|nf4|fp4|int8",
-        help="of the base model (default: none)",
+        type=one_of("trained", "none", "nf4", "fp4", "int8"),
+        default="trained",
+        metavar="trained|none|nf4|fp4|int8",
+        help="of the base model (default: what the adapter was trained on)",
     )
     add("--num_layers", type=int, metavar="N", help="layers of a cut base model, with --base_model (default: all)")
     add("--batch_size", type=int, default=64, metavar="N", help="utterances a batch (default: 64)")
@@ -46,9 +46,13 @@ def main() -> None:
 
     base = None
     if options.base_model is not None:
+        from deepmlf_llm.adapters.files import read_config
         from deepmlf_llm.backbones import load_base_model
 
-        base = load_base_model(options.base_model, options.quantization, num_layers=options.num_layers)
+        kind = options.quantization
+        if kind == "trained":
+            kind = read_config(options.adapter).base_quantization or "none"
+        base = load_base_model(options.base_model, kind, num_layers=options.num_layers)
     data = _data(options.data)
     result = evaluate_adapter(options.adapter, data, options.split, base, options.quantization, options.batch_size)
     for note in result["notes"]:

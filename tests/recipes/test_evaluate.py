@@ -4,10 +4,12 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepmlf_llm.data.demo import embedded_dataset
+from deepmlf_llm.data.store import open_store
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 
@@ -79,3 +81,31 @@ def test_bad_input_is_one_line_and_code_2(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize("words", [(), ("--base_model", "tiny-llama")])
+def test_the_base_is_loaded_in_what_the_adapter_was_trained_on(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    import deepmlf_llm.backbones as room
+    import deepmlf_llm.model
+    from deepmlf_llm.config import DeepMLFConfig
+
+    data = embedded_dataset(tmp_path, sizes=(8, 8, 8))
+    store = open_store(data)
+    config = DeepMLFConfig(fusion_layers=[3], modalities=store.modalities, dataset=store.manifest.dataset)
+    base = room.load_base_model("tiny-llama", quantization="nf4")
+    deepmlf_llm.model.DeepMLFModel(base, config).save_pretrained(tmp_path / "adapter")
+    loaded, load = [], room.load_base_model
+
+    def noted(name: str, quantization: str = "none", *rest: Any, **options: Any) -> Any:
+        loaded.append(quantization)
+        return load(name, quantization, *rest, **options)
+
+    for module in (room, deepmlf_llm.model):
+        monkeypatch.setattr(module, "load_base_model", noted)
+    words = ("--adapter", str(tmp_path / "adapter"), "--data", str(data), *words)
+    assert evaluate(repository, monkeypatch, *words) == 0
+    assert loaded == ["nf4"]
+    assert evaluate(repository, monkeypatch, *words, "--quantization", "none") == 0
+    assert loaded == ["nf4", "none"]
