@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, token_ids
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.data.text import normalise_text
-from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.errors import ConfigError, DataError, suggest
 from deepmlf_llm.merged import tokenizer_beside
 from deepmlf_llm.metrics import polarity_label
 from deepmlf_llm.model import DeepMLFModel
@@ -84,11 +87,15 @@ class SentimentPredictor:
             dtype, quantization: of a base that is loaded here; ``"trained"``: what the adapter was trained on.
             device: default: CUDA where there is one.
             batch_size: utterances a batch.
-            compile: run the language model through ``torch.compile``; experimental, neither tested nor timed yet.
+            compile: run the language model through ``torch.compile``: a minute at the first batches, which many must
+                make up for.
 
         Raises:
             AdapterError: damaged files, or files that do not fit the base.
+            ConfigError: ``compile`` without a C++ compiler.
         """
+        if compile:
+            _find_compiler()
         directory = local_directory(directory)
         model: Any = DeepMLFModel.from_pretrained(directory, base=base, dtype=dtype, quantization=quantization)
         if not is_quantised(model.get_base_model()):  # those are where they were loaded
@@ -203,6 +210,18 @@ class SentimentPredictor:
     def _bound_text_cache(self) -> None:
         if not self.config.has_lm_lora and self.model.text_cache.nbytes > TEXT_CACHE_BYTES:
             self.model.enable_text_cache("memory", fusion_tokens=True)
+
+
+def _find_compiler() -> None:
+    """torch.compile writes C++ and has it compiled; without this check it says so in a traceback, after minutes."""
+    name = os.environ.get("CXX", "g++")
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if shutil.which(name) is None or not headers.is_file():
+        missing = f"{name} is not there" if headers.is_file() else f"{headers} is not there"
+        raise ConfigError(
+            f"compile=True (--compile) needs a C++ compiler and Python's headers, and {missing}: install them "
+            "(Debian: g++ python3-dev), name a compiler in CXX, or leave it out"
+        )
 
 
 def _made_by(features: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ def build_parser() -> RecipeParser:
         metavar="trained|none|nf4|fp4|int8",
         help="of the base model (default: what the adapter was trained on)",
     )
-    add("--compile", action="store_true", help="run the language model through torch.compile (untested)")
+    add("--compile", action="store_true", help="run the language model through torch.compile; needs g++")
     add("--strict", action="store_true", help="stop at the first bad row, with exit code 2")
     return parser
 

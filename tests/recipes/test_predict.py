@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +185,40 @@ def test_parquet_and_bf16(predict: Any, tmp_path: Path) -> None:
     assert predict(*words) == 0
     for whole, half in zip(read(tmp_path / "jsonl.jsonl"), read(tmp_path / "half.jsonl"), strict=True):
         assert half["polarity"] == pytest.approx(whole["polarity"], abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(), reason="torch.compile needs Python's headers"
+)
+def test_compiled_predictions_are_the_same(predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    source = write(tmp_path / "in.jsonl", utterances(11))
+    words = ("--input", source, "--batch_size", 3)
+    assert predict(*words, "--output", tmp_path / "plain.jsonl") == 0
+    torch._dynamo.reset()
+    counters.clear()
+    assert predict(*words, "--output", tmp_path / "compiled.jsonl", "--compile") == 0
+    assert counters["inductor"], "nothing was compiled"
+    for plain, compiled in zip(read(tmp_path / "plain.jsonl"), read(tmp_path / "compiled.jsonl"), strict=True):
+        assert compiled["id"] == plain["id"]
+        for name in ("polarity", "text_polarity", "fusion_polarity"):
+            assert compiled[name] == pytest.approx(plain[name], abs=1e-5)
+
+
+def test_without_a_compiler_one_line_says_so(
+    predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    source = write(tmp_path / "in.jsonl", utterances(1))
+    assert predict("--input", source, "--output", tmp_path / "out.jsonl", "--compile") == 2
+    said = capsys.readouterr().err
+    assert "needs a C++ compiler" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize(
