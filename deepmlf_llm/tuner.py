@@ -27,7 +27,7 @@ from deepmlf_llm.backbones import (
     quantisation_of,
 )
 from deepmlf_llm.config import PEFT_TYPE, DeepMLFConfig
-from deepmlf_llm.errors import ConfigError, DeepMLFError, InjectionError
+from deepmlf_llm.errors import ConfigError, InjectionError
 from deepmlf_llm.fused_decoder import FusedDecoder
 from deepmlf_llm.injection import build_stack, can_probe, probe
 from deepmlf_llm.modules import FusionStack
@@ -86,7 +86,7 @@ class DeepMLFTuner(LoraModel):
         before = [(p, p.requires_grad) for p in (*model.parameters(), *self.deepmlf.parameters())]
         stacks_before = before[len(list(model.parameters())) :]
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._inject_lora(config, model, adapter_name, *args, **kwargs)
             for parameter, trainable in stacks_before:
                 parameter.requires_grad_(trainable)
             self.deepmlf[adapter_name] = stack
@@ -96,13 +96,17 @@ class DeepMLFTuner(LoraModel):
             # Trainer asks the base: our loss is a mean per batch, which Trainer then divides by the batches it sums.
             model.accepts_loss_kwargs = False  # type: ignore[assignment]
             self._probe(stack)
-        except Exception as error:
+        except Exception:
             self._withdraw(adapter_name)
             for parameter, trainable in before:
                 parameter.requires_grad_(trainable)
-            if isinstance(error, ValueError) and not isinstance(error, DeepMLFError):
-                raise ConfigError(f"LoRA on the language model (r={config.r}): {error}") from error
             raise
+
+    def _inject_lora(self, config: DeepMLFConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().inject_adapter(*args, **kwargs)
+        except ValueError as error:
+            raise ConfigError(f"LoRA on the language model (r={config.r}): {error}") from error
 
     def _own_config(self, model: nn.Module, adapter_name: str) -> DeepMLFConfig:
         """This adapter's copy of its config, with the fingerprint of its base; the caller's may serve other bases."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from deepmlf_llm.backbones.interface import find_interface
+from deepmlf_llm.backbones.packing import VARLEN
 from deepmlf_llm.backbones.quantisation import keep_weights_in_place, quantization_config
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
@@ -113,6 +114,10 @@ def load_base_model(
             lm.set_attn_implementation(kernel)
     else:
         lm = _from_pretrained(_source(name), options, name)
+    if kernel == VARLEN and getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        raise BaseModelError(
+            f"attn_implementation='varlen' caps no attention scores, as base_model={name!r} needs it; use 'eager'"
+        )
     lm.name_or_path = lm.config._name_or_path = name
     keep_weights_in_place(lm)
     find_interface(lm)
