@@ -27,7 +27,7 @@ def test_a_point_has_exactly_its_sizes(variant):
         batch, _ = loop.batches.next()
         layers, tokens = loop.model.layers, loop.model.num_tokens
     else:
-        batch = loop._batch(0)
+        batch = loop.batch(0)
         stack = loop.model.base_model.active_stack
         layers, tokens = stack.layers, stack.num_tokens
     assert batch["attention_mask"].shape == (4, 9)
