@@ -23,8 +23,11 @@ def base_model_shape(name: str, num_layers: int | None = None, revision: str | N
     Raises:
         BaseModelError: not there, not a causal decoder of a known family, or with fewer layers.
     """
-    with torch.device("meta"):
-        lm = toy_model(name) if name in TOYS else _from_config(name, revision)
+    if name in TOYS:
+        with torch.device("meta"):
+            lm = toy_model(name)
+    else:
+        lm = _from_config(name, revision)
     find_interface(lm)
     if num_layers is not None:
         cut_layers(lm, num_layers)
@@ -48,10 +51,11 @@ def shape_of(lm: Any) -> Any:
 def _from_config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = str(smollm2_directory()) if name == SMOLLM2 else name
+    source = str(smollm2_directory()) if name == SMOLLM2 else name  # the first time it loads weights, to convert them
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
-        return AutoModelForCausalLM.from_config(config)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise BaseModelError(

