@@ -222,9 +222,9 @@ def gates_plot(configurations: Sequence[Configuration], axes: Sequence[str]) -> 
         picture = svg(drawn)
     seeds = len(panels[0][0].records)
     caption = (
-        f"Gate factors after each LM layer (its number stands at the end of one of its lines), means over {seeds} seeds. "
-        "Solid: gated cross-attention, dashed: gated FFW. One configuration of each backbone: the most MM Blocks, the "
-        "most tokens."
+        f"Gate factors after each LM layer (its number stands at the end of one of its lines), means over {seeds} "
+        "seeds. Solid: gated cross-attention, dashed: gated FFW. One configuration of each backbone: the most MM "
+        "Blocks, the most tokens."
     )
     return Plot("gates", "Plots of gate factors over training", caption, picture)
 
@@ -260,11 +260,13 @@ def _draw_gates(ax: Any, curves: Mapping[tuple[int, str], list[tuple[int, float]
     named = max(("gca", "ffw"), key=lambda gate: _spread([p[-1][1] for key, p in curves.items() if key[1] == gate]))
     ends = sorted((points[-1][1], layer, points[-1][0]) for (layer, gate), points in curves.items() if gate == named)
     low, high = ax.get_ylim()
-    gap, last = (high - low) / 11, -float("inf")
-    for value, layer, step in ends:  # labels that would overlap move up
-        last = max(value, last + gap)
+    places: list[float] = []
+    for value, _, _ in ends:  # labels that would overlap move up, then all of them back to their lines' middle
+        places.append(max(value, places[-1] + (high - low) / 11) if places else value)
+    back = min(fmean(value for value, _, _ in ends) - fmean(places), high - max(places)) if places else 0.0
+    for place, (_, layer, step) in zip(places, ends, strict=True):
         colour = COLOURS[layers.index(layer) % len(COLOURS)]
-        ax.annotate(f" {layer}", (step, last), color=colour, va="center", annotation_clip=False)
+        ax.annotate(f" {layer}", (step, place + back), color=colour, va="center", annotation_clip=False)
     ax.set_ylabel("gate factor")
 
 
