@@ -18,6 +18,8 @@ def measure_precision(single: OurLoop, half: OurLoop) -> dict[str, dict[str, flo
         single: with an fp32 LM and its text cached; its trained weights are what predicts everywhere.
         half: the same with a bf16 LM; its trained weights are replaced.
     """
+    for loop in (single, half):
+        loop.model.fused_decoder.token_cache = None  # it would bring in what the unrounded text made of the tokens
     expected = _polarities(single)
     own = single.model.fused_decoder.cache
     differences = {}
