@@ -25,11 +25,12 @@ from deepmlf_llm.backbones import (
     Decoder,
     PackedRows,
     PrefixCache,
+    TextStream,
     read_text,
     run_layers,
     run_packed,
 )
-from deepmlf_llm.backbones.text_cache import TextCache, texts_of
+from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.injection import FusionState, Injection
@@ -160,16 +161,11 @@ class FusedDecoder:
             state.rows = PackedRows.of(full_mask)
             return self._split(run_packed(self.decoder, inputs, full_mask, state.rows, fusion_state=state), stack)
         depth, first = self.text_depth(config, stack), stack.layers[0]
-        kept = self._text_is_kept(stack, config, depth)
-        if kept and self.cache is not None:
-            stream = self.cache.read(input_ids, mask)
-        else:
-            text = self._embed_text(config, input_ids, mask, stack.training)
-            stream = read_text(self.decoder, text, mask, depth)
+        stream = self._text_stream(stack, config, input_ids, mask, depth)
         prefix = PrefixCache(stream.keys_values, input_ids.shape[1])
         below = partial(run_layers, self.decoder, tokens, full_mask, last=first + 1, cache=prefix)
-        if kept and self.token_cache is not None and not torch.is_grad_enabled():
-            tokens = self.token_cache.read(tokens[0], texts_of(input_ids, mask), below)
+        if stream.texts is not None and self.token_cache is not None and not torch.is_grad_enabled():
+            tokens = self.token_cache.read(first, tokens[0], stream.texts, below)
         else:
             tokens = below()
         # The first MM Block runs in no hook here: a joint FFW reads the text beside the tokens.
@@ -182,10 +178,14 @@ class FusedDecoder:
         n = stack.num_tokens
         return _States(hidden[:, -n:], hidden[:, -n - 1], hidden[:, :-n])
 
-    def _text_is_kept(self, stack: FusionStack, config: DeepMLFConfig, depth: int | None) -> bool:
+    def _text_stream(
+        self, stack: FusionStack, config: DeepMLFConfig, input_ids: Tensor, mask: Tensor, depth: int | None
+    ) -> TextStream:
         changed = stack.training and config.seqaug.changes_text
         # An adapter of another depth may have become active since the cache was made.
-        return self.cache is not None and self.cache.depth == depth and not changed
+        if self.cache is not None and self.cache.depth == depth and not changed:
+            return self.cache.read(input_ids, mask)
+        return read_text(self.decoder, self._embed_text(config, input_ids, mask, stack.training), mask, depth)
 
     def _output(
         self,

@@ -19,6 +19,7 @@ from tests.families import (
     MODALITIES,
     randomise,
     tiny_batch,
+    tiny_config,
     tiny_family,
     tiny_model,
 )
@@ -162,6 +163,22 @@ def test_kept_fusion_tokens_go_when_the_learned_ones_move():
     model.enable_text_cache("none")
     assert_close(after, outputs(model, **tiny_batch())["polarity"], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(after, before, rtol=1e-3)
+
+
+def test_kept_fusion_tokens_are_not_another_adapters():
+    """Two adapters that start from the same tokens, their first MM Blocks after other layers."""
+    lm, batch = tiny_family("llama"), tiny_batch()
+    model = tiny_model(lm, ffw_scope="fusion", fusion_layers=[1, 3]).eval()
+    model.add_adapter("later", tiny_config(ffw_scope="fusion", fusion_layers=[2, 3]))
+    tokens = [model.base_model.deepmlf[name].fusion_tokens.embedding.weight for name in ("default", "later")]
+    with torch.no_grad():
+        tokens[1].copy_(tokens[0])
+    model.enable_text_cache("memory", fusion_tokens=True)
+    outputs(model, **batch)
+    model.set_adapter("later")
+    found = outputs(model, **batch)["polarity"]
+    model.enable_text_cache("none")
+    assert_close(found, outputs(model, **batch)["polarity"], rtol=1e-4, atol=1e-5)
 
 
 def test_kept_fusion_tokens_are_not_used_where_gradients_are_wanted():

@@ -30,10 +30,12 @@ class TextStream:
             finite.
         states: [b x l x d] after layer ``depth - 1``; read to the end: the last text token's state after the final
             norm [b x 1 x d].
+        texts: the token ids of each row, where the stream comes out of a cache.
     """
 
     keys_values: list[tuple[Tensor, Tensor]]
     states: Tensor
+    texts: list[tuple[int, ...]] | None = None
 
 
 class PrefixCache(Cache):

@@ -146,7 +146,7 @@ class TextCache:
         for row, entry in enumerate(entries):
             keys_values[:, :, row, :, length - entry.keys_values.shape[3] :] = unpacked(entry)
             states[row, kept - entry.states.shape[0] :] = entry.states
-        return TextStream([(layer[0], layer[1]) for layer in keys_values], states)
+        return TextStream([(layer[0], layer[1]) for layer in keys_values], states, rows)
 
 
 def _settings(config: dict[str, Any]) -> str:
