@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub
@@ -20,7 +19,7 @@ from deepmlf_llm.adapters.card import merged_card
 from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantisation_of
 from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.config import NO_LM_LORA, DeepMLFConfig
-from deepmlf_llm.errors import AdapterError, BaseModelError, ConfigError
+from deepmlf_llm.errors import AdapterError, BaseModelError
 from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.fused_model import FusedModel
 from deepmlf_llm.injection import build_stack
@@ -142,7 +141,8 @@ class MergedDeepMLF(FusedModel, nn.Module):
         _check_files(Path(directory))
         kind = "none" if quantization == "trained" else quantization
         try:
-            _check_shapes(config, tensors, base_model_shape(str(directory)), fusion)
+            shape = base_model_shape(str(directory))
+            files.check_fit(config, tensors, shape, fusion, lambda: build_stack(Decoder(shape), config).state_dict())
             lm = load_base_model(str(directory), kind, dtype, attn_implementation)
         except BaseModelError as error:
             raise AdapterError(f"{directory}: damaged: {error}") from error
@@ -150,22 +150,6 @@ class MergedDeepMLF(FusedModel, nn.Module):
         stack = build_stack(Decoder(lm), config)
         stack.load_state_dict(tensors)
         return cls(lm, stack, config)
-
-
-def _check_shapes(config: DeepMLFConfig, tensors: Mapping[str, Tensor], shape: Any, source: Path) -> None:
-    """The fusion modules' settings and tensors fit the LM, told from its shape before anything is loaded.
-
-    Raises:
-        AdapterError: they do not.
-    """
-    files.check_base(config, shape, source)
-    try:
-        files.check_size(config, tensors, source)
-        with torch.device("meta"):
-            stack = build_stack(Decoder(shape), config)
-    except (ArithmeticError, ConfigError, LookupError, RuntimeError, TypeError) as error:
-        raise AdapterError(f"{source}: {error}") from error
-    files.check_tensors(tensors, stack.state_dict(), source)
 
 
 def _list_files(directory: Path, paths: list[Path]) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from deepmlf_llm.adapters import files, hub, lora
 from deepmlf_llm.adapters.card import adapter_card
 from deepmlf_llm.backbones import is_quantised, load_base_model
-from deepmlf_llm.backbones.shape import shape_of
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
-from deepmlf_llm.fit import adapter_tensors, as_deep_as_trained, check_fit, named_base, shape_for
+from deepmlf_llm.fit import adapter_tensors, as_deep_as_trained, check_fit, named_base, trained_kind
 from deepmlf_llm.fused_decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.fused_model import FusedModel
 from deepmlf_llm.merged import MergedDeepMLF
@@ -126,7 +125,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
                 (aside / name).rmdir()
             files.seal(aside, files.package_versions())
             _, written = files.read_adapter(aside)
-            files.check_tensors(written, self._adapter_tensors(name), save_directory)
+            files.check_tensors(written, adapter_tensors(self, name), save_directory)
             if config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name):
                 lora.write_lm_lora(aside, config, written)
             else:
@@ -171,7 +170,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
                 raise AdapterError(f"{directory}: a merged model: it has its base inside, and is not trained further")
             return MergedDeepMLF.from_pretrained(directory, quantization, dtype, attn_implementation)
         config, tensors = files.read_adapter(directory)
-        _check_fit(config, tensors, base, directory)
+        check_fit(config, tensors, base, directory)
         if base is None:
             base = load_base_for(config, directory, quantization, dtype, attn_implementation)
             files.check_base(config, base, directory)
@@ -181,7 +180,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         except DeepMLFError as error:
             raise AdapterError(f"{directory}: {error}") from error
         try:
-            files.check_tensors(tensors, model._adapter_tensors("default"), directory)
+            files.check_tensors(tensors, adapter_tensors(model, "default"), directory)
         except AdapterError:
             model.eject()
             raise
@@ -200,7 +199,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         """
         directory = hub.local_directory(model_id, revision)
         config, tensors = files.read_adapter(directory)
-        _check_fit(config, tensors, self.get_base_model(), directory)
+        check_fit(config, tensors, self.get_base_model(), directory)
         is_new = adapter_name not in self.peft_config
         if is_new:
             config.inference_mode = not is_trainable
@@ -209,7 +208,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
             except DeepMLFError as error:
                 raise AdapterError(f"{directory}: {error}") from error
         try:
-            files.check_tensors(tensors, self._adapter_tensors(adapter_name), directory)
+            files.check_tensors(tensors, adapter_tensors(self, adapter_name), directory)
         except AdapterError:
             if is_new:
                 self.delete_adapter(adapter_name)
@@ -219,9 +218,6 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         if not is_trainable:
             self.eval()
         return result
-
-    def _adapter_tensors(self, name: str) -> dict[str, Tensor]:
-        return adapter_tensors(self, name)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> MergedDeepMLF:
         """One model without PEFT: LoRA folded into the LM, each MM Block's LoRA into its own FFW weights.
@@ -264,14 +260,5 @@ def load_base_for(
         BaseModelError: it cannot be found, or not be loaded so.
     """
     name = named_base(config, source)
-    kind = (config.base_quantization or "none") if quantization == "trained" else quantization
+    kind = trained_kind(config, quantization)
     return as_deep_as_trained(load_base_model(name, kind, dtype, attn_implementation, config.revision), config)
-
-
-def _check_fit(config: DeepMLFConfig, tensors: dict[str, Tensor], base: nn.Module | None, source: Path) -> None:
-    """Settings and tensors fit the base, be it given or only named; told before anything is built or loaded."""
-    if base is not None:
-        files.check_base(config, base, source)
-    shape = shape_for(config, source) if base is None else shape_of(base)
-    if shape is not None:
-        check_fit(config, tensors, shape, source)

@@ -48,10 +48,9 @@ def main() -> None:
     if options.base_model is not None:
         from deepmlf_llm.adapters.files import read_config
         from deepmlf_llm.backbones import load_base_model
+        from deepmlf_llm.fit import trained_kind
 
-        kind = options.quantization
-        if kind == "trained":
-            kind = read_config(options.adapter).base_quantization or "none"
+        kind = trained_kind(read_config(options.adapter), options.quantization)
         base = load_base_model(options.base_model, kind, num_layers=options.num_layers)
     data = _data(options.data)
     result = evaluate_adapter(options.adapter, data, options.split, base, options.quantization, options.batch_size)

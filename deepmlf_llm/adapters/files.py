@@ -10,22 +10,26 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
 from deepmlf_llm.config import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
-from deepmlf_llm.errors import AdapterError
+from deepmlf_llm.errors import AdapterError, DeepMLFError
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
 FEW = 64
 SHOWN = 4  # names an error message lists
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
+# What torch and PEFT raise at settings that no model can be built from, e.g. a tensor of 2**70 elements.
+_UNBUILDABLE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 _REQUIRED = ("weights_sha256", "base_fingerprint")  # every adapter that was saved has them
 
 
@@ -123,12 +127,43 @@ def check_base(config: DeepMLFConfig, base: nn.Module, source: str | Path) -> No
         raise AdapterError(f"{source}: another base model; {'; '.join(differences)}")
 
 
-def check_size(config: DeepMLFConfig, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """The one size that costs time even where nothing is allocated: the AV encoder has no more layers than tensors.
+def check_fit(
+    config: DeepMLFConfig,
+    tensors: Mapping[str, Tensor],
+    shape: Any,
+    source: str | Path,
+    build: Callable[[], Mapping[str, Tensor]],
+) -> None:
+    """The file's tensors are exactly those of modules with these settings on this base, told from shapes alone.
+
+    The modules are built once on the meta device: whatever sizes a damaged config asks for cost no memory.
+
+    Args:
+        config: of the adapter, or of the fusion modules of a merged model.
+        tensors: of it, by the keys of its file.
+        shape: the base on the meta device.
+        source: for messages.
+        build: makes the tensors that are expected; called with the meta device as default.
 
     Raises:
-        AdapterError: it has.
+        AdapterError: another base, settings that do not fit it, tensors that do not fit them; by name.
     """
+    check_base(config, shape, source)
+    _check_size(config, tensors, source)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the real one will warn
+            expected = build()
+    except DeepMLFError as error:
+        raise AdapterError(f"{source}: {error}") from error
+    except _UNBUILDABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"{source}: no adapter can be built from its settings: {reason}") from error
+    check_tensors(tensors, expected, source)
+
+
+def _check_size(config: DeepMLFConfig, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """The one size that costs time even where nothing is allocated: the AV encoder has no more layers than tensors."""
     layers = config.av_encoder.num_layers
     if layers * len(config.modalities) > max(len(tensors), FEW):  # of a few, check_tensors says more
         raise AdapterError(f"{source}: av_encoder.num_layers={layers}, but the file has only {len(tensors)} tensors")
