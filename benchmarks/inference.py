@@ -9,7 +9,7 @@ LoRA on the LM).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import Clock, environment, print_machine, print_markdown, summary, use_threads, write_json
-from published_layout import blocks_after
+from variants import make_config
 from workload import Geometry, make_utterances
 
-from deepmlf_llm import DeepMLFConfig, DeepMLFModel
+from deepmlf_llm import DeepMLFModel
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
 from deepmlf_llm.cli import RecipeParser, run_recipe
 from deepmlf_llm.inference import SentimentPredictor
@@ -49,15 +49,7 @@ def make_model(variant: Variant, base_model: str, geometry: Geometry) -> Any:
     """As after training, but for the values of its weights, on which no time depends."""
     lm = load_base_model(base_model, quantization=variant.quantization, dtype=variant.dtype)
     lora = {"r": 16, "target_modules": ["q_proj", "v_proj"]} if variant.lm_lora else {}
-    config = DeepMLFConfig(
-        num_fusion_tokens=12,
-        fusion_layers=blocks_after(lm.config.num_hidden_layers),
-        ffw_scope="fusion",
-        ffw_lora_r=64,
-        modalities={name: {"dim": width} for name, width in geometry.modalities.items()},
-        text={"max_tokens": geometry.max_tokens},
-        **lora,
-    )
+    config = make_config(lm, geometry, "fusion", **lora)
     model = DeepMLFModel(lm, config)
     model = model.merge_and_unload() if variant.merged else model
     return model.cuda() if torch.cuda.is_available() and variant.quantization == "none" else model
@@ -70,22 +62,27 @@ def measure(
     one, many = SentimentPredictor(model, tokenizer, batch_size=1), SentimentPredictor(model, tokenizer, batch_size=32)
     random = np.random.default_rng(1)
     ask(many, utterances[:32])
-    facts: dict[str, Any] = {}
-    new, met = [], []
+    latency, passes = {"new": Clock(), "met": Clock()}, {"new": Clock(), "met": Clock()}
     for utterance in utterances[:singles]:
         forget(model)
-        new.append(seconds(lambda utterance=utterance: ask(one, [utterance])))
+        with latency["new"]:
+            ask(one, [utterance])
         other = other_take(utterance, random)
-        met.append(seconds(lambda other=other: ask(one, [other])))
-    facts["latency_ms"] = {"new": percentiles(new), "met": percentiles(met)}
-    new, met = [], []
+        with latency["met"]:
+            ask(one, [other])
     for _ in range(rounds):
         forget(model)
-        new.append(len(utterances) / seconds(lambda: ask(many, utterances)))
+        with passes["new"]:
+            ask(many, utterances)
         others = [other_take(utterance, random) for utterance in utterances]
-        met.append(len(utterances) / seconds(lambda others=others: ask(many, others)))
-    facts["utterances_per_second"] = {"new": summary(new), "met": summary(met)}
-    return facts
+        with passes["met"]:
+            ask(many, others)
+    return {
+        "latency_ms": {text: percentiles(clock.seconds) for text, clock in latency.items()},
+        "utterances_per_second": {
+            text: summary([len(utterances) / seconds for seconds in clock.seconds]) for text, clock in passes.items()
+        },
+    }
 
 
 def ask(predictor: SentimentPredictor, utterances: Sequence[dict[str, Any]]) -> None:
@@ -105,13 +102,6 @@ def other_take(utterance: dict[str, Any], random: np.random.Generator) -> dict[s
         name: random.standard_normal(value.shape, dtype=np.float32) if isinstance(value, np.ndarray) else value
         for name, value in utterance.items()
     }
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    clock = Clock()
-    with clock:
-        run()
-    return clock.seconds[0]
 
 
 def percentiles(values: Sequence[float]) -> dict[str, Any]:

@@ -22,6 +22,28 @@ LOOPS = {
 """Name -> variant, dtype of the frozen LM. Everything that is trained is fp32 in all of them."""
 
 
+def make_config(
+    lm: Any,
+    geometry: Geometry,
+    scope: str,
+    num_tokens: int = 12,
+    rank: int = 64,
+    layers: list[int] | None = None,
+    **changes: Any,
+) -> DeepMLFConfig:
+    """DeepMLF in the yardstick's sizes; the arguments are :class:`OurLoop`'s, ``changes`` any other setting."""
+    return DeepMLFConfig(
+        num_fusion_tokens=num_tokens,
+        fusion_layers=layers or blocks_after(lm.config.num_hidden_layers),
+        ffw_scope=scope,
+        ffw_lora_r=rank,
+        ffw_lora_alpha=rank,
+        modalities={name: {"dim": width} for name, width in geometry.modalities.items()},
+        text={"max_tokens": geometry.max_tokens},
+        **changes,
+    )
+
+
 class OurLoop:
     """Batches of like length, tokenised once; collate, forward, backward, the yardstick's AdamW.
 
@@ -48,15 +70,7 @@ class OurLoop:
         rank: int = 64,
         layers: list[int] | None = None,
     ) -> None:
-        config = DeepMLFConfig(
-            num_fusion_tokens=num_tokens,
-            fusion_layers=layers or blocks_after(lm.config.num_hidden_layers),
-            ffw_scope=scope,
-            ffw_lora_r=rank,
-            ffw_lora_alpha=rank,
-            modalities={name: {"dim": width} for name, width in geometry.modalities.items()},
-            text={"max_tokens": geometry.max_tokens},
-        )
+        config = make_config(lm, geometry, scope, num_tokens, rank, layers)
         self.device = lm.device
         self.model = DeepMLFModel(lm, config).train()
         self.batches = batches
