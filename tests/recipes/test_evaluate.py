@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +30,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[s
     return root / "run" / "adapter", data, result["metrics"]["test"]
 
 
-def evaluate(repository: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    recipe = str(repository / "recipes" / "evaluate.py")
-    monkeypatch.setattr(sys, "argv", [recipe, *words])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(recipe, run_name="__main__")
-    return int(str(ended.value.code or 0))
+@pytest.fixture
+def evaluate(in_process: Any) -> Any:
+    return partial(in_process, "evaluate")
 
 
 def test_writes_the_metrics_of_one_split(
-    repository: Path,
+    evaluate: Any,
     trained: tuple[Path, str, dict[str, float]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     adapter, data, expected = trained
     output = tmp_path / "test.json"
     words = ("--adapter", str(adapter), "--data", data, "--split", "test", "--output", str(output))
-    assert evaluate(repository, monkeypatch, *words) == 0
+    assert evaluate(*words) == 0
     found = json.loads(output.read_text())
     assert found["metrics"]["mae"] == pytest.approx(expected["mae"], abs=1e-5)
     assert found["metrics"].keys() == expected.keys()
@@ -69,15 +64,14 @@ def test_writes_the_metrics_of_one_split(
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
-    repository: Path,
+    evaluate: Any,
     trained: tuple[Path, str, dict[str, float]],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: tuple[str, ...],
     message: str,
 ) -> None:
     adapter, data, _ = trained
-    assert evaluate(repository, monkeypatch, "--adapter", str(adapter), "--data", data, *words) == 2
+    assert evaluate("--adapter", str(adapter), "--data", data, *words) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(errors) == 1
     assert message in errors[0]
@@ -85,7 +79,7 @@ def test_bad_input_is_one_line_and_code_2(
 
 @pytest.mark.parametrize("words", [(), ("--base_model", "tiny-llama")])
 def test_the_base_is_loaded_in_what_the_adapter_was_trained_on(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     import deepmlf_llm.backbones as room
     import deepmlf_llm.model
@@ -105,7 +99,7 @@ def test_the_base_is_loaded_in_what_the_adapter_was_trained_on(
     for module in (room, deepmlf_llm.model):
         monkeypatch.setattr(module, "load_base_model", noted)
     words = ("--adapter", str(tmp_path / "adapter"), "--data", str(data), *words)
-    assert evaluate(repository, monkeypatch, *words) == 0
+    assert evaluate(*words) == 0
     assert loaded == ["nf4"]
-    assert evaluate(repository, monkeypatch, *words, "--quantization", "none") == 0
+    assert evaluate(*words, "--quantization", "none") == 0
     assert loaded == ["nf4", "none"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def merge(repository: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def run(*words: Any) -> int:
-        recipe = str(repository / "recipes" / "merge_adapter.py")
-        monkeypatch.setattr(sys, "argv", [recipe, "--adapter", str(adapter), *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(recipe, run_name="__main__")
-        return int(str(ended.value.code or 0))
-
-    return run
+def merge(in_process: Any, adapter: Path) -> Any:
+    return partial(in_process, "merge_adapter", "--adapter", adapter)
 
 
 def test_merges_says_what_changed_and_predicts_alike(merge: Any, adapter: Path, tmp_path: Path, capsys: Any) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
-import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +59,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def predict(repository: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def run(*words: Any) -> int:
-        recipe = str(repository / "recipes" / "predict.py")
-        monkeypatch.setattr(sys, "argv", [recipe, "--adapter", str(adapter), *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(recipe, run_name="__main__")
-        return int(str(ended.value.code or 0))
-
-    return run
+def predict(in_process: Any, adapter: Path) -> Any:
+    return partial(in_process, "predict", "--adapter", adapter)
 
 
 def test_predicts_a_file_in_order_as_the_predictor_does(predict: Any, adapter: Path, tmp_path: Path) -> None:

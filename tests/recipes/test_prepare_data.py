@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from deepmlf_llm.cli import run_recipe
 
 RANGE = {"train": 6, "valid": 3, "test": 3}
 
@@ -36,30 +33,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def recipe(repository: Path, tmp_path: Path, monkeypatch, capsys):
-    """Runs the recipe in this process, in an empty directory."""
-    spec = importlib.util.spec_from_file_location("prepare_data", repository / "recipes" / "prepare_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])
-        try:
-            code = run_recipe(module.main)
-        except SystemExit as end:
-            code = end.code
-        return Done(code, *capsys.readouterr())
-
-    return run
+def recipe(in_empty_directory):
+    return partial(in_empty_directory, "prepare_data")
 
 
 def test_runs_as_a_script(repository, source, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -11,15 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from deepmlf_llm.cli import run_recipe
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.study import plan as planning
+from tests.processes import Done, at_work
 
 TINY = {
     "fixed": {"text_cache": "disk", "ffw_scope": "fusion", "batch_size": 8, "max_steps": 8, "learning_rate": 0.01}
@@ -28,30 +27,9 @@ TINY = {
 }
 
 
-@dataclass
-class Done:
-    code: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def recipe(repository, tmp_path, monkeypatch, capsys):
-    """Runs the recipe in this process, in an empty directory."""
-    spec = importlib.util.spec_from_file_location("scale_study", repository / "recipes" / "scale_study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["scale_study.py", *map(str, arguments)])
-        try:
-            code = run_recipe(module.main)
-        except SystemExit as end:
-            code = end.code
-        return Done(code, *capsys.readouterr())
-
-    return run
+def recipe(in_empty_directory):
+    return partial(in_empty_directory, "scale_study")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +53,7 @@ def grid(tmp_path, data):
 
 def refused(done: Done) -> str:
     """Its one line."""
-    assert done.code == 2
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
@@ -109,7 +87,7 @@ def test_another_studys_folder_is_refused(recipe, grid, tmp_path):
 def test_plan_lists_the_cells_and_stops(recipe, grid, tmp_path):
     excluded = [{"name": "few tokens, two blocks", "where": {"num_fusion_tokens": 2, "fusion_layers": "even:2"}}]
     done = recipe("--grid", grid(exclude=excluded), "--plan", "--output", "out")
-    assert done.code == 0
+    assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0] == "Study tiny: 6 cells"
     assert [line.split()[0].rpartition("-")[0] for line in lines[2:8]] == [
@@ -121,7 +99,7 @@ def test_plan_lists_the_cells_and_stops(recipe, grid, tmp_path):
 
 def test_dry_run_says_what_would_run(recipe, grid, tmp_path):
     done = recipe("--grid", grid(), "--dry-run", "--output", "out")
-    assert done.code == 0
+    assert done.returncode == 0
     names = [line.split()[0] for line in done.stdout.splitlines()[2:]]
     assert done.stdout.count("starts") == len(names) == 8
     (tmp_path / "out" / "cells" / names[0]).mkdir(parents=True)
@@ -142,7 +120,7 @@ def test_default_study_without_the_real_base_runs_on_toys(recipe, monkeypatch):
     shape = planning.base_model_shape
     monkeypatch.setattr(planning, "base_model_shape", absent)
     done = recipe("--plan")
-    assert done.code == 0
+    assert done.returncode == 0
     assert "Study default: 12 cells" in done.stdout
     assert "left out: 12 cells, the random toys have fewer than six layers" in done.stdout
     for toy, real in ((2, 6), (3, 12), (4, 30)):
@@ -174,19 +152,6 @@ def table(folder: Path) -> dict[str, object]:
         weights = (path.parent / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
         found[path.parent.name] = (record, hashlib.sha256(weights).hexdigest())
     return found
-
-
-def at_work(folder: Path) -> list[str]:
-    """Command lines of processes on this folder."""
-    lines = []
-    for entry in Path("/proc").iterdir():
-        try:
-            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-        except OSError:
-            continue
-        if str(folder).encode() in line:
-            lines.append(line.decode())
-    return lines
 
 
 @pytest.mark.slow

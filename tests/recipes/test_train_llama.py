@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -204,21 +203,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_code_2(
-    recipe: str,
-    data: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    case: str,
-) -> None:
+def test_bad_input_is_one_line_and_code_2(in_empty_directory: Any, data: str, tmp_path: Path, case: str) -> None:
     words, message = BAD[case]
-    monkeypatch.setattr(sys, "argv", [recipe, *small(data), *words])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(recipe, run_name="__main__")
-    assert ended.value.code == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    done = in_empty_directory("train_llama", *small(data), *words)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert message in errors[0]
@@ -239,12 +228,10 @@ def test_bad_input_under_a_launcher_is_said_once(recipe: str, tmp_path: Path) ->
     assert (done.stdout + done.stderr).count("error: data=nowhere") == 1
 
 
-def test_help(recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", [recipe, "--help"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(recipe, run_name="__main__")
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
+def test_help(in_empty_directory: Any) -> None:
+    done = in_empty_directory("train_llama", "--help")
+    assert done.returncode == 0
+    shown = done.stdout
     assert "--objective.gamma" in shown
     assert "--learning_rate" in shown
 

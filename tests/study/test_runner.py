@@ -24,6 +24,7 @@ from deepmlf_llm.study.live import PlainView
 from deepmlf_llm.study.results import read_all, read_record
 from deepmlf_llm.study.runner import Runner, Stopped
 from deepmlf_llm.training.settings import RunSettings
+from tests.processes import at_work
 
 STUDY_SCRIPT = """
 import pathlib, pickle, sys
@@ -207,7 +208,7 @@ def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(
             process.wait()
             deaths += 1
         deadline = time.monotonic() + 10
-        while (left := _at_work(folder)) and time.monotonic() < deadline:
+        while (left := at_work(folder, but="plan.pickle")) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not left
         if process.returncode == 0:
@@ -222,19 +223,6 @@ def _claimed(folder: Path, pid: int) -> bool:
         return any(str(folder) in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
-
-
-def _at_work(folder: Path) -> list[str]:
-    """Command lines that name the folder, of processes that have not ended."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-        except OSError:
-            continue
-        if str(folder).encode() in line and b"plan.pickle" not in line:
-            found.append(line.decode())
-    return found
 
 
 def _timeless(record: dict) -> dict:
