@@ -6,6 +6,7 @@ be described by the user: a :class:`DecoderInterface`, then :func:`register_fami
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,6 +146,9 @@ class Decoder:
         self.final_norm = _follow(self.body, self.interface.final_norm, "final_norm", source)
         if not isinstance(self.layers, nn.ModuleList) or not len(self.layers):
             raise BaseModelError(f"decoder interface {source!r}: layers={self.interface.layers!r} is no ModuleList")
+        # The body's name for kept keys and values: `cache` since transformers 5.24.
+        arguments = inspect.signature(type(self.body).forward).parameters
+        self.cache_argument = "cache" if "cache" in arguments else "past_key_values"
         embedded = getattr(self.embeddings, "embedding_dim", self.width)
         if not isinstance(self.final_norm, nn.Module) or embedded != self.width:
             raise BaseModelError(

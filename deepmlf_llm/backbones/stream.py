@@ -137,8 +137,8 @@ def run_layers(
                 inputs_embeds=hidden,
                 attention_mask=mask,
                 position_ids=positions(mask)[:, -hidden.shape[1] :],
-                past_key_values=cache,
                 use_cache=cache is not None,
+                **{decoder.cache_argument: cache},
                 **to_layers,
             )
     finally:
