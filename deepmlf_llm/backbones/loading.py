@@ -114,16 +114,26 @@ def load_base_model(
             lm.set_attn_implementation(kernel)
     else:
         lm = _from_pretrained(_source(name), options, name)
-    if kernel == VARLEN and getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None:
-        raise BaseModelError(
-            f"attn_implementation='varlen' caps no attention scores, as base_model={name!r} needs it; use 'eager'"
-        )
+    _see_that_scores_are_capped(lm, attn_implementation, name)
     lm.name_or_path = lm.config._name_or_path = name
     keep_weights_in_place(lm)
     find_interface(lm)
     if num_layers is not None:
         cut_layers(lm, num_layers)
     return lm.eval().requires_grad_(False)
+
+
+def _see_that_scores_are_capped(lm: Any, attn_implementation: str, name: str) -> None:
+    """Gemma 2 caps its attention scores, which these kernels do not; transformers 5.17 runs them all the same."""
+    if getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is None:
+        return
+    if lm.config._attn_implementation in ("sdpa", VARLEN):
+        if attn_implementation != "auto":
+            raise BaseModelError(
+                f"attn_implementation={attn_implementation!r} caps no attention scores, as base_model={name!r} needs "
+                "it; use 'eager'"
+            )
+        lm.set_attn_implementation("eager")
 
 
 def _load_toy(name: str, options: dict[str, Any]) -> Any:
