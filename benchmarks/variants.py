@@ -20,6 +20,8 @@ LOOPS = {
     f"{name}{suffix}": (name, dtype) for suffix, dtype in (("", "float32"), ("_bf16", "bfloat16")) for name in VARIANTS
 }
 """Name -> variant, dtype of the frozen LM. Everything that is trained is fp32 in all of them."""
+SHARED_TEXT = {"fusion_cached": "shared_text", "fusion_cached_bf16": "shared_text_bf16"}
+"""Name of a loop with cached text -> what its predictions for texts met before are called."""
 
 
 def make_config(
@@ -115,6 +117,10 @@ class OurLoop:
     def epoch(self, batches: int | None = None) -> int:
         """A training step on each of the first ``batches`` (default: all); returns the samples seen."""
         return sum(self.step(index) for index in range(len(self.batches) if batches is None else batches))
+
+    def predict_epoch(self) -> int:
+        """Predictions for each of the batches; returns the samples seen."""
+        return sum(self.predict(index) for index in range(len(self.batches)))
 
     def batch(self, index: int) -> dict[str, Tensor]:
         """What the model gets, on its device."""

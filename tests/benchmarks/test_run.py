@@ -52,7 +52,9 @@ def test_report_says_how_and_where_it_was_measured(quick):
     assert "| training | samples/s (quartiles) | x yardstick |" in printed
     assert "Inference, shared_text: " in printed
     assert "Text cache, fusion_cached: " in printed
-    assert set(result["profile"]) == {"yardstick", *LOOPS}
+    assert set(result["profile"]) == set(result["arithmetic"]["training"]) == {"yardstick", *LOOPS}
+    assert set(result["arithmetic"]["inference"]) == set(result["inference"])
+    assert "| training, joint | " in printed
     assert set(result["method"]) >= {"time", "memory", "samples"}
     assert {"cpu", "threads", "packages", "git"} <= set(result["environment"])
     assert result["setting"]["base_model"] == "tiny-llama"
