@@ -20,22 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arithmetic import count_arithmetic, show_arithmetic
+from arithmetic import count_arithmetic
+from caches import cache_facts, measure_assembly
 from measuring import (
     LIVE_BLOCKS,
     Clock,
     environment,
     operations,
     peak_memory,
-    print_machine,
-    print_markdown,
     summary,
     use_threads,
     write_json,
 )
 from precision import measure_precision
 from published_layout import PublishedLoop
-from variants import LOOPS, SHARED_TEXT, VARIANTS, OurLoop
+from tables import show
+from variants import LOOPS, SHARED_TEXT, VARIANTS, YARDSTICKS, OurLoop
 from workload import TRAINING_SPLIT, Geometry, grouped, make_utterances, representative, with_token_ids
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
@@ -48,15 +48,17 @@ METHOD = {
     "ours": "length-grouped batches, evenly spread over an epoch's from the shortest to the longest, tokenised once",
     "samples": "the yardstick draws its batches from the very utterances that ours are made of",
     "time": "wall time, steps alternating in one process; a ratio is the median of each pass over the yardstick's step "
-    "just before it, its spread the quartiles",
+    "of the same round (just before the fp32 variant), its spread the quartiles",
     "fusion_cached": "after the first epoch: text read beforehand, a batch's cache put together inside the step",
-    "inference_shared_text": "predictions for texts met before (other features), against the yardstick's: "
-    "the text is kept, and so are the fusion tokens below the first MM Block",
+    "inference_shared_text": "predictions for texts met before (audio and vision encoded anew), against the "
+    "yardstick's: the text is kept, and so are the fusion tokens below the first MM Block",
+    "assembly": "putting a batch's text together from a cache in each place and dtype, over a step of fusion_cached",
     "profile": "one step, ours on the batch of middle length",
     "arithmetic": "FLOPs of all matrix products, backward passes and recomputation included, counted by PyTorch; the "
     "matmul rate is that of the LM's up projection for all fusion tokens of a batch",
-    "memory": "VmHWM of a process of its own, nothing subtracted, after two steps on the epoch's longest batch; glibc "
-    "returns freed blocks of 1 MB at once there, so the peak is what was alive",
+    "memory": "VmHWM of a process of its own, nothing subtracted, after two steps on the epoch's longest batch, the "
+    "texts of all its batches kept where they are cached; glibc returns freed blocks of 1 MB at once there, so the "
+    "peak is what was alive",
 }
 
 
@@ -85,10 +87,11 @@ class Bench:
         epoch = grouped(with_token_ids(drawn, self.tokenizer, setting.geometry.max_tokens), setting.batch)
         self.batches = representative(epoch, setting.batches)
         self.longest = epoch[-1]
+        self.texts = [utterance["input_ids"] for batch in epoch for utterance in batch]
 
-    def yardstick(self) -> PublishedLoop:
+    def yardstick(self, name: str = "yardstick") -> PublishedLoop:
         utterances = [utterance for batch in self.batches for utterance in batch]
-        lm = load_base_model(self.setting.base_model, dtype="float32")
+        lm = load_base_model(self.setting.base_model, dtype=YARDSTICKS[name])
         return PublishedLoop(lm, self.tokenizer, utterances, self.setting.geometry, self.setting.batch)
 
     def ours(self, name: str, batches: list[Any] | None = None) -> OurLoop:
@@ -103,7 +106,9 @@ def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
     setting = bench.setting
     yardstick = bench.yardstick()
     ours = {name: bench.ours(name) for name in LOOPS}
-    yardstick.step()
+    half = bench.yardstick("yardstick_bf16")
+    for loop in (yardstick, half):
+        loop.step()
     for loop in ours.values():
         loop.epoch()
     cached = {name: ours[name] for name in SHARED_TEXT}
@@ -111,6 +116,7 @@ def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
         loop.assembling = Clock()
     clocks = {name: Clock() for name in ours}
     before = {name: Clock() for name in VARIANTS}
+    beside = Clock()
     for _ in range(setting.rounds):
         for variant in VARIANTS:
             with before[variant]:
@@ -118,8 +124,14 @@ def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
             for name in (name for name in LOOPS if LOOPS[name][0] == variant):
                 with clocks[name]:
                     ours[name].epoch()
+        with beside:
+            half.step()
     training = {"yardstick": speed([(clock, 1) for clock in before.values()], setting.batch)}
-    training["yardstick"]["trainable_parameters"] = sum(p.numel() for p in yardstick.trainable())
+    training["yardstick_bf16"] = speed([(beside, 1)], setting.batch)
+    training["yardstick_bf16"]["ratio"] = paired(before["joint"], beside, 1)
+    for name, loop in (("yardstick", yardstick), ("yardstick_bf16", half)):
+        training[name]["trainable_parameters"] = sum(p.numel() for p in loop.trainable())
+    del half
     for name, loop in ours.items():
         training[name] = speed([(clocks[name], setting.batches)], setting.batch)
         training[name]["ratio"] = paired(before[LOOPS[name][0]], clocks[name], setting.batches)
@@ -127,6 +139,7 @@ def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
     result = {
         "training": training,
         "text_cache": {name: cache_facts(loop, clocks[name]) for name, loop in cached.items()},
+        "assembly": measure_assembly(cached["fusion_cached"], training["fusion_cached"]["step_seconds"]["median"]),
         "inference": measure_inference(yardstick, cached, setting),
         "precision": measure_precision(cached["fusion_cached"], cached["fusion_cached_bf16"]),
     }
@@ -138,13 +151,6 @@ def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
         result["profile"] = {name: operations(run) for name, run in loops.items()}
         result["arithmetic"] = count_arithmetic(yardstick, ours)
     return result
-
-
-def cache_facts(loop: OurLoop, clock: Clock) -> dict[str, Any]:
-    """Size of a loop's text cache, and what putting its batches together takes of the steps that ``clock`` timed."""
-    cache = loop.model.text_cache
-    share = sum(loop.assembling.seconds) / sum(clock.seconds)
-    return {"bytes": cache.nbytes, "texts": len(cache), "share_of_step": share}
 
 
 def measure_inference(yardstick: PublishedLoop, cached: dict[str, OurLoop], setting: Setting) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def speed(clocks: list[tuple[Clock, int]], batch: int) -> dict[str, Any]:
 def measure_memory(args: Namespace) -> dict[str, dict[str, int]]:
     """Runs this script once for each variant, to see its peak alone."""
     result = {}
-    for name in ("yardstick", *LOOPS):
+    for name in (*YARDSTICKS, *LOOPS):
         command = [sys.executable, __file__, "--memory_of", name, *(["--quick"] if args.quick else [])]
         command += ["--base_model", args.base_model] if args.base_model else []
         command += ["--threads", str(args.threads)] if args.threads else []
@@ -198,12 +204,14 @@ def peak_of(name: str, setting: Setting) -> dict[str, int]:
     """Peak of this process after two steps of one variant on the epoch's longest batch."""
     start = peak_memory()
     bench = Bench(setting)
-    if name == "yardstick":
+    if name in YARDSTICKS:
         bench.batches = [bench.longest]
-        loop: Any = bench.yardstick()
+        loop: Any = bench.yardstick(name)
         steps = [loop.step, loop.step]
     else:
         loop = bench.ours(name, [bench.longest])
+        if name in SHARED_TEXT:
+            loop.model.build_text_cache(bench.texts)
         steps = [loop.epoch, loop.epoch]
     for step in steps:
         step()
@@ -213,61 +221,14 @@ def peak_of(name: str, setting: Setting) -> dict[str, int]:
 def ratios(result: dict[str, Any]) -> dict[str, float]:
     """Each to the yardstick: speed (more is faster), ``memory_*`` (less is lighter)."""
 
-    found = {name: result["training"][name]["ratio"]["median"] for name in LOOPS}
+    found = {name: result["training"][name]["ratio"]["median"] for name in (*LOOPS, "yardstick_bf16")}
     for name, facts in result["inference"].items():
         if name != "yardstick":
             found[f"inference_{name}"] = facts["ratio"]["median"]
     peaks = result["memory"]
-    for name in LOOPS:
+    for name in (*LOOPS, "yardstick_bf16"):
         found[f"memory_{name}"] = peaks[name]["peak_bytes"] / peaks["yardstick"]["peak_bytes"]
     return found
-
-
-def show(result: dict[str, Any]) -> None:
-    """The Markdown report."""
-    rows = []
-    for name, facts in result["training"].items():
-        rate, step = facts["samples_per_second"], facts["step_seconds"]
-        ratio = "1" if name == "yardstick" else _times(facts["ratio"])
-        memory = result["memory"][name]["peak_bytes"]
-        share = memory / result["memory"]["yardstick"]["peak_bytes"]
-        kernel = facts["kernel_seconds"]["median"] / step["median"]
-        rows.append([name, _times(rate), ratio, f"{step['median']:.2f}", f"{kernel:.0%}"])
-        rows[-1] += [f"{memory / 1e9:.2f}", f"{share:.2f}", f"{facts['trainable_parameters'] / 1e6:.2f} M"]
-    columns = [
-        "training",
-        "samples/s (quartiles)",
-        "x yardstick",
-        "s a step",
-        "of it kernel",
-        "peak GB",
-        "share",
-        "trainable",
-    ]
-    print_markdown(columns, rows)
-    for name, facts in result["inference"].items():
-        rate = facts["samples_per_second"]["median"]
-        ratio = f", {_times(facts['ratio'])} x the yardstick" if "ratio" in facts else ""
-        print(f"\nInference, {name}: {rate:.1f} samples/s{ratio}.")
-    for name, cache in result["text_cache"].items():
-        held = f"{cache['bytes'] / 1e6:.0f} MB for {cache['texts']} texts"
-        print(f"\nText cache, {name}: {held}; putting a batch together takes {cache['share_of_step']:.1%} of the step.")
-    print()
-    print_markdown(
-        ["polarities against fp32", "mean difference", "largest"],
-        [[name, f"{x['mean']:.1e}", f"{x['largest']:.1e}"] for name, x in result["precision"].items()],
-    )
-    if "arithmetic" in result:
-        show_arithmetic(result)
-    print_machine(result["environment"])
-    for name, operators in result.get("profile", {}).items():
-        print(
-            f"\n{name}, seconds by operator: " + ", ".join(f"{op} {seconds:.2f}" for op, seconds in operators.items())
-        )
-
-
-def _times(values: dict[str, Any]) -> str:
-    return f"{values['median']:.2f} ({values['low']:.2f} .. {values['high']:.2f})"
 
 
 def main() -> int:
@@ -280,7 +241,7 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="seconds by operator for each variant too")
     parser.add_argument("--gpu", action="store_true", help="benchmarks/gpu.py with its defaults, on a CUDA device")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
-    parser.add_argument("--memory_of", choices=["yardstick", *LOOPS], help=SUPPRESS)
+    parser.add_argument("--memory_of", choices=[*YARDSTICKS, *LOOPS], help=SUPPRESS)
     args = parser.parse_args()
     if args.gpu:
         from gpu import CASES, run

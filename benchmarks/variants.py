@@ -20,6 +20,8 @@ LOOPS = {
     f"{name}{suffix}": (name, dtype) for suffix, dtype in (("", "float32"), ("_bf16", "bfloat16")) for name in VARIANTS
 }
 """Name -> variant, dtype of the frozen LM. Everything that is trained is fp32 in all of them."""
+YARDSTICKS = {"yardstick": "float32", "yardstick_bf16": "bfloat16"}
+"""Name -> dtype of the yardstick's LM; with bf16 it runs under autocast. Ratios are to the first."""
 SHARED_TEXT = {"fusion_cached": "shared_text", "fusion_cached_bf16": "shared_text_bf16"}
 """Name of a loop with cached text -> what its predictions for texts met before are called."""
 

@@ -88,9 +88,10 @@ def with_token_ids(utterances: Sequence[dict[str, Any]], tokenizer: Any, max_tok
 
 
 def grouped(utterances: Sequence[Mapping[str, Any]], batch: int) -> list[list[Mapping[str, Any]]]:
-    """Batches of like length, shortest first, as a length-grouping sampler makes them; a remainder is left out."""
-    ordered = sorted(utterances, key=lambda u: (len(u["input_ids"]), len(u["audio"])))
-    return [ordered[i : i + batch] for i in range(0, len(ordered) - batch + 1, batch)]
+    """Batches of like text length, shortest first, as the package's sampler makes them; the shortest few, which make no
+    whole batch, are left out."""
+    ordered = sorted(utterances, key=lambda u: len(u["input_ids"]))
+    return [ordered[i : i + batch] for i in range(len(ordered) % batch, len(ordered), batch)]
 
 
 def representative(batches: Sequence[Any], count: int) -> list[Any]:

@@ -4,7 +4,8 @@ Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positi
 ``-n - 1``, positions follow the mask. Three paths give the same numbers (tests hold them to tolerance):
 
 - ``whole``: everything through the decoder at once, MM Blocks in its hooks; without padding where the attention kernel
-  takes rows of different length (``attn_implementation="varlen"``, flash-attn);
+  takes rows of different length (``attn_implementation="varlen"``, flash-attn). For LoRA on the LM, and for such a
+  kernel in joint scope, as long as no text is kept;
 - ``text once`` (``ffw_scope="fusion"``): the text alone without a graph, then the fusion tokens on its keys and values;
 - ``split`` (``ffw_scope="joint"``): the same below the first MM Block, then text and fusion tokens together.
 """
@@ -154,7 +155,9 @@ class FusedDecoder:
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
         full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
         packed = self.decoder.lm.config._attn_implementation in PACKING
-        if packed or config.has_lm_lora or not self.text_once:
+        # Text that is read once, or kept, saves more than padding costs.
+        packing_first = packed and config.ffw_scope == "joint" and self.cache is None
+        if packing_first or config.has_lm_lora or not self.text_once:
             inputs = torch.cat([self._embed_text(config, input_ids, mask, stack.training), tokens], dim=1)
             if not packed:
                 return self._split(run_layers(self.decoder, inputs, full_mask, fusion_state=state), stack)

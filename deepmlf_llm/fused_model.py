@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class FusedModel:
         """Keeps what the frozen LM makes of each text, so that it is computed once and not once an epoch.
 
         Args:
-            kind: ``"none"``, ``"memory"`` or ``"disk"`` (memory-mapped, found again by the next run).
+            kind: ``"none"``, ``"memory"`` (the host's) or ``"disk"`` (memory-mapped, found again by the next run).
             directory: of the disk cache; default: in the user's cache.
             storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the
                 LM's own.
@@ -87,11 +87,15 @@ class FusedModel:
             raise ConfigError("no text cache: call enable_text_cache('memory') or enable_text_cache('disk') first")
         return cache
 
-    def build_text_cache(self, texts: Iterable[Sequence[int]], progress: Callable[[int], Any] | None = None) -> int:
+    def build_text_cache(self, texts: Sequence[Sequence[int]], progress: Callable[[int], Any] | None = None) -> int:
         """Reads these texts (lists of token ids) now; ``progress`` hears how many each batch held.
 
         Returns:
             Bytes held. :meth:`TextCache.predicted_bytes` says them beforehand.
+
+        Raises:
+            ConfigError: there is no cache, or no room for so much; nothing is read then.
         """
+        self.text_cache.check_room(texts)
         self.text_cache.add(texts, progress)
         return self.text_cache.nbytes

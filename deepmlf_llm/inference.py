@@ -15,6 +15,7 @@ import torch
 
 from deepmlf_llm.adapters.hub import local_directory
 from deepmlf_llm.backbones import is_quantised
+from deepmlf_llm.backbones.text_store import MemoryStore
 from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, token_ids
 from deepmlf_llm.data.facts import feature_problems
@@ -208,8 +209,14 @@ class SentimentPredictor:
             yield [int(i) for i in order[start : start + self.batch_size]]
 
     def _bound_text_cache(self) -> None:
-        if not self.config.has_lm_lora and self.model.text_cache.nbytes > TEXT_CACHE_BYTES:
-            self.model.enable_text_cache("memory", fusion_tokens=True)
+        """Of what is kept in memory; a cache on disk, or none, was somebody's own choice."""
+        text, tokens = self.model.fused_decoder.cache, self.model.fused_decoder.token_cache
+        if text is None or not isinstance(text.store, MemoryStore):
+            return
+        if text.nbytes + (0 if tokens is None else tokens.nbytes) > TEXT_CACHE_BYTES:
+            text.store.clear()
+            if tokens is not None:
+                tokens.clear()
 
 
 def _find_compiler() -> None:

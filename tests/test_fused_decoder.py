@@ -181,6 +181,56 @@ def test_kept_fusion_tokens_are_not_another_adapters():
     assert_close(found, outputs(model, **batch)["polarity"], rtol=1e-4, atol=1e-5)
 
 
+def test_kept_fusion_tokens_go_with_a_move_of_the_model():
+    """To another dtype here, where there is no other device."""
+    model = tiny_model(tiny_family("llama"), ffw_scope="fusion").eval()
+    model.enable_text_cache("memory", fusion_tokens=True)
+    tokens = model.fused_decoder.token_cache
+    expected = outputs(model, **tiny_batch())["polarity"]
+    model.double()
+    model.enable_text_cache("memory")  # what is kept of the text goes by its base's dtype
+    model.fused_decoder.token_cache = tokens
+    batch = {name: x.double() if x.is_floating_point() else x for name, x in tiny_batch().items()}
+    assert_close(outputs(model, **batch)["polarity"].float(), expected, rtol=1e-4, atol=1e-5)
+    assert {x.dtype for x in tokens._kept.values()} == {torch.float64}
+
+
+def test_kept_fusion_tokens_are_not_those_of_a_pass_under_autocast():
+    model = tiny_model(tiny_family("llama"), ffw_scope="fusion").eval()
+    expected = outputs(model, **tiny_batch())["polarity"]
+    model.enable_text_cache("memory", fusion_tokens=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs(model, **tiny_batch())
+    assert_close(outputs(model, **tiny_batch())["polarity"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_kept_fusion_tokens_take_is_known():
+    model = tiny_model(tiny_family("llama"), ffw_scope="fusion").eval()
+    model.enable_text_cache("memory", fusion_tokens=True)
+    outputs(model, **tiny_batch())
+    kept = model.fused_decoder.token_cache
+    assert kept.nbytes == sum(x.nbytes for x in kept._kept.values()) > 0
+    kept.clear()
+    assert len(kept) == kept.nbytes == 0
+
+
+@pytest.mark.parametrize(("scope", "cached"), [("fusion", True), ("fusion", False), ("joint", True)])
+def test_a_kernel_for_packed_rows_does_not_read_a_text_again(scope, cached):
+    model = tiny_model(tiny_family("llama"), ffw_scope=scope, fusion_layers=[2, 3]).eval()
+    expected = outputs(model, **tiny_batch())["polarity"]
+    model.get_base_model().set_attn_implementation("varlen")
+    if cached:
+        model.enable_text_cache("memory")
+        outputs(model, **tiny_batch())
+    seen = []
+    lowest = model.fused_decoder.decoder.layers[0]
+    lowest.self_attn.register_forward_hook(lambda m, a, out: seen.append((out[0].shape[1], out[0].requires_grad)))
+    found = model(**tiny_batch()).polarity
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    n = model.active_stack.num_tokens
+    assert seen == [*([] if cached else [(tiny_batch()["input_ids"].shape[1], False)]), (n, True)]
+
+
 def test_kept_fusion_tokens_are_not_used_where_gradients_are_wanted():
     model = tiny_model(tiny_family("llama"), ffw_scope="fusion").eval()
     model.enable_text_cache("memory", fusion_tokens=True)

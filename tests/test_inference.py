@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepmlf_llm import inference
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
 from deepmlf_llm.config import DeepMLFConfig
 from deepmlf_llm.errors import DataError
@@ -84,6 +85,21 @@ def test_utterances_that_share_a_text_read_it_once(predictor):
     predictor.model.enable_text_cache("memory")
     predictor.predict(["the same words"] * 7, audio=[np.full((2, 3), i) for i in range(7)])
     assert len(predictor.model.text_cache) == 1
+
+
+def test_what_is_kept_in_memory_is_bounded_and_somebodys_own_choice_is_left_alone(predictor, monkeypatch, tmp_path):
+    monkeypatch.setattr(inference, "TEXT_CACHE_BYTES", 0)
+    model, text = predictor.model, ["a word", "another word"]
+    model.enable_text_cache("memory", storage="bfloat16", fusion_tokens=True)
+    expected = [p.polarity for p in predictor.predict(text)]
+    assert len(model.text_cache) == len(model.fused_decoder.token_cache) == model.text_cache.nbytes == 0
+    assert model.text_cache.storage == "bfloat16"
+    model.enable_text_cache("disk", tmp_path)
+    predictor.predict(text)
+    assert len(model.text_cache) == 2
+    model.enable_text_cache("none")
+    assert [p.polarity for p in predictor.predict(text)] == pytest.approx(expected, abs=0.05)
+    assert model.fused_decoder.cache is None
 
 
 @pytest.mark.parametrize(

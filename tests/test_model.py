@@ -171,10 +171,12 @@ def test_the_text_cache_computes_each_text_once(monkeypatch):
     monkeypatch.setattr(room, "read_text", counted)
     model = tiny_model(tiny_family("llama"))
     model.enable_text_cache("memory")
+    foretold = model.text_cache.predicted_bytes([*TEXTS, TEXTS[0]])
+    read.clear()
     heard = []
     size = model.build_text_cache([*TEXTS, TEXTS[0]], progress=heard.append)
     assert sum(read) == sum(heard) == len(model.text_cache) == 3
-    assert size == model.text_cache.nbytes == model.text_cache.predicted_bytes([*TEXTS, TEXTS[0]])
+    assert size == model.text_cache.nbytes == foretold
     read.clear()
     ids = torch.zeros(3, 8, dtype=torch.long)
     mask = torch.zeros_like(ids)

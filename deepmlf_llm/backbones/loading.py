@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from deepmlf_llm.backbones.interface import find_interface
-from deepmlf_llm.backbones.packing import VARLEN
+from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.quantisation import keep_weights_in_place, quantization_config
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
@@ -62,6 +62,11 @@ def attention_kernel(name: str = "auto", dtype: torch.dtype = torch.float32) -> 
                 "attn_implementation='flash_attention_3' needs a Hopper GPU and FlashAttention-3, built from the "
                 "hopper/ folder of the flash-attention sources; use 'sdpa' or 'flash_attention_2'"
             )
+    if name == VARLEN and torch.cuda.is_available() and varlen_kernel() is None:
+        raise BaseModelError(
+            f"attn_implementation='varlen' needs a newer PyTorch: {torch.__version__} has no variable-length flash "
+            "kernel that can be causal; use 'sdpa' or 'flash_attention_2'"
+        )
     if name == "flex_attention" and not torch.cuda.is_available():
         raise BaseModelError("attn_implementation='flex_attention' has no backward pass on CPU; use 'sdpa'")
     return name

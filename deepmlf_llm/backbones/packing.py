@@ -7,6 +7,7 @@ CUDA (``torch.nn.attention.varlen``), so flash-attn need not be installed; elsew
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -71,6 +72,15 @@ class PackedRows:
         }
 
 
+def varlen_kernel() -> Any:
+    """PyTorch's variable-length flash kernel; None where this version has none that can be causal."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
 def varlen_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -100,11 +110,10 @@ def varlen_attention(
         for x in (query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1))
     )
     if query.is_cuda and query.dtype != torch.float32:
-        from torch.nn.attention.varlen import varlen_attn
-
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         offsets, longest = cu_seq_lens_q, max_length_q
-        out: Any = varlen_attn(query, key, value, offsets, offsets, longest, longest, scale=scaling, window_size=window)
+        run = varlen_kernel()
+        out: Any = run(query, key, value, offsets, offsets, longest, longest, scale=scaling, window_size=window)
         return out[None], None
     return _row_by_row((query, key, value), cu_seq_lens_q.tolist(), scaling, sliding_window)[None], None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class TextCache:
     Args:
         decoder: the frozen LM.
         depth: layers of it that are kept (None: all, and only the last token's state after the final norm).
-        directory: keep them on disk here, memory-mapped; None: in memory.
+        directory: keep them on disk here, memory-mapped; None: in host memory.
         storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the LM's.
 
     Raises:
@@ -54,6 +54,7 @@ class TextCache:
         self.decoder = decoder
         self.depth = depth
         self.storage = storage
+        self._sizes: tuple[int, int] | None = None  # of texts of one token and of two
         self.store: MemoryStore | DiskStore = MemoryStore()
         if directory is not None:
             self.store = DiskStore(directory, self._key())
@@ -64,19 +65,28 @@ class TextCache:
         described = quantisation if isinstance(quantisation, dict) or quantisation is None else quantisation.to_dict()
         return {
             "base": base_fingerprint(lm),
-            # Fine-tuned models often keep their embeddings, which are all that the fingerprint looks at.
-            "layers": weights_digest(
-                (f"{index}.{name.replace('base_layer.', '')}", weight)
-                for index, layer in enumerate(self.decoder.layers[: self.depth])
-                for name, weight in layer.named_parameters()
-                if "lora_" not in name
-            ),
+            "weights": weights_digest(self._weights()),
+            "attention": lm.config._attn_implementation,
             "config": _settings(lm.config.get_text_config().to_dict()),
             "dtype": str(self.decoder.embeddings.weight.dtype),
             "quantisation": {k: str(v) for k, v in described.items()} if described else None,
             "depth": self.depth,
             "storage": self.storage,
         }
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All that makes the stream but the LoRA beside it: fine-tuned models often keep their embeddings, which are
+        all that the fingerprint looks at."""
+        layers = {f"layers.{i}": layer for i, layer in enumerate(self.decoder.layers[: self.depth])}
+        ends = {"final_norm": self.decoder.final_norm} if self.depth is None else {}
+        for part, module in {**layers, **ends}.items():
+            for name, weight in module.named_parameters():
+                if "lora_" not in name:
+                    yield f"{part}.{name.replace('base_layer.', '')}", weight
+        inside = {id(weight) for weight in (*self.decoder.layers.parameters(), *self.decoder.final_norm.parameters())}
+        for name, weight in self.decoder.body.named_parameters():  # GPT-2's table of positions, the whole embeddings
+            if id(weight) not in inside and "lora_" not in name:
+                yield name.replace("base_layer.", ""), weight
 
     def __len__(self) -> int:
         return len(self.store)
@@ -85,9 +95,30 @@ class TextCache:
     def nbytes(self) -> int:
         return self.store.nbytes
 
+    def missing(self, texts: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
+        """Those not kept yet, the shortest first."""
+        return sorted((text for text in {tuple(text) for text in texts} if text not in self.store), key=len)
+
+    def check_room(self, texts: Iterable[Sequence[int]]) -> None:
+        """Whether what is missing of ``texts`` can be kept.
+
+        Raises:
+            ConfigError: it takes more than is free; the message says both.
+        """
+        missing = [text for text in self.missing(texts) if text]
+        needed, free = self.predicted_bytes(missing) if missing else 0, self.store.free_bytes()
+        if needed > free:
+            raise ConfigError(
+                f"text cache {self.store.where}: {len(missing)} texts take {needed / 2**20:.0f} MB, and "
+                f"{free / 2**20:.0f} MB are free; keep them elsewhere (text_cache) or narrower (text_cache_dtype)"
+            )
+
     def predicted_bytes(self, texts: Iterable[Sequence[int]]) -> int:
         """What keeping these texts will take, from the size of one token's and one text's worth."""
-        one, two = (self._read([tuple([1] * count)])[0][1].nbytes for count in (1, 2))
+        if self._sizes is None:
+            one, two = (self._read([tuple([1] * count)])[0][1].nbytes for count in (1, 2))
+            self._sizes = one, two
+        one, two = self._sizes
         return sum(one + (two - one) * (len(text) - 1) for text in {tuple(text) for text in texts})
 
     def read(self, input_ids: Tensor, mask: Tensor) -> TextStream:
@@ -107,7 +138,7 @@ class TextCache:
         Raises:
             ConfigError: a text without tokens.
         """
-        missing = sorted((text for text in {tuple(text) for text in texts} if text not in self.store), key=len)
+        missing = self.missing(texts)
         if missing and not missing[0]:
             raise ConfigError("a text has no tokens: every row needs at least one real token")
         while missing:
@@ -139,13 +170,14 @@ class TextCache:
         batch, length = input_ids.shape
         entries = [self.store[row] for row in rows]
         layers, two, heads, _, width = entries[0].keys_values.shape
-        dtype, device = entries[0].states.dtype, input_ids.device
-        keys_values = torch.zeros(layers, two, batch, heads, length, width, dtype=dtype, device=device)
+        dtype = entries[0].states.dtype
+        keys_values = torch.zeros(layers, two, batch, heads, length, width, dtype=dtype)
         kept = 1 if self.depth is None else length
-        states = torch.zeros(batch, kept, entries[0].states.shape[-1], dtype=dtype, device=device)
+        states = torch.zeros(batch, kept, entries[0].states.shape[-1], dtype=dtype)
         for row, entry in enumerate(entries):
             keys_values[:, :, row, :, length - entry.keys_values.shape[3] :] = unpacked(entry)
             states[row, kept - entry.states.shape[0] :] = entry.states
+        keys_values, states = keys_values.to(input_ids.device), states.to(input_ids.device)
         return TextStream([(layer[0], layer[1]) for layer in keys_values], states, rows)
 
 

@@ -1,10 +1,11 @@
-"""Where text streams are kept: in memory, or on disk as memory-mapped shards that a killed run goes on from."""
+"""Where text streams are kept: in host memory, or on disk as memory-mapped shards that a killed run goes on from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -44,12 +46,14 @@ class Entry:
 
 
 def pack(keys_values: Tensor, states: Tensor, storage: str | None) -> Entry:
-    """Keys and values in their storage dtype; int8 rounds symmetrically, one scale per layer, head and token."""
+    """Keys and values in their storage dtype, in host memory; int8 rounds symmetrically, one scale per layer, head and
+    token."""
+    states = states.to("cpu", copy=True)
     if storage != "int8":
         dtype = keys_values.dtype if storage is None else getattr(torch, storage)
-        return Entry(keys_values.to(dtype, copy=True), None, states.clone())
+        return Entry(keys_values.to("cpu", dtype, copy=True), None, states)
     scales = keys_values.float().abs().amax(dim=-1).clamp(min=1e-12) / 127
-    return Entry((keys_values.float() / scales[..., None]).round().to(torch.int8), scales, states.clone())
+    return Entry((keys_values.float() / scales[..., None]).round().to("cpu", torch.int8), scales.cpu(), states)
 
 
 def unpacked(entry: Entry) -> Tensor:
@@ -58,10 +62,13 @@ def unpacked(entry: Entry) -> Tensor:
 
 
 class MemoryStore:
-    """Entries in a dictionary."""
+    """Entries in a dictionary, in host memory: an accelerator's is for the model."""
+
+    where = "in memory"
 
     def __init__(self) -> None:
         self._entries: dict[tuple[int, ...], Entry] = {}
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -73,11 +80,18 @@ class MemoryStore:
         return self._entries[text]
 
     def put(self, entries: Sequence[tuple[tuple[int, ...], Entry]]) -> None:
-        self._entries.update(entries)
+        for text, entry in entries:
+            before = self._entries.get(text)
+            self.nbytes += entry.nbytes - (0 if before is None else before.nbytes)
+            self._entries[text] = entry
 
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self._entries.values())
+    def clear(self) -> None:
+        self._entries.clear()
+        self.nbytes = 0
+
+    def free_bytes(self) -> int:
+        """What this machine could still hold."""
+        return int(psutil.virtual_memory().available)
 
 
 class DiskStore:
@@ -176,6 +190,14 @@ class DiskStore:
     @property
     def nbytes(self) -> int:
         return sum(path.stat().st_size for path in self.directory.glob("*.data"))
+
+    @property
+    def where(self) -> str:
+        return f"in {self.directory}"
+
+    def free_bytes(self) -> int:
+        """What its file system could still hold."""
+        return shutil.disk_usage(self.directory).free
 
 
 def _whole_lines(raw: bytes) -> Iterator[bytes]:

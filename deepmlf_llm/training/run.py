@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,7 @@ class _Run:
         say(f"{total} steps, {steps} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
         held = 0
         if self.settings.text_cache != "none":
-            held = model.text_cache.predicted_bytes(ids for split in splits.values() for ids in split.input_ids)
-            say(f"text cache ({self.settings.text_cache}): {held / 2**20:.0f} MB", self.launch)
+            held = self.foretell_text_cache(model, self._texts(splits))
         facts = {"steps": total, "parameters": parameter_counts(model), "text_cache_bytes": held}
         return {"status": "planned", "config": self.settings.to_dict(), "train": facts}
 
@@ -150,6 +150,17 @@ class _Run:
         size: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         return size * self.launch.processes
 
+    def foretell_text_cache(self, model: Any, texts: Sequence[tuple[int, ...]]) -> int:
+        """Says what the text cache will take; returns the bytes."""
+        held: int = model.text_cache.predicted_bytes(texts)
+        count = f"{len(texts)} texts, {len(model.text_cache.missing(texts))} of them to be read"
+        say(f"text cache ({self.settings.text_cache}): {held / 2**20:.0f} MB for {count}", self.launch)
+        return held
+
+    def _texts(self, splits: dict[str, Any]) -> list[tuple[int, ...]]:
+        """Each text once, the shortest first."""
+        return sorted({tuple(ids) for split in splits.values() for ids in split.input_ids}, key=lambda t: (len(t), t))
+
     def cache_text(self, model: Any, splits: dict[str, Any], arguments: Any) -> None:
         """Reads every text once, in one order: what is kept must not depend on where a run was cut. On disk the
         processes share the work and the result; in memory each has all of it."""
@@ -158,7 +169,8 @@ class _Run:
             return
         model.to(arguments.device)
         began = time.monotonic()
-        texts = sorted({tuple(ids) for split in splits.values() for ids in split.input_ids}, key=lambda t: (len(t), t))
+        texts = self._texts(splits)
+        self.foretell_text_cache(model, texts)
         own = texts[self.launch.rank :: self.launch.processes] if kind == "disk" else texts
         with progress_bar(len(own), "text cache", self.launch) as progress:
             model.build_text_cache(own, progress)

@@ -55,7 +55,7 @@ class RunSettings:
     num_layers: int | None = _key("keep only the first layers of the base model", None)
     quantization: str = _key("of the frozen base: none, nf4, fp4 or int8 (bitsandbytes)", "none")
     dtype: str = _key("of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16", AUTO)
-    attn_implementation: str = _key("auto, sdpa, eager or flash_attention_2", AUTO)
+    attn_implementation: str = _key("auto, sdpa, eager, varlen, flash_attention_2, ..", AUTO)
     data: str = _key("data directory made by recipes/prepare_data.py, or embedded", EMBEDDED)
     modalities: list[str] | None = field(
         default=None, metadata={"help": "which of the data's modalities to use; default: all of them"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from deepmlf_llm.backbones import cpu_or_cuda_dtype, load_base_model, load_tokenizer
+from deepmlf_llm.backbones import cpu_or_cuda_dtype, load_base_model, load_tokenizer, loading
 from deepmlf_llm.backbones.loading import attention_kernel, cut_layers
 from deepmlf_llm.errors import BaseModelError
 from tests.families import tiny_batch, tiny_family
@@ -103,6 +103,14 @@ def test_a_kernel_that_is_not_installed_says_how_to_install_it(monkeypatch, name
         load_base_model("tiny-llama", attn_implementation=name)
     monkeypatch.setattr(transformers.utils, question, lambda: True)
     assert attention_kernel(name) == name
+
+
+def test_packed_rows_on_a_gpu_need_a_kernel_that_can_be_causal(monkeypatch):
+    assert attention_kernel("varlen") == "varlen"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading, "varlen_kernel", lambda: None)
+    with pytest.raises(BaseModelError, match=r"attn_implementation='varlen' needs a newer PyTorch: .* use 'sdpa'"):
+        attention_kernel("varlen")
 
 
 @pytest.mark.parametrize("cuda", [False, True])

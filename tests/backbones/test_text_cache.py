@@ -53,6 +53,17 @@ def test_the_key_names_whatever_changes_a_stream(tmp_path):
     caches.append(TextCache(Decoder(load_base_model("tiny-llama", quantization="nf4")), 2, tmp_path))
     caches.append(TextCache(Decoder(load_base_model("tiny-llama", dtype="float32")), 2, tmp_path))
     assert len({cache.store.directory for cache in caches}) == len(caches)
+    for part in ("model.norm", "lm_head"):  # the last is beside the point: a stream holds no logits
+        lm = tiny_family("llama")
+        with torch.no_grad():
+            lm.get_submodule(part).weight.mul_(1.5)
+        others = [TextCache(Decoder(lm), None, tmp_path).store.directory]
+        assert (others[0] in {cache.store.directory for cache in caches}) is (part == "lm_head")
+    positions = tiny_family("gpt2")
+    first = TextCache(Decoder(positions), 2, tmp_path).store.directory
+    with torch.no_grad():
+        positions.transformer.wpe.weight.mul_(1.5)
+    assert TextCache(Decoder(positions), 2, tmp_path).store.directory != first
     again = TextCache(Decoder(tiny_family("llama")), None, tmp_path)
     assert again.store.directory == caches[0].store.directory
 
@@ -97,6 +108,26 @@ def test_texts_are_the_real_tokens_of_each_row():
     texts = texts_of(batch["input_ids"], batch["attention_mask"])
     assert [len(text) for text in texts] == list(LENGTHS)
     assert list(texts[1]) == batch["input_ids"][1, -3:].tolist()
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_what_does_not_fit_is_refused_before_anything_is_read(decoder, where, tmp_path, monkeypatch):
+    cache = TextCache(decoder, 2, tmp_path if where == "disk" else None)
+    texts = [[1, 2], [3, 4, 5]]
+    assert cache.store.free_bytes() > 0
+    monkeypatch.setattr(cache.store, "free_bytes", lambda: cache.predicted_bytes(texts) - 1)
+    place = str(cache.store.directory) if where == "disk" else "in memory"
+    with pytest.raises(ConfigError, match=r"2 texts take 0 MB, and 0 MB are free") as caught:
+        cache.check_room(texts)
+    assert place in str(caught.value)
+    cache.add(texts[:1])
+    cache.check_room(texts)  # what is kept already needs no room
+
+
+def test_entries_lie_in_host_memory(decoder):
+    cache = TextCache(decoder, 2)
+    cache.add([[1, 2, 3]])
+    assert {tensor.device.type for tensor in cache.store[(1, 2, 3)].tensors()} == {"cpu"}
 
 
 def test_bad_input_is_refused(decoder):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from precision import STORAGES, measure_precision
 from run import QUICK, Bench
-from variants import LOOPS, VARIANTS
+from variants import LOOPS, VARIANTS, YARDSTICKS
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_ratios_follow_from_the_figures_beside_them(quick):
     ratios = result["ratios"]
     assert set(ratios) >= {"joint", "fusion", "fusion_cached", "memory_joint", "memory_fusion", "inference_shared_text"}
     assert all(value > 0 for value in ratios.values())
-    for name in LOOPS:
+    for name in (*LOOPS, "yardstick_bf16"):
         facts = result["training"][name]
         assert ratios[name] == facts["ratio"]["median"]
         assert facts["ratio"]["low"] <= ratios[name] <= facts["ratio"]["high"]
@@ -52,6 +52,11 @@ def test_report_says_how_and_where_it_was_measured(quick):
     assert "| training | samples/s (quartiles) | x yardstick |" in printed
     assert "Inference, shared_text: " in printed
     assert "Text cache, fusion_cached: " in printed
+    assert set(result["memory"]) == {*YARDSTICKS, *LOOPS}
+    assert {name.split(", ")[0] for name in result["assembly"]} == {"memory", "disk"}
+    assert all(facts["seconds"] > 0 for facts in result["assembly"].values())
+    narrow, wide = (result["assembly"][f"disk, {storage}"]["bytes"] for storage in ("int8", "float32"))
+    assert 0 < narrow < 0.5 * wide
     assert set(result["profile"]) == set(result["arithmetic"]["training"]) == {"yardstick", *LOOPS}
     assert set(result["arithmetic"]["inference"]) == set(result["inference"])
     assert "| training, joint | " in printed

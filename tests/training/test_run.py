@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,17 +202,27 @@ def test_a_dry_run_says_what_it_would_be_and_writes_nothing(
     assert plan["status"] == "planned"
     assert plan["train"]["steps"] == 10
     assert plan["train"]["text_cache_bytes"] > 0
-    assert "10 steps, 5 an epoch" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 steps, 5 an epoch" in said
+    assert re.search(r"text cache \(memory\): \d+ MB for (\d+) texts, \1 of them to be read", said)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("scope", ["fusion", "joint"])
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_text_cache_changes_nothing_but_time(
-    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, scope: str, cache: str
+    toy_settings: MakeSettings,
+    toy_data: TrainingData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    scope: str,
+    cache: str,
 ) -> None:
     plain = run_training(toy_settings(ffw_scope=scope, output_dir=str(tmp_path / "plain")), toy_data)
+    capsys.readouterr()
     cached = run_training(toy_settings(ffw_scope=scope, text_cache=cache), toy_data)
+    said = capsys.readouterr().out
+    assert 0 <= said.index("of them to be read") < said.index(f"text cache ({cache})", said.index("to be read"))
     assert cached["metrics"]["test"]["mae"] == pytest.approx(plain["metrics"]["test"]["mae"], abs=1e-4)
 
 
