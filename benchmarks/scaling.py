@@ -1,7 +1,8 @@
 """How a training step's cost grows: with text length, fusion tokens, MM Blocks, AV frames and batch size.
 
-One size moves at a time, the others stay. Each line's exponent p is the slope of log(seconds) over log(size): 1 grows
-in proportion, 0 does not grow. The figure and its JSON file lie side by side.
+One size moves at a time, the others stay. Each line's exponent p is the slope of log(cost) over log(size): 1 grows in
+proportion, 0 does not grow. Cost is the seconds that a step took, which depend on what else the machine does, and the
+FLOPs of its matrix products, which do not. The figure and its JSON file lie side by side.
 
     python benchmarks/scaling.py [--output runs/scaling.json] [--base_model smollm2-135m] [--gpu] [--quick]
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arithmetic import flops
 from measuring import Clock, environment, print_markdown, summary, use_threads, write_json
 from published_layout import PublishedLoop, blocks_after
 from variants import VARIANTS, OurLoop
@@ -31,6 +33,13 @@ STYLES = {
     "joint": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "fusion": {"color": "#D55E00", "marker": "^", "linestyle": "--"},
     "fusion_cached": {"color": "#009E73", "marker": "D", "linestyle": "-."},
+}
+
+EXPONENTS = {
+    "exponent": "exponent of seconds",
+    "exponent_at_top": "between the two largest",
+    "flops_exponent": "exponent of FLOPs",
+    "flops_exponent_at_top": "between the two largest",
 }
 
 
@@ -68,40 +77,43 @@ def make_loop(variant: str, point: Point, lm: Any, tokenizer: Any) -> Any:
 
 
 def measure(variant: str, point: Point, args: Namespace, tokenizer: Any) -> dict[str, Any]:
-    """Seconds of a training step, after one that is not timed; on a GPU its peak memory too."""
+    """Seconds of a training step, after one that is not timed but counted; on a GPU its peak memory too."""
     lm = load_base_model(args.base_model, dtype="bfloat16" if args.gpu else "float32")
     if args.gpu:
         lm = lm.cuda()
         torch.cuda.reset_peak_memory_stats()
     loop = make_loop(variant, point, lm, tokenizer)
     step = loop.step if variant == "yardstick" else loop.epoch
-    clock = Clock()
-    for timed in (False, *[True] * args.repeats):
-        with clock if timed else Clock():
+    counted, clock = flops(step), Clock()
+    for _ in range(args.repeats):
+        with clock:
             step()
-    facts = {"step_seconds": summary(clock.seconds)}
+    facts = {"step_seconds": summary(clock.seconds), "flops": counted}
     return {**facts, "peak_bytes": torch.cuda.max_memory_allocated()} if args.gpu else facts
 
 
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """p of the power law ``seconds = c size^p`` that fits best in logarithms.
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """p of the power law ``cost = c size^p`` that fits best in logarithms.
 
     >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
     2.0
     """
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def sweep(name: str, sizes: Sequence[int], args: Namespace, tokenizer: Any) -> dict[str, Any]:
-    """All variants over the sizes of one sweep, with two exponents: over all sizes, and between the two largest."""
+    """All variants over the sizes of one sweep, with exponents: over all sizes, and between the two largest."""
     result: dict[str, Any] = {"sizes": list(sizes), "label": SWEEPS[name][0], "variants": {}}
     for variant in args.variants:
         points = [measure(variant, replace(Point(), **{name: size}), args, tokenizer) for size in sizes]
         medians = [point["step_seconds"]["median"] for point in points]
+        counted = [point["flops"] for point in points]
         result["variants"][variant] = {
             "points": points,
             "exponent": exponent(sizes, medians),
             "exponent_at_top": exponent(sizes[-2:], medians[-2:]),
+            "flops_exponent": exponent(sizes, counted),
+            "flops_exponent_at_top": exponent(sizes[-2:], counted[-2:]),
         }
         print(
             f"{SWEEPS[name][0]}, {variant}: "
@@ -111,7 +123,7 @@ def sweep(name: str, sizes: Sequence[int], args: Namespace, tokenizer: Any) -> d
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Small multiples, one a sweep, both axes logarithmic; bars are quartiles."""
+    """Small multiples, a column a sweep, seconds above and FLOPs below, all axes logarithmic; bars are quartiles."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,20 +131,28 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     pyplot.rcParams["svg.fonttype"] = "none"  # text stays text
     sweeps = result["sweeps"]
-    figure, axes = pyplot.subplots(1, len(sweeps), figsize=(3.4 * len(sweeps), 3.6), squeeze=False, sharey=True)
-    for axis, facts in zip(axes[0], sweeps.values(), strict=True):
+    figure, axes = pyplot.subplots(
+        2, len(sweeps), figsize=(3.4 * len(sweeps), 6.4), squeeze=False, sharex="col", sharey="row"
+    )
+    for (above, below), facts in zip(axes.T, sweeps.values(), strict=True):
         for variant, line in facts["variants"].items():
             steps = [point["step_seconds"] for point in line["points"]]
             middle = np.array([step["median"] for step in steps])
             spread = np.abs(np.array([[step["low"], step["high"]] for step in steps]).T - middle)
+            look = {"markersize": 4, **STYLES[variant]}
             label = f"{variant}, p = {line['exponent']:.2f}"
-            axis.errorbar(facts["sizes"], middle, spread, label=label, markersize=4, capsize=2, **STYLES[variant])
-        axis.set(xscale="log", yscale="log", xlabel=facts["label"])
-        axis.set_xticks(facts["sizes"], labels=[str(size) for size in facts["sizes"]])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, frameon=False)
+            above.errorbar(facts["sizes"], middle, spread, label=label, capsize=2, **look)
+            counted = [point["flops"] / 1e9 for point in line["points"]]
+            below.plot(facts["sizes"], counted, label=f"{variant}, p = {line['flops_exponent']:.2f}", **look)
+        below.set_xlabel(facts["label"])
+        for axis in (above, below):
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(facts["sizes"], labels=[str(size) for size in facts["sizes"]])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=7, frameon=False)
     axes[0][0].set_ylabel("seconds a training step")
+    axes[1][0].set_ylabel("GFLOPs a training step")
     figure.suptitle(f"{result['base_model']}, cost of a training step", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
@@ -164,11 +184,11 @@ def main() -> None:
     sweeps = {name: sweep(name, SWEEPS[name][1][: 3 if args.quick else None], args, tokenizer) for name in args.sweeps}
     result = {"base_model": args.base_model, "point": vars(Point()), "sweeps": sweeps, "environment": environment()}
     rows = [
-        [facts["label"], variant, f"{line['exponent']:.2f}", f"{line['exponent_at_top']:.2f}"]
+        [facts["label"], variant, *(f"{line[key]:.2f}" for key in EXPONENTS)]
         for facts in sweeps.values()
         for variant, line in facts["variants"].items()
     ]
-    print_markdown(["size", "variant", "exponent", "between the two largest"], rows)
+    print_markdown(["size", "variant", *EXPONENTS.values()], rows)
     write_json(args.output, result)
     for suffix in (".png", ".svg"):
         plot(result, args.output.with_suffix(suffix))

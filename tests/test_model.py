@@ -225,6 +225,7 @@ def test_a_disk_cache_of_another_model_is_never_read(tmp_path):
         ({"r": 2, "target_modules": ["q_proj"]}, "memory", r"LoRA on the LM \(r=2\): its text changes at every step"),
         ({"seqaug": {"p_apply": 0.2, "p_feat": 0.3}}, "memory", "SeqAug or noise on the text"),
         ({"seqaug": {"embedding_noise": 0.1}}, "disk", "SeqAug or noise on the text"),
+        ({"seqaug": {"embedding_dropout": 0.1}}, "disk", "SeqAug or noise on the text"),
         ({}, "ram", "text_cache='ram': expected 'none', 'memory' or 'disk'"),
     ],
 )

@@ -58,4 +58,8 @@ def test_command_writes_figures_and_plots(repository, tmp_path):
         assert all(len(line["points"]) == len(facts["sizes"]) == 3 for line in facts["variants"].values())
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "fusion_cached, p =" in out.with_suffix(".svg").read_text()
-    assert "| size | variant | exponent |" in done.stdout
+    assert "| size | variant | exponent of seconds |" in done.stdout
+    batch, tokens = (result["sweeps"][name]["variants"] for name in ("batch", "tokens"))
+    # Twice the utterances are twice the work; the LM's text does not grow with n.
+    assert all(line["flops_exponent"] == pytest.approx(1, abs=0.05) for line in batch.values())
+    assert tokens["fusion_cached"]["flops_exponent"] > tokens["joint"]["flops_exponent"] > 0
