@@ -77,15 +77,10 @@ class TextCache:
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """All that makes the stream but the LoRA beside it: fine-tuned models often keep their embeddings, which are
         all that the fingerprint looks at."""
-        layers = {f"layers.{i}": layer for i, layer in enumerate(self.decoder.layers[: self.depth])}
-        ends = {"final_norm": self.decoder.final_norm} if self.depth is None else {}
-        for part, module in {**layers, **ends}.items():
-            for name, weight in module.named_parameters():
-                if "lora_" not in name:
-                    yield f"{part}.{name.replace('base_layer.', '')}", weight
-        inside = {id(weight) for weight in (*self.decoder.layers.parameters(), *self.decoder.final_norm.parameters())}
-        for name, weight in self.decoder.body.named_parameters():  # GPT-2's table of positions, the whole embeddings
-            if id(weight) not in inside and "lora_" not in name:
+        beyond = [] if self.depth is None else [*self.decoder.layers[self.depth :], self.decoder.final_norm]
+        unread = {id(weight) for module in beyond for weight in module.parameters()}
+        for name, weight in self.decoder.body.named_parameters():
+            if id(weight) not in unread and "lora_" not in name:
                 yield name.replace("base_layer.", ""), weight
 
     def __len__(self) -> int:
@@ -96,8 +91,8 @@ class TextCache:
         return self.store.nbytes
 
     def missing(self, texts: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
-        """Those not kept yet, the shortest first."""
-        return sorted((text for text in {tuple(text) for text in texts} if text not in self.store), key=len)
+        """Those not kept yet, each once, the shortest first."""
+        return sorted(self.store.missing({tuple(text) for text in texts}), key=len)
 
     def check_room(self, texts: Iterable[Sequence[int]]) -> None:
         """Whether what is missing of ``texts`` can be kept.

@@ -76,6 +76,9 @@ class MemoryStore:
     def __contains__(self, text: tuple[int, ...]) -> bool:
         return text in self._entries
 
+    def missing(self, texts: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
+        return texts - self._entries.keys()
+
     def __getitem__(self, text: tuple[int, ...]) -> Entry:
         return self._entries[text]
 
@@ -133,9 +136,13 @@ class DiskStore:
         return len(self._index)
 
     def __contains__(self, text: tuple[int, ...]) -> bool:
-        if text not in self._index:
+        return not self.missing({text})
+
+    def missing(self, texts: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
+        """Looks into the directory at most once, and not where all of them are known."""
+        if texts - self._index.keys():
             self.refresh()
-        return text in self._index
+        return texts - self._index.keys()
 
     def refresh(self) -> None:
         """Learns what other processes (or an earlier run) have written."""

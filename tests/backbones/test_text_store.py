@@ -64,6 +64,20 @@ def test_another_run_and_another_process_find_it(tmp_path):
     assert (1, 2) not in DiskStore(tmp_path, {**KEY, "depth": 3})
 
 
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_what_is_missing_is_told_with_one_look_into_the_directory(kind, tmp_path, monkeypatch):
+    store = MemoryStore() if kind == "memory" else DiskStore(tmp_path, KEY)
+    store.put([((1, 2), entry(2)[0])])
+    looks = []
+    if kind == "disk":
+        DiskStore(tmp_path, KEY).put([((3,), entry(1)[0])])  # another process has written since
+        refresh = store.refresh
+        monkeypatch.setattr(store, "refresh", lambda: (looks.append(1), refresh()))
+    assert store.missing({(1, 2), (3,), (4,), (5,)}) == ({(4,), (5,)} | ({(3,)} if kind == "memory" else set()))
+    assert store.missing({(1, 2)}) == store.missing(set()) == set()
+    assert len(looks) == (kind == "disk")
+
+
 def test_processes_fill_one_store_at_the_same_time(tmp_path):
     store = DiskStore(tmp_path, KEY)
     store.put([((0,), entry(1)[0])])

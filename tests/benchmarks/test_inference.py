@@ -40,7 +40,12 @@ def test_another_take_has_the_same_words_and_other_features_of_the_same_shape():
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_every_variant_answers(name):
     model = make_model(VARIANTS[name], "tiny-llama", GEOMETRY)
-    ask(SentimentPredictor(model, load_tokenizer("tiny-llama")), make_utterances(3, GEOMETRY))
+    utterances = make_utterances(3, GEOMETRY)
+    ask(SentimentPredictor(model, load_tokenizer("tiny-llama")), utterances)
+    kept = model.fused_decoder.cache
+    keeps = not VARIANTS[name].lm_lora or VARIANTS[name].merged
+    assert (kept is not None) is keeps
+    assert not keeps or len(kept) == len({utterance["text"] for utterance in utterances})
 
 
 def test_percentiles_are_milliseconds():
