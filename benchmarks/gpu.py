@@ -27,7 +27,7 @@ from deepmlf_llm.backbones import keep_weights_in_place, load_base_model, load_t
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.quantisation import quantization_config
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_available
-from deepmlf_llm.cli import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 from deepmlf_llm.errors import ConfigError
 
 _LLAMA = {"vocab_size": 128256, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192}

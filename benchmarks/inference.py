@@ -22,8 +22,8 @@ from workload import Geometry, make_utterances
 
 from deepmlf_llm import DeepMLFModel
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.cli import RecipeParser, run_recipe
-from deepmlf_llm.inference import SentimentPredictor
+from deepmlf_llm.commands.shell import RecipeParser, run_recipe
+from deepmlf_llm.inference.predictor import SentimentPredictor
 
 
 @dataclass(frozen=True)

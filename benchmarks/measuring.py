@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from deepmlf_llm.training.checkpoints import write_aside
-from deepmlf_llm.training.report import environment as program_environment
+from deepmlf_llm.files import write_aside
+from deepmlf_llm.training.environment import environment as program_environment
 
 LIVE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """Environment of a process whose memory is measured: glibc hands freed blocks of 1 MB and more straight back, so the

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from workload import Geometry, PublishedBatches, make_utterances
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.cli import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 
 OPTIMIZER = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 1e-3}
 LOSS_WEIGHTS = {"task": 1.0, "fusion": 0.4, "av": 0.8, "text": 0.8}

@@ -21,10 +21,10 @@ from sklearn.preprocessing import StandardScaler
 
 from deepmlf_llm.backbones import Decoder, load_base_model, load_tokenizer, run_layers
 from deepmlf_llm.backbones.interface import layer_output
-from deepmlf_llm.cli import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 from deepmlf_llm.data.collate import Collator, tokenise
 from deepmlf_llm.data.store import open_store
-from deepmlf_llm.metrics import polarity_metrics
+from deepmlf_llm.tasks.metrics import polarity_metrics
 
 PENALTIES = np.logspace(1, 5, 9)
 POOLINGS = ("last", "mean")

@@ -39,7 +39,7 @@ from variants import LOOPS, SHARED_TEXT, VARIANTS, YARDSTICKS, OurLoop
 from workload import TRAINING_SPLIT, Geometry, grouped, make_utterances, representative, with_token_ids
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.cli import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 
 METHOD = {
     "yardstick": "the published cost profile (published_layout.py): random batches, everything padded to its limit",

@@ -24,7 +24,7 @@ from variants import VARIANTS, OurLoop
 from workload import Geometry, make_utterance, with_token_ids
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.cli import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 from deepmlf_llm.errors import RunError
 
 # Okabe and Ito's colours, told apart with any colour vision; markers and dashes differ too.

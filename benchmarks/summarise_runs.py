@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmlf_llm.cli import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 from deepmlf_llm.errors import RunError
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepmlf_llm.backbones import load_base_model, load_tokenizer
-    from deepmlf_llm.config import DeepMLFConfig
+    from deepmlf_llm.config.method import DeepMLFConfig
     from deepmlf_llm.errors import DeepMLFError
-    from deepmlf_llm.inference import SentimentPredictor
-    from deepmlf_llm.metrics import METRIC_DEFINITIONS, polarity_label, polarity_metrics
-    from deepmlf_llm.model import DeepMLFModel
+    from deepmlf_llm.inference.predictor import SentimentPredictor
+    from deepmlf_llm.model.peft_model import DeepMLFModel
+    from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS, polarity_label, polarity_metrics
 
 __version__ = "0.1.0"
 
@@ -22,12 +22,12 @@ _ROOMS = {
     "DeepMLFConfig": "config",
     "DeepMLFError": "errors",
     "DeepMLFModel": "model",
-    "METRIC_DEFINITIONS": "metrics",
+    "METRIC_DEFINITIONS": "tasks",
     "SentimentPredictor": "inference",
     "load_base_model": "backbones",
     "load_tokenizer": "backbones",
-    "polarity_label": "metrics",
-    "polarity_metrics": "metrics",
+    "polarity_label": "tasks",
+    "polarity_metrics": "tasks",
 }
 
 __all__ = [

@@ -1,52 +1,12 @@
-"""Merges an adapter and its base model into one directory that needs neither PEFT nor the adapter.
+"""Merges an adapter into its base model: `deepmlf_llm.commands.merge`; `--help` says more."""
 
-python recipes/merge_adapter.py --adapter runs/x/adapter --output merged
-"""
-
-from argparse import RawDescriptionHelpFormatter
+import sys
 from pathlib import Path
 
-from deepmlf_llm.cli import RecipeParser, one_of, print_table, run_recipe
-from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.training.launch import quiet_libraries
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout too
 
-
-def build_parser() -> RecipeParser:
-    parser = RecipeParser(prog="merge_adapter.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--adapter", required=True, help="directory of a trained adapter, or its hub id")
-    add("--output", type=Path, required=True, help="directory to write; must not exist yet")
-    add("--dtype", type=one_of("auto", "float32", "bfloat16"), default="auto", help="of the merged LM (default: auto)")
-    add(
-        "--base",
-        type=one_of("dequantized", "16bit"),
-        metavar="dequantized|16bit",
-        help="for an adapter that was trained on a quantised base: merge into what quantisation made of the weights, "
-        "which keeps the predictions (default), or into the original ones",
-    )
-    add(
-        "--requantize",
-        type=one_of("nf4", "fp4", "int8"),
-        metavar="nf4|fp4|int8",
-        help="quantise the merged LM again; predictions change, and the report says by how much",
-    )
-    return parser
-
-
-def main() -> None:
-    quiet_libraries()
-    options = build_parser().parse_args()
-    if options.output.exists():
-        raise ConfigError(f"--output {options.output}: exists; move it away or name another directory")
-    from deepmlf_llm.merging import merge_adapter
-
-    report = merge_adapter(options.adapter, options.output, options.dtype, options.base, options.requantize)
-    rows = [(what, f"{d['largest']:.2e}", f"{d['mean']:.2e}") for what, d in report.items()]
-    print_table(
-        "What merging changed: polarities on a probe batch", rows, ["compared", "largest difference", "mean difference"]
-    )
-    print(f"merged model: {options.output}")
-
+from deepmlf_llm.commands.merge import main
+from deepmlf_llm.commands.shell import run_recipe
 
 if __name__ == "__main__":
     raise SystemExit(run_recipe(main))

@@ -118,8 +118,8 @@ def report(split: PolarityDataset, dataset: str, predictions: dict[str, dict[str
     """Two tables: how well each head does on the test split, and what it says of utterances whose words mislead."""
     import numpy as np
 
-    from deepmlf_llm.cli import print_table
-    from deepmlf_llm.metrics import polarity_metrics
+    from deepmlf_llm.commands.shell import print_table
+    from deepmlf_llm.tasks.metrics import polarity_metrics
 
     says = {head: np.array([predictions[name][head] for name in split.ids], np.float32) for head in HEADS}
     shown_metrics = ("mae", "corr", "acc7", "acc2_non0", "f1_non0")

@@ -18,8 +18,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from deepmlf_llm.backbones import Decoder, keep_weights_in_place  # noqa: E402
-from deepmlf_llm.config import DeepMLFConfig  # noqa: E402
-from deepmlf_llm.model import DeepMLFModel  # noqa: E402
+from deepmlf_llm.config.method import DeepMLFConfig  # noqa: E402
+from deepmlf_llm.model.peft_model import DeepMLFModel  # noqa: E402
 from deepmlf_llm.modules import FeedForward  # noqa: E402
 from tests.families import FAMILY_NAMES, VOCABULARY, tiny_family  # noqa: E402
 

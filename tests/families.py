@@ -81,7 +81,7 @@ FRAMES = {"audio": (7, 0, 2), "vision": (4, 0, 0)}  # one row without anything, 
 
 def tiny_config(**settings: Any) -> Any:
     """A config for :func:`tiny_family`: two MM Blocks, everything else small."""
-    from deepmlf_llm.config import DeepMLFConfig
+    from deepmlf_llm.config.method import DeepMLFConfig
 
     defaults = {
         "num_fusion_tokens": 3,
@@ -97,7 +97,7 @@ def tiny_config(**settings: Any) -> Any:
 
 def tiny_model(lm: Any, **settings: Any) -> Any:
     """A DeepMLFModel in eval mode whose every added weight is random: nothing starts at 0 or 1 and hides a fault."""
-    from deepmlf_llm.model import DeepMLFModel
+    from deepmlf_llm.model.peft_model import DeepMLFModel
 
     torch.manual_seed(1)
     model = DeepMLFModel(lm, tiny_config(**settings))

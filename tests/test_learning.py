@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.data.collate import Collator, tokenise
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.data.store import open_store
-from deepmlf_llm.metrics import polarity_metrics
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.tasks.metrics import polarity_metrics
 
 STEPS, BATCH = 150, 32
 MARGIN = {"corr": 0.25, "mae": 0.10}  # tri-modal over text-only, on the test split of the embedded set

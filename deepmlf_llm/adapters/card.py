@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepmlf_llm.adapters.lora import adapted_modules, lm_lora_tensors
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 
 _HEAD = """---
 library_name: deepmlf_llm

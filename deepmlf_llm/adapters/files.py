@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
-from deepmlf_llm.config import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
+from deepmlf_llm.config.method import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
 from deepmlf_llm.errors import AdapterError, DeepMLFError
+from deepmlf_llm.files import sha256
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
@@ -205,12 +206,6 @@ def seal(directory: Path, versions: Mapping[str, str]) -> None:
     values["schema_version"] = SCHEMA_VERSION
     values["package_versions"] = dict(versions)
     path.write_text(sealed(values), encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from deepmlf_llm.adapters.files import CONFIG, WEIGHTS
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 
 DIRECTORY = "lora"
 _PREFIX = "base_model.model."  # PEFT's keys of what sits in the LM; DeepMLF's own modules are beside it

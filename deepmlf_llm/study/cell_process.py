@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.study import guard
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.results import CONFIG, LOG, RUN
-from deepmlf_llm.training.checkpoints import all_checkpoints, remove, write_aside
+from deepmlf_llm.training.checkpoints import all_checkpoints, remove
 from deepmlf_llm.training.metrics_log import METRICS_FILE, read_metrics
 from deepmlf_llm.training.run_directory import FACTS
 

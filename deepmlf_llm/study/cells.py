@@ -21,7 +21,7 @@ class PlannedCell:
         seed: of the run.
         processes: that it trains with.
         trainable, total: parameters, unquantised.
-        step_flops: see :mod:`~deepmlf_llm.study.flops`.
+        step_flops: see :mod:`~deepmlf_llm.planning.flops`.
         steps: optimiser steps, at most.
         geometry: that the FLOPs are for.
         text_key: cells with the same one read the same texts through the same layers.

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import RunError
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.study.cells import Plan, PlannedCell
-from deepmlf_llm.training.checkpoints import write_aside
 
 SCHEMA = 1
 STUDY, CELLS, LOCK = "study.json", "cells", ".lock"

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from deepmlf_llm.config.placement import parse_fusion_layers
 from deepmlf_llm.errors import ConfigError, Problems, suggest
-from deepmlf_llm.metrics import METRIC_DEFINITIONS
-from deepmlf_llm.placement import parse_fusion_layers
+from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 from deepmlf_llm.training.keys import all_keys, refuse
 from deepmlf_llm.training.settings import flatten
 

@@ -16,15 +16,15 @@ from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_available
 from deepmlf_llm.backbones.toys import TOYS
 from deepmlf_llm.errors import BaseModelError, ConfigError, DeepMLFError, Problems
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.study.cells import Plan, PlannedCell
 from deepmlf_llm.study.code_version import code_version, combined
-from deepmlf_llm.study.flops import StepGeometry, step_flops
 from deepmlf_llm.study.grid import Backbone, Grid
 from deepmlf_llm.training.assemble import check_selection, method_config, resolve_base_model
 from deepmlf_llm.training.data import TrainingData, load_data, take_fraction, tokenised
-from deepmlf_llm.training.engine import read_deepspeed
 from deepmlf_llm.training.settings import RunSettings
+from deepmlf_llm.training.trainer_arguments import read_deepspeed
 
 
 def make_plan(grid: Grid, recipe: Path) -> Plan:

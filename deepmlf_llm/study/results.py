@@ -11,7 +11,7 @@
   ``best_step``, ``epochs``, ``seconds`` (of training; null after more than one start), ``total_seconds`` (of the last
   start), ``peak_memory_mb``, ``fusion_layers``, ``gates`` (of the best adapter, layer -> gate -> value), ``curve``
   (the lines of ``metrics.jsonl``: training, validation and gates);
-- ``metrics``: ``validation`` and ``test`` (see ``deepmlf_llm.metrics``), ``heads`` (split -> head -> metrics);
+- ``metrics``: ``validation`` and ``test`` (see ``deepmlf_llm.tasks.metrics``), ``heads`` (split -> head -> metrics);
 - ``meta_info``: ``environment``, ``base_model``, ``data``, as the training recipe states them.
 
 A failed cell has null for ``metrics`` and for what only a finished run knows.
@@ -25,9 +25,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.directory import StudyDirectory
-from deepmlf_llm.training.checkpoints import write_aside
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
 SCHEMA = 1

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from deepmlf_llm.errors import ConfigError, suggest
-from deepmlf_llm.metrics import polarity_metrics
+from deepmlf_llm.tasks.metrics import polarity_metrics
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
-from deepmlf_llm.training.engine import zero_stage
 from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.settings import AUTO, RunSettings
+from deepmlf_llm.training.trainer_arguments import zero_stage
 
 REAL_BASE, TOY_BASE = "smollm2-135m", "tiny-llama"
 
@@ -37,7 +37,7 @@ def method_config(settings: RunSettings, data: TrainingData) -> Any:
         ConfigError: a setting of the method is out of range.
         DataError: a modality that the data do not have.
     """
-    from deepmlf_llm.config import DeepMLFConfig
+    from deepmlf_llm.config.method import DeepMLFConfig
 
     values = settings.method_values()
     text = {**values.get("text", {}), "case": data.case}
@@ -69,7 +69,7 @@ def load_model(
     from transformers import set_seed
 
     from deepmlf_llm.backbones import load_base_model, load_tokenizer
-    from deepmlf_llm.model import DeepMLFModel
+    from deepmlf_llm.model.peft_model import DeepMLFModel
 
     with arguments.main_process_first(desc="base model"):  # it may convert or download
         tokenizer = load_tokenizer(base_name, settings.revision)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from deepmlf_llm.training.checkpoints import write_aside
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
 _EVALUATION = "eval_"

@@ -5,13 +5,13 @@ A directory without a manifest that fits it is no checkpoint. The previous one g
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+
+from deepmlf_llm.files import sha256, sync, write_aside
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -21,8 +21,8 @@ def commit(directory: Path, facts: dict[str, Any] | None = None) -> None:
     """Declares the files of ``directory`` a whole checkpoint; ``facts`` are kept with it."""
     files = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
-        _sync(path)
-        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        sync(path)
+        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_aside(directory / MANIFEST, json.dumps({"files": files, **(facts or {})}, indent=1) + "\n")
 
 
@@ -38,7 +38,7 @@ def flaw(directory: Path) -> str | None:
         path = directory / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]:
+        if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
             return f"{name} is damaged"
     return None
 
@@ -79,27 +79,3 @@ def remove(directory: Path) -> None:
     """Removes a checkpoint, its manifest first: a kill in between leaves no half that looks whole."""
     (directory / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Writes a text file that is either the old one or the new one, whatever happens in between."""
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

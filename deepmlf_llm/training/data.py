@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from deepmlf_llm.config import TextConfig
+from deepmlf_llm.config.method import TextConfig
 from deepmlf_llm.errors import DataError, Problems, suggest
 from deepmlf_llm.training.settings import EMBEDDED, RunSettings
 

@@ -11,7 +11,7 @@ import torch
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.errors import DataError, Problems
 from deepmlf_llm.training.data import tokenised
-from deepmlf_llm.training.report import environment
+from deepmlf_llm.training.environment import environment
 
 
 def evaluate_adapter(
@@ -41,8 +41,8 @@ def evaluate_adapter(
     """
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.data.store import open_store
-    from deepmlf_llm.merged import tokenizer_beside
-    from deepmlf_llm.model import DeepMLFModel
+    from deepmlf_llm.model.merged import tokenizer_beside
+    from deepmlf_llm.model.peft_model import DeepMLFModel
     from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for, split_metrics
 
     store = open_store(data)

@@ -168,7 +168,7 @@ def _run_keys(settings: type) -> list[Key]:
 
 
 def _method_keys() -> list[Key]:
-    from deepmlf_llm.config import SECTIONS, DeepMLFConfig
+    from deepmlf_llm.config.method import SECTIONS, DeepMLFConfig
 
     own = DeepMLFConfig.__annotations__
     hints = typing.get_type_hints(DeepMLFConfig)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from deepmlf_llm.config import ObjectiveConfig
+from deepmlf_llm.config.method import ObjectiveConfig
 
 COUNTED_BY = {"task": 0, "fusion": 0, "text": 0, "av": 1, "lm": 2}
 

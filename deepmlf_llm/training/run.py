@@ -22,11 +22,11 @@ from deepmlf_llm.training.assemble import (
     resolve_base_model,
 )
 from deepmlf_llm.training.data import TrainingData, load_data, take_fraction, tokenised
-from deepmlf_llm.training.engine import make_arguments, read_deepspeed
+from deepmlf_llm.training.environment import environment, parameter_counts, parameter_table, peak_memory_mb
 from deepmlf_llm.training.launch import Launch, progress_bar, say
-from deepmlf_llm.training.report import environment, parameter_counts, parameter_table, peak_memory_mb
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.settings import AUTO, RunSettings
+from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed
 
 RUNS = Path("runs")
 

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from deepmlf_llm.errors import RunError
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.metrics_log import finite
@@ -113,7 +114,7 @@ class RunDirectory:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """``result.json``; it appears complete, and last of all."""
         text = json.dumps(finite(dict(result)), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-        checkpoints.write_aside(self.path / RESULT, text + "\n")
+        write_aside(self.path / RESULT, text + "\n")
 
     @property
     def adapter_aside(self) -> Path:
@@ -128,9 +129,9 @@ class RunDirectory:
 
     def _write_facts(self, facts: Mapping[str, Any]) -> None:
         text = yaml.safe_dump({k: v for k, v in self.settings.items() if v is not None}, sort_keys=False)
-        checkpoints.write_aside(self.path / CONFIG, text)
+        write_aside(self.path / CONFIG, text)
         record = {"schema": 1, "fingerprint": self.fingerprint, **facts}
-        checkpoints.write_aside(self.path / FACTS, json.dumps(record, indent=1) + "\n")
+        write_aside(self.path / FACTS, json.dumps(record, indent=1) + "\n")
 
     def _difference(self) -> str:
         """Names the settings that differ from those stored."""

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.metrics import METRIC_DEFINITIONS, polarity_metrics
+from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS, polarity_metrics
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.batching import BalancedBatches, LongestFirst
 from deepmlf_llm.training.callbacks import RunIsOver

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from deepmlf_llm.adapters import files
 from deepmlf_llm.backbones.toys import toy_model
-from deepmlf_llm.config import DeepMLFConfig, sealed
+from deepmlf_llm.config.method import DeepMLFConfig, sealed
 from deepmlf_llm.errors import AdapterError
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.adapters.damage import damaged
 
 IDS = torch.arange(12).reshape(2, 6) * 9 + 3
@@ -315,7 +315,7 @@ def test_wrong_bases(whole, place, wrong, data, seal):
 @pytest.fixture(scope="module")
 def loads(tmp_path_factory):
     """Calls of ``load_base_model`` by the model: refusals come before them."""
-    import deepmlf_llm.model as room
+    import deepmlf_llm.model.peft_model as room
 
     calls, load = [], room.load_base_model
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.families import FAMILY_NAMES, tiny_batch, tiny_family, tiny_model
 
 BOUND_FP32 = 1e-5

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from deepmlf_llm.adapters import files
+from deepmlf_llm.adapters.compatibility import adapter_tensors
 from deepmlf_llm.backbones import load_base_model
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
-from deepmlf_llm.fit import adapter_tensors
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.adapters.damage import damaged
 
 IDS = torch.arange(12).reshape(2, 6) * 9 + 3

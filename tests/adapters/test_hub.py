@@ -10,9 +10,9 @@ import torch
 
 from deepmlf_llm.adapters import hub
 from deepmlf_llm.backbones import load_base_model
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from transformers import Trainer, TrainingArguments
 
 from deepmlf_llm.adapters import files
 from deepmlf_llm.backbones import load_base_model, quantisation_of
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
-from deepmlf_llm.merging import merge_adapter
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.merging import merge_adapter
+from deepmlf_llm.model.peft_model import DeepMLFModel
 
 ROWS = [
     {

@@ -10,8 +10,8 @@ from peft import PeftModel
 
 from deepmlf_llm.adapters import lora
 from deepmlf_llm.backbones import load_base_model
-from deepmlf_llm.config import DeepMLFConfig
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.model.peft_model import DeepMLFModel
 
 IDS = torch.arange(12).reshape(2, 6) * 9 + 3
 

@@ -13,9 +13,9 @@ from peft import PeftModel
 
 from deepmlf_llm.adapters import files
 from deepmlf_llm.backbones import load_base_model
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 
 LOCATION = {"base_model_name_or_path", "revision"}
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just([]) | st.just({})

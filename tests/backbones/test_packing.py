@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from deepmlf_llm.backbones import PackedRows, load_base_model
 from deepmlf_llm.backbones.packing import varlen_attention
-from deepmlf_llm.config import DeepMLFConfig
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.model.peft_model import DeepMLFModel
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
 IDS = torch.arange(18).reshape(3, 6) * 7 + 3

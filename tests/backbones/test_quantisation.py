@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from deepmlf_llm.backbones import Decoder, is_quantised, keep_weights_in_place, load_base_model
 from deepmlf_llm.backbones.quantisation import dequantised_weight, quantization_config
 from deepmlf_llm.errors import BaseModelError, ConfigError
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.families import tiny_batch, tiny_config
 
 LORA = {"r": 2, "target_modules": ["q_proj", "up_proj"]}

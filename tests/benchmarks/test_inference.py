@@ -10,7 +10,7 @@ from inference import VARIANTS, Variant, ask, forget, make_model, other_take, pe
 from workload import Geometry, make_utterances
 
 from deepmlf_llm.backbones import load_tokenizer
-from deepmlf_llm.inference import SentimentPredictor
+from deepmlf_llm.inference.predictor import SentimentPredictor
 
 GEOMETRY = Geometry(frames=20)
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from deepmlf_llm.backbones import Decoder
-from deepmlf_llm.injection import build_stack
+from deepmlf_llm.fusion.build import build_stack
 from tests.families import WIDTH, tiny_config, tiny_family, tiny_model
 
 

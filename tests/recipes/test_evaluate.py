@@ -82,21 +82,21 @@ def test_the_base_is_loaded_in_what_the_adapter_was_trained_on(
     evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     import deepmlf_llm.backbones as room
-    import deepmlf_llm.model
-    from deepmlf_llm.config import DeepMLFConfig
+    import deepmlf_llm.model.peft_model
+    from deepmlf_llm.config.method import DeepMLFConfig
 
     data = embedded_dataset(tmp_path, sizes=(8, 8, 8))
     store = open_store(data)
     config = DeepMLFConfig(fusion_layers=[3], modalities=store.modalities, dataset=store.manifest.dataset)
     base = room.load_base_model("tiny-llama", quantization="nf4")
-    deepmlf_llm.model.DeepMLFModel(base, config).save_pretrained(tmp_path / "adapter")
+    deepmlf_llm.model.peft_model.DeepMLFModel(base, config).save_pretrained(tmp_path / "adapter")
     loaded, load = [], room.load_base_model
 
     def noted(name: str, quantization: str = "none", *rest: Any, **options: Any) -> Any:
         loaded.append(quantization)
         return load(name, quantization, *rest, **options)
 
-    for module in (room, deepmlf_llm.model):
+    for module in (room, deepmlf_llm.model.peft_model):
         monkeypatch.setattr(module, "load_base_model", noted)
     words = ("--adapter", str(tmp_path / "adapter"), "--data", str(data), *words)
     assert evaluate(*words) == 0

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from deepmlf_llm.backbones import load_base_model, quantisation_of
-from deepmlf_llm.config import DeepMLFConfig
-from deepmlf_llm.inference import SentimentPredictor
-from deepmlf_llm.merged import MergedDeepMLF
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.inference.predictor import SentimentPredictor
+from deepmlf_llm.model.merged import MergedDeepMLF
+from deepmlf_llm.model.peft_model import DeepMLFModel
 
 
 @pytest.fixture(scope="module")

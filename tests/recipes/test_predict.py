@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from deepmlf_llm.backbones import load_base_model
-from deepmlf_llm.config import DeepMLFConfig
-from deepmlf_llm.inference import SentimentPredictor
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.inference.predictor import SentimentPredictor
+from deepmlf_llm.model.peft_model import DeepMLFModel
 
 KEYS = {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"}
 
@@ -80,7 +80,7 @@ def test_predicts_a_file_in_order_as_the_predictor_does(predict: Any, adapter: P
 
 def killed(predict: Any, source: Path, output: Path, *words: Any) -> None:
     """A run that is ended between its second and third batch of lines."""
-    import deepmlf_llm.prediction_files as room
+    import deepmlf_llm.inference.prediction_file as room
 
     chunk, write = room.CHUNK_BATCHES, room._write
 

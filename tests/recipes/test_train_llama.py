@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from deepmlf_llm.data.demo import embedded_dataset
-from deepmlf_llm.training.arguments import parse_settings
 from deepmlf_llm.training.assemble import method_config
+from deepmlf_llm.training.command_line import parse_settings
 from deepmlf_llm.training.data import TrainingData
 
 DEADLINE = 280

@@ -38,7 +38,7 @@ def test_comments_docstrings_and_reports_do_not_count(copy):
     path = package / "modules" / "heads.py"
     path.write_text(path.read_text().replace('"""Task, fusion, text and AV heads.', '"""Heads.\n') + "\n\n# a remark\n")
     (package / "study" / "report.py").write_text("")
-    (package / "cli.py").write_text("")
+    (package / "commands" / "shell.py").write_text("")
     recipe.write_text("print(\n    'trains'  # and how\n)\n")
     assert code_version(recipe) == before
 

@@ -8,7 +8,7 @@ from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.errors import BaseModelError, ConfigError
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.study import plan as planning
 from deepmlf_llm.study.grid import Grid
 from deepmlf_llm.training.assemble import method_config

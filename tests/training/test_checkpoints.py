@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.training import checkpoints
 
 
@@ -62,7 +63,7 @@ def test_nothing_else_is_taken_for_a_checkpoint(tmp_path: Path) -> None:
 
 def test_writing_aside_replaces_whole_files_only(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    checkpoints.write_aside(path, "old")
-    checkpoints.write_aside(path, "new")
+    write_aside(path, "old")
+    write_aside(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

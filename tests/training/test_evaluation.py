@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deepmlf_llm.config import ModalityConfig
+from deepmlf_llm.config.method import ModalityConfig
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.training.evaluation import check_features, evaluate_adapter

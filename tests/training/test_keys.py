@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from deepmlf_llm.config import DeepMLFConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.training.keys import TRAINER_DEFAULTS, Key, all_keys, refuse, sections
 

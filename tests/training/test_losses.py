@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.config import DeepMLFConfig, ObjectiveConfig
+from deepmlf_llm.config.method import DeepMLFConfig, ObjectiveConfig
 from deepmlf_llm.data.collate import Collator
-from deepmlf_llm.model import DeepMLFModel
+from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.training.losses import LossWindow, batch_counts, weighted_loss
 
 from .conftest import DIMS, Utterances

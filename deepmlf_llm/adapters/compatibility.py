@@ -1,0 +1,94 @@
+"""Whether an adapter's files fit a base model, told from shapes alone, before anything is built or loaded.
+
+The adapter is built once on the meta device, on the shape of its base: whatever sizes a damaged config asks for cost
+neither time nor memory, and a base that is at hand is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModelForCausalLM, get_peft_model_state_dict
+from torch import Tensor
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from deepmlf_llm.adapters import files
+from deepmlf_llm.backbones.loading import cut_layers
+from deepmlf_llm.backbones.shape import base_model_shape, shape_of
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.errors import AdapterError, BaseModelError
+
+
+def check_fit(config: DeepMLFConfig, tensors: Mapping[str, Tensor], base: Any, source: str | Path) -> None:
+    """Settings and tensors of an adapter fit its base, be it given or (None) only named.
+
+    Args:
+        config: of the adapter.
+        tensors: of it, by the keys of its file.
+        base: the base model, or None.
+        source: of the adapter, for messages.
+
+    Raises:
+        AdapterError: another base, settings that do not fit it, tensors that do not fit them; by name.
+    """
+    if base is not None:  # whose weights tell more than a shape
+        files.check_base(config, base, source)
+    shape = shape_for(config, source) if base is None else shape_of(base)
+    if shape is not None:
+
+        def build() -> dict[str, Tensor]:
+            return adapter_tensors(PeftModelForCausalLM(shape, copy.deepcopy(config)), "default")
+
+        files.check_fit(config, tensors, shape, source, build)
+
+
+def adapter_tensors(model: Any, name: str) -> dict[str, Tensor]:
+    """What an adapter's file holds, by the file's keys: the parameters themselves, which under ZeRO-3 know their whole
+    shape."""
+    own = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    found: dict[str, Tensor] = get_peft_model_state_dict(
+        model, state_dict=own, adapter_name=name, save_embedding_layers=False
+    )
+    return found
+
+
+def named_base(config: DeepMLFConfig, source: str | Path) -> str:
+    """The base that an adapter names.
+
+    Raises:
+        AdapterError: it names none.
+    """
+    name = config.base_model_name_or_path
+    if not name:
+        raise AdapterError(f"{source}: names no base model; give it with base=...")
+    return str(name)
+
+
+def shape_for(config: DeepMLFConfig, source: str | Path) -> Any:
+    """The shape of the base that an adapter names; nothing of it is loaded but its config.
+
+    Raises:
+        AdapterError: it names none, or none that is here.
+    """
+    if is_deepspeed_zero3_enabled():  # transformers would split what it makes, which a shape cannot be
+        return None
+    try:
+        return as_deep_as_trained(base_model_shape(named_base(config, source), revision=config.revision), config)
+    except BaseModelError as error:
+        raise AdapterError(f"{source}: {error}") from error
+
+
+def trained_kind(config: DeepMLFConfig, quantization: str) -> str:
+    """``quantization`` of a base to load, ``"trained"`` resolved: what the adapter was trained on."""
+    return (config.base_quantization or "none") if quantization == "trained" else quantization
+
+
+def as_deep_as_trained(lm: Any, config: DeepMLFConfig) -> Any:
+    """``lm`` with the first layers only, where the adapter was trained on so many."""
+    layers = (config.base_fingerprint or {}).get("layers", 0)
+    if 0 < layers < lm.config.get_text_config().num_hidden_layers:
+        cut_layers(lm, layers)
+    return lm

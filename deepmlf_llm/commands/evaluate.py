@@ -1,0 +1,77 @@
+"""Evaluates a trained adapter on one split of prepared data and writes its metrics as JSON.
+
+python recipes/evaluate.py --adapter runs/x/adapter --data data/mosi --split test --output test.json
+"""
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepmlf_llm.commands.shell import RecipeParser, one_of, print_table, run_recipe
+from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.training.launch import quiet_libraries
+
+
+def build_parser() -> RecipeParser:
+    parser = RecipeParser(prog="evaluate.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--adapter", type=Path, required=True, help="directory of a trained adapter")
+    add("--data", default="embedded", help="data directory, or embedded (default)")
+    add("--split", default="test", help="split of the data (default: test)")
+    add("--output", type=Path, help="JSON file to write (default: none, the metrics are only printed)")
+    add("--base_model", help="base model (default: the one the adapter names)")
+    add(
+        "--quantization",
+        type=one_of("trained", "none", "nf4", "fp4", "int8"),
+        default="trained",
+        metavar="trained|none|nf4|fp4|int8",
+        help="of the base model (default: what the adapter was trained on)",
+    )
+    add("--num_layers", type=int, metavar="N", help="layers of a cut base model, with --base_model (default: all)")
+    add("--batch_size", type=int, default=64, metavar="N", help="utterances a batch (default: 64)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    quiet_libraries()
+    options = build_parser().parse_args(argv)
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch_size={options.batch_size}: expected an integer >= 1")
+    if options.num_layers is not None and options.base_model is None:
+        raise ConfigError("--num_layers needs --base_model")
+    if options.output is not None and not options.output.parent.is_dir():
+        raise ConfigError(f"--output {options.output}: its directory is not there")
+    from deepmlf_llm.files import write_aside
+    from deepmlf_llm.training.evaluation import evaluate_adapter
+
+    base = None
+    if options.base_model is not None:
+        from deepmlf_llm.adapters.compatibility import trained_kind
+        from deepmlf_llm.adapters.files import read_config
+        from deepmlf_llm.backbones import load_base_model
+
+        kind = trained_kind(read_config(options.adapter), options.quantization)
+        base = load_base_model(options.base_model, kind, num_layers=options.num_layers)
+    data = _data(options.data)
+    result = evaluate_adapter(options.adapter, data, options.split, base, options.quantization, options.batch_size)
+    for note in result["notes"]:
+        print(f"note: {note}")
+    rows = [(name, f"{value:.4f}") for name, value in result["metrics"].items()]
+    print_table(f"{result['utterances']} utterances of {options.split}", rows, ("metric", options.split))
+    if options.output is not None:
+        from deepmlf_llm.training.callbacks import finite
+
+        write_aside(options.output, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+
+
+def _data(name: str) -> Path:
+    if name != "embedded":
+        return Path(name)
+    from deepmlf_llm.data.demo import embedded_dataset
+
+    return embedded_dataset()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(main))

@@ -1,0 +1,98 @@
+"""Prepares a data set once: reads, checks, cleans, standardises, and writes Arrow with a manifest.
+
+python recipes/prepare_data.py --source mosi.pkl --dataset mosi --out data/mosi
+"""
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_table, run_recipe
+from deepmlf_llm.data.clean import DEFAULT_CLIP
+from deepmlf_llm.data.corpus import LABEL_RANGES
+from deepmlf_llm.data.storage import STORAGES
+from deepmlf_llm.data.text import CASES
+from deepmlf_llm.errors import ConfigError
+
+
+def build_parser() -> RecipeParser:
+    parser = RecipeParser(prog="prepare_data.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="MMSA pickle, or folder with label.csv and <modality>/*.npy")
+    add(
+        "--dataset",
+        type=one_of(*LABEL_RANGES),
+        required=True,
+        metavar="|".join(LABEL_RANGES),
+        help="whose label range and metrics: mosi and mosei [-3, 3], sims [-1, 1]",
+    )
+    add("--out", type=Path, required=True, help="data directory to make (must be new or empty)")
+    add(
+        "--case",
+        type=one_of(*CASES),
+        metavar="|".join(CASES),
+        help="case of transcripts (default: lower for mosi, whose transcripts are upper case; keep for the others)",
+    )
+    add(
+        "--clip",
+        type=float,
+        default=DEFAULT_CLIP,
+        metavar="SD",
+        help=f"cut standardised features at +- this many standard deviations, 0 = never (default: {DEFAULT_CLIP:g})",
+    )
+    add(
+        "--modalities",
+        nargs="+",
+        metavar="NAME",
+        help="which modalities to read, in this order (default: all there are)",
+    )
+    add(
+        "--frame-rate",
+        type=key_value,
+        nargs="+",
+        default=[],
+        metavar="NAME=HZ",
+        help="frames a second of a modality, recorded for predictions, as audio=5 (default: unknown)",
+    )
+    add(
+        "--storage",
+        type=one_of(*STORAGES),
+        default="arrow",
+        metavar="|".join(STORAGES),
+        help="arrow, or numpy for machines without the package datasets (default: arrow)",
+    )
+    add("--json", action="store_true", help="print the manifest as JSON instead of a table")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    from deepmlf_llm.data.prepare import prepare  # loads torch: not for --help
+    from deepmlf_llm.data.report import report_rows
+
+    manifest = prepare(
+        args.source,
+        args.dataset,
+        args.out,
+        modalities=args.modalities,
+        case=args.case,
+        clip=args.clip or None,
+        frame_rates={name: _hertz(name, value) for name, value in args.frame_rate},
+        storage=args.storage,
+    )
+    if args.json:
+        print(json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        print_table(f"Prepared {args.out}", report_rows(manifest))
+
+
+def _hertz(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"--frame-rate {name}={value}: expected a number of Hz") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(main))

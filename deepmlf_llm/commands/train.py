@@ -1,0 +1,47 @@
+"""Trains a DeepMLF adapter on a LLaMA-class decoder (any supported family), or goes on with the run that was cut.
+
+  deepspeed recipes/train_llama.py --ds ds_configs/zero2.json [--config recipes/configs/X.yaml] [--key value ...]
+  torchrun --nproc_per_node 2 recipes/train_llama.py [...]
+  python recipes/train_llama.py [...]
+
+With no options: the embedded data set with recipes/configs/demo.yaml. The same command again goes on with a run
+that was cut, or says that it is finished.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepmlf_llm.commands.shell import print_table, run_recipe
+from deepmlf_llm.training.launch import detect, one_voice, quiet_libraries
+
+DEMO = Path(__file__).resolve().parent.parent.parent / "recipes" / "configs" / "demo.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    quiet_libraries()
+    from deepmlf_llm.training.command_line import help_text, parse_settings
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if {"-h", "--help"} & set(argv):
+        print(help_text(__doc__ or ""))
+        return
+    dry_run = bool({"--dry-run", "--dry_run"} & set(argv))
+    argv = [word for word in argv if word not in ("--dry-run", "--dry_run")]
+    with one_voice():
+        settings = parse_settings(argv, default_config=DEMO)
+        from deepmlf_llm.training.run import run_training
+
+        result = run_training(settings, dry_run=dry_run)
+    if detect().is_main and not dry_run:
+        metrics = result["metrics"]
+        rows = [(name, *(_shown(metrics[split].get(name)) for split in metrics)) for name in metrics["validation"]]
+        print_table("Best adapter by validation", rows, ("metric", *metrics))
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None or value != value else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(main))

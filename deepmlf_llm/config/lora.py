@@ -1,0 +1,96 @@
+"""Which of PEFT's LoRA settings DeepMLF serves, and what they may be.
+
+PEFT's ``LoraConfig`` holds many variants of LoRA. Some change the frozen base at the start (PiSSA, OLoRA, CorDA), train
+parts of it (``modules_to_save``, ``bias``) or import a module by a name from the config (``megatron_core``). Those are
+refused: the base stays as it is, and an adapter's file runs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.lora import LoraRuntimeConfig
+
+from deepmlf_llm.config.facts import is_number
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, (list, set, tuple)) and all(isinstance(word, str) and word for word in value)
+
+
+def _pattern(value: Any) -> bool:
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def _layers(value: Any) -> bool:
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+
+
+def _by_pattern(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(_pattern(k) and good(v) for k, v in value.items())
+
+
+def _or_none(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or good(value)
+
+
+def _rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_TRUTH: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
+_MODULES = "a list of module names, or a regular expression"
+_NAME: tuple[Callable[[Any], bool], str] = (_or_none(lambda value: isinstance(value, str)), "a string")
+SERVED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target_modules": (_or_none(lambda v: _words(v) or _pattern(v)), f"{_MODULES}, or 'all-linear'"),
+    "exclude_modules": (_or_none(lambda v: _words(v) or _pattern(v)), _MODULES),
+    "lora_alpha": (lambda v: is_number(v) and v > 0, "a number > 0"),
+    "lora_dropout": (lambda v: is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
+    "use_rslora": _TRUTH,
+    "use_dora": _TRUTH,
+    "fan_in_fan_out": _TRUTH,
+    "inference_mode": _TRUTH,
+    "init_lora_weights": (lambda v: isinstance(v, bool) or v == "gaussian", "true, false or 'gaussian'"),
+    "layers_to_transform": (_or_none(_layers), "a layer's number, or a list of them"),
+    "layers_pattern": (_or_none(lambda v: _words(v) or _pattern(v)), "the name of the list of layers"),
+    "rank_pattern": (_by_pattern(_rank), "a mapping, module name -> rank >= 1"),
+    "alpha_pattern": (_by_pattern(is_number), "a mapping, module name -> number"),
+    "base_model_name_or_path": _NAME,
+    "revision": _NAME,
+    "peft_version": _NAME,
+    "task_type": (lambda v: v in (None, "CAUSAL_LM"), "'CAUSAL_LM'"),
+    "runtime_config": (lambda v: isinstance(v, LoraRuntimeConfig), "a LoraRuntimeConfig of PEFT; no file holds one"),
+}
+_CHECKED_ELSEWHERE = {"r", "peft_type"}
+
+
+def lora_problems(config: LoraConfig) -> list[str]:
+    """What is wrong with ``config``'s fields of PEFT, one phrase each."""
+    problems = []
+    for field in dataclasses.fields(LoraConfig):
+        value = getattr(config, field.name)
+        if field.name in SERVED:
+            good, expected = SERVED[field.name]
+            if not good(value):
+                problems.append(f"{field.name}={value!r}: expected {expected}")
+        elif field.name not in _CHECKED_ELSEWHERE and value != _default(field):
+            problems.append(
+                f"{field.name}={value!r}: DeepMLF does not serve this kind of LoRA on the LM; leave it at "
+                f"{_default(field)!r}"
+            )
+    return problems
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -1,0 +1,1 @@
+"""One forward pass: hooks, building the stack, the equal passes, the loss."""

@@ -1,0 +1,118 @@
+"""A fresh :class:`FusionStack` that fits a decoder; the decoder is only read."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepmlf_llm.backbones import Decoder, is_quantised
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.config.placement import resolve_fusion_layers
+from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.modules import (
+    AVEncoder,
+    FeedForward,
+    FusionStack,
+    FusionTokens,
+    GatedCrossAttention,
+    Heads,
+    MMBlock,
+)
+from deepmlf_llm.modules.feed_forward import at_least_fp32
+
+
+def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
+    """A fresh :class:`FusionStack` that fits ``decoder``, fp32 (fp64 on an fp64 one). The decoder is not changed.
+
+    Raises:
+        ConfigError: layers out of range, no modality, widths that do not divide, a text longer than the LM's positions,
+            or a copy of a quantised FFW that was not asked for.
+    """
+    layers = resolve_fusion_layers(config.fusion_layers, decoder.num_layers)
+    if not config.modalities:
+        raise ConfigError(
+            "modalities: DeepMLF needs at least one beside the text, e.g. modalities={'audio': {'dim': 74}}"
+        )
+    limit = getattr(decoder.lm.config.get_text_config(), "max_position_embeddings", None)
+    longest = config.text.max_tokens + config.num_fusion_tokens
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"text.max_tokens={config.text.max_tokens} and num_fusion_tokens={config.num_fusion_tokens} make "
+            f"{longest} positions; this LM has {limit}"
+        )
+    if config.ffw_weights == "copy" and is_quantised(decoder.lm) and not config.dequantize_copy:
+        raise ConfigError(
+            "ffw_weights='copy' of a quantised base would dequantise each FFW to fp32: say so with "
+            "dequantize_copy=true, or keep ffw_weights='shared' (one quantised copy, LoRA on top)"
+        )
+    av = config.av_encoder
+    stack = FusionStack(
+        FusionTokens(config.num_fusion_tokens, decoder.width),
+        AVEncoder(
+            {name: modality.dim for name, modality in config.modalities.items()},
+            av.width,
+            av.num_layers,
+            av.num_heads,
+            av.ffw_width,
+            av.dropout,
+            av.input_dropout,
+            av.max_frames,
+        ),
+        {index: _build_block(decoder, index, config) for index in layers},
+        Heads(decoder.width, av.width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs),
+        av.width,
+    )
+    return stack.to(decoder.embeddings.weight.device, at_least_fp32(decoder.embeddings.weight))
+
+
+def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock:
+    try:
+        attention = GatedCrossAttention(
+            decoder.width, config.gca_heads or decoder.num_heads, config.gca_head_width, config.gate
+        )
+    except ValueError as error:
+        raise ConfigError(f"gca_heads, gca_head_width: {error}") from error
+    source = decoder.ffw_norm(index)
+    gathered = _gathered([*source.parameters(), *_ffw_parameters(decoder, index, config)])
+    with gathered:
+        ffw = FeedForward(
+            decoder.ffw_parts(index),
+            config.ffw_weights,
+            config.ffw_lora_r,
+            config.ffw_lora_alpha,
+            config.ffw_lora_dropout,
+        )
+        norms = [_build_norm(decoder, source, config.norm_init) for _ in range(2)]
+    return MMBlock(norms[0], attention, norms[1], ffw, config.gate, config.ffw_scope)
+
+
+def _ffw_parameters(decoder: Decoder, index: int, config: DeepMLFConfig) -> list[nn.Parameter]:
+    if config.ffw_weights != "copy":
+        return []
+    return [p for module in decoder.ffw_parts(index).projections().values() for p in module.parameters()]
+
+
+def _gathered(parameters: list[nn.Parameter]) -> Any:
+    """Under ZeRO-3 the LM's weights are shards: whole inside this context."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(sharded)
+
+
+def _build_norm(decoder: Decoder, source: Any, init: str) -> nn.Module:
+    """A norm of the decoder's kind: ones (and zeros), or the LM block's own FFW norm as its start."""
+    eps = next((getattr(source, name) for name in ("variance_epsilon", "eps") if hasattr(source, name)), 1e-6)
+    rms, dtype = decoder.interface.rms_norm, at_least_fp32(source.weight)
+    norm: Any = (nn.RMSNorm if rms else nn.LayerNorm)(decoder.width, eps=eps, dtype=dtype)
+    if init == "lm":
+        with torch.no_grad():
+            norm.weight.copy_(source.weight.to(dtype) + decoder.interface.norm_offset)
+            if not rms:
+                norm.bias.copy_(source.bias)
+    return norm

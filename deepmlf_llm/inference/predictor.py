@@ -1,0 +1,237 @@
+"""From texts and raw features to polarity: what one does with a trained adapter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepmlf_llm.adapters.hub import local_directory
+from deepmlf_llm.backbones import is_quantised
+from deepmlf_llm.backbones.text_store import MemoryStore
+from deepmlf_llm.data.clean import standardise
+from deepmlf_llm.data.collate import Collator, token_ids
+from deepmlf_llm.data.facts import feature_problems
+from deepmlf_llm.data.text import normalise_text
+from deepmlf_llm.errors import ConfigError, DataError, suggest
+from deepmlf_llm.model.merged import tokenizer_beside
+from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.tasks.metrics import polarity_label
+
+TEXT_CACHE_BYTES = 1 << 30  # kept streams are dropped past this, so that a long job stays bounded
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one utterance, on the scale of the labels it was trained on.
+
+    Attributes:
+        polarity: the prediction.
+        label: negative, neutral or positive, by the data set's rule.
+        text_polarity: what the text alone says (its own head).
+        av_polarity: what audio and vision alone say; None where the utterance has neither.
+        fusion_polarity: what the fusion tokens say, mean over them.
+    """
+
+    polarity: float
+    label: str
+    text_polarity: float
+    av_polarity: float | None
+    fusion_polarity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class SentimentPredictor:
+    """Predicts polarity from transcripts and feature sequences of any length, either modality missing.
+
+    Args:
+        model: a trained :class:`DeepMLFModel`, or a merged one.
+        tokenizer: of its base model.
+        batch_size: utterances a batch; texts of like length go together.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
+        self.model = model.eval()
+        self.config = model.deepmlf_config
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.gates: dict[str, dict[str, float]] = model.gate_values()
+        self._collate = Collator(tokenizer, self.config.modalities)
+        if not self.config.has_lm_lora:
+            self.model.enable_text_cache("memory", fusion_tokens=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        base: Any = None,
+        dtype: str = "auto",
+        quantization: str = "trained",
+        device: str | None = None,
+        batch_size: int = 32,
+        compile: bool = False,
+    ) -> SentimentPredictor:
+        """Loads an adapter (and its base) or a merged model.
+
+        Args:
+            directory: of the adapter or the merged model, or its hub id.
+            base: the base model; default: the one the adapter names.
+            dtype, quantization: of a base that is loaded here; ``"trained"``: what the adapter was trained on.
+            device: default: CUDA where there is one.
+            batch_size: utterances a batch.
+            compile: run the language model through ``torch.compile``: a minute at the first batches, which many must
+                make up for.
+
+        Raises:
+            AdapterError: damaged files, or files that do not fit the base.
+            ConfigError: ``compile`` without a C++ compiler.
+        """
+        if compile:
+            _find_compiler()
+        directory = local_directory(directory)
+        model: Any = DeepMLFModel.from_pretrained(directory, base=base, dtype=dtype, quantization=quantization)
+        if not is_quantised(model.get_base_model()):  # those are where they were loaded
+            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        tokenizer = tokenizer_beside(directory, model.deepmlf_config)
+        if compile:
+            model.get_base_model().get_decoder().compile(dynamic=True)
+        return cls(model, tokenizer, batch_size)
+
+    def predict(
+        self,
+        text: Sequence[str],
+        standardised: bool = False,
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+        **features: Sequence[Any] | None,
+    ) -> list[Prediction]:
+        """One prediction per utterance, in order.
+
+        Args:
+            text: transcripts, as they come: case and template of the training data are applied here.
+            standardised: the features have the training data's standardisation already (else it is applied here).
+            facts: how these features were made, modality -> ``{"dim": ..., "features": {...}}`` as a manifest has it
+                (``store.modalities``): compared with what the model was trained on.
+            features: for each modality a list with one sequence [t x d] per utterance, None or empty where it is
+                absent; a modality that is not given is absent everywhere.
+
+        Raises:
+            DataError: an unknown modality, lists of different length, facts that differ, or features of another
+                dimension; the message names the utterance.
+        """
+        known = self.config.modalities
+        problems = feature_problems({name: known[name] for name in facts if name in known}, facts) if facts else []
+        if problems:
+            raise DataError(f"these features do not fit the model: {'; '.join(problems)}")
+        for name, rows in features.items():
+            if name not in known:
+                raise DataError(f"{name!r}{suggest(name, known)}: this model knows {', '.join(known)}")
+            if rows is not None and len(rows) != len(text):
+                raise DataError(f"{name}: {len(rows)} sequences for {len(text)} texts")
+        items = []
+        for index, transcript in enumerate(text):
+            row = {name: None if rows is None else rows[index] for name, rows in features.items()}
+            try:
+                items.append(self.prepare(transcript, row, standardised))
+            except DataError as error:
+                raise DataError(f"utterance {index}: {error}") from error
+        return self.predict_prepared(items)
+
+    def prepare(self, text: str, features: Mapping[str, Any], standardised: bool = False) -> dict[str, Any]:
+        """One utterance as the model reads it: token ids, standardised float32 frames.
+
+        Raises:
+            DataError: no string, frames that are no numbers, of another dimension or not finite.
+        """
+        if not isinstance(text, str):
+            raise DataError(f"text is {type(text).__name__}, expected a string")
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError("text holds half a surrogate pair: no Unicode that a tokenizer reads")
+        settings = self.config.text
+        ids, _ = token_ids(
+            [normalise_text(text, settings.case)], self.tokenizer, settings.max_tokens, settings.template
+        )
+        item: dict[str, Any] = {"input_ids": ids[0]}
+        for name, frames in features.items():
+            if frames is None or name not in self.config.modalities:
+                continue
+            array = self._frames(name, frames, standardised)
+            if len(array):
+                item[name] = array
+        return item
+
+    def _frames(self, name: str, frames: Any, standardised: bool) -> np.ndarray:
+        facts = self.config.modalities[name]
+        try:
+            array = np.asarray(frames, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name}: frames are no table of numbers ({error})") from error
+        if array.ndim and len(array) == 0:
+            return np.empty((0, facts.dim), dtype=np.float32)
+        if array.ndim != 2 or array.shape[1] != facts.dim:
+            raise DataError(
+                f"{name}: features of shape {list(array.shape)}, but this model was trained on [frames, {facts.dim}]"
+                f"{_made_by(facts.features)}"
+            )
+        if facts.standardisation is not None and not standardised:
+            array, _ = standardise(array, facts.standardisation)
+        elif not np.isfinite(array).all():
+            raise DataError(f"{name}: NaN or infinity, and the model has no standardisation that says what they mean")
+        return array
+
+    @torch.inference_mode()
+    def predict_prepared(self, items: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        """Predictions of what :meth:`prepare` made, in order; batches hold texts of like length."""
+        results: list[Prediction | None] = [None] * len(items)
+        order = np.argsort([len(item["input_ids"]) for item in items], kind="stable")
+        for rows in self._batches(order):
+            batch = self._collate([items[i] for i in rows])
+            device = next(self.model.parameters()).device
+            out = self.model(**{name: value.to(device) for name, value in batch.items()})
+            heads = torch.stack([out.polarity, out.text_polarity, out.av_polarity, out.fusion_polarity]).T.tolist()
+            for i, (polarity, text, av, fusion) in zip(rows, heads, strict=True):
+                heard = any(len(items[i].get(name, ())) for name in self.config.modalities)
+                label = polarity_label(np.float32(polarity), self.config.dataset)
+                results[i] = Prediction(polarity, label, text, av if heard else None, fusion)
+            self._bound_text_cache()
+        return [result for result in results if result is not None]
+
+    def _batches(self, order: np.ndarray) -> Iterator[list[int]]:
+        for start in range(0, len(order), self.batch_size):
+            yield [int(i) for i in order[start : start + self.batch_size]]
+
+    def _bound_text_cache(self) -> None:
+        """Of what is kept in memory; a cache on disk, or none, was somebody's own choice."""
+        text, tokens = self.model.fused_decoder.cache, self.model.fused_decoder.token_cache
+        if text is None or not isinstance(text.store, MemoryStore):
+            return
+        if text.nbytes + (0 if tokens is None else tokens.nbytes) > TEXT_CACHE_BYTES:
+            text.store.clear()
+            if tokens is not None:
+                tokens.clear()
+
+
+def _find_compiler() -> None:
+    """torch.compile writes C++ and has it compiled; without this check it says so in a traceback, after minutes."""
+    name = os.environ.get("CXX", "g++")
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if shutil.which(name) is None or not headers.is_file():
+        missing = f"{name} is not there" if headers.is_file() else f"{headers} is not there"
+        raise ConfigError(
+            f"compile=True (--compile) needs a C++ compiler and Python's headers, and {missing}: install them "
+            "(Debian: g++ python3-dev), name a compiler in CXX, or leave it out"
+        )
+
+
+def _made_by(features: Mapping[str, Any]) -> str:
+    """How the training features were made, for an error message."""
+    source = features.get("source") or features.get("kind")
+    return f" (features: {source})" if source else ""

@@ -1,0 +1,264 @@
+"""``DeepMLFModel``: the public face of DeepMLF, a ``PeftModelForCausalLM`` whose forward speaks of polarity."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from deepmlf_llm.adapters import files, hub, lora
+from deepmlf_llm.adapters.card import adapter_card
+from deepmlf_llm.adapters.compatibility import adapter_tensors, as_deep_as_trained, check_fit, named_base, trained_kind
+from deepmlf_llm.backbones import is_quantised, load_base_model
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
+from deepmlf_llm.fusion.passes import DeepMLFOutput, FusedDecoder
+from deepmlf_llm.model.base import FusedModel
+from deepmlf_llm.model.merged import MergedDeepMLF
+from deepmlf_llm.model.tuner import DeepMLFTuner
+from deepmlf_llm.modules import FusionStack
+
+_TRAINERS_CHECKPOINT = re.compile(r"checkpoint-\d+$")
+
+
+class DeepMLFModel(FusedModel, PeftModelForCausalLM):
+    """A frozen decoder that reads text, and fusion tokens that read the text, hear and see (arXiv 2504.11082).
+
+    Args:
+        base: a causal LM; its modules, keys and classes stay what they are. :meth:`eject` gives it back.
+        config: see :class:`DeepMLFConfig`.
+        adapter_name: PEFT's name for this adapter.
+
+    Raises:
+        ConfigError: settings that do not fit this decoder.
+        BaseModelError: no causal decoder of a declared family.
+        InjectionError: ``base`` is wrapped already, or does not behave as its interface says. It is left as it was.
+    """
+
+    base_model: DeepMLFTuner
+
+    def __init__(self, base: nn.Module, config: DeepMLFConfig, adapter_name: str = "default", **kwargs: Any) -> None:
+        if isinstance(base, PeftModel) or hasattr(base, "peft_config"):
+            raise InjectionError(
+                "the base model carries a PEFT adapter already; give the bare causal LM, and ask for LoRA on it with "
+                "DeepMLFConfig(r=...)"
+            )
+        if not isinstance(config, DeepMLFConfig):
+            raise ConfigError(f"config is a {type(config).__name__}, expected a DeepMLFConfig")
+        super().__init__(base, config, adapter_name, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **features: Tensor | None,
+    ) -> DeepMLFOutput:
+        """Polarity of a batch of utterances, and with labels the loss and its parts.
+
+        Notation used for tensor shapes: b batch, l text tokens, t frames of a modality (each its own), d_m its width.
+
+        Args:
+            input_ids: [b x l], padded on either side, at least one real token a row.
+            attention_mask: 1 where a token is real [b x l]; default: all.
+            labels: polarity [b].
+            features: for each modality of the config ``<name>`` [b x t x d_m] and ``<name>_mask``, True where a frame
+                is real [b x t] (default: all). A modality that is not given, or a row masked out, is absent.
+
+        Raises:
+            ConfigError: a feature the config does not name, or of another width.
+        """
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **features)
+
+    @property
+    def deepmlf_config(self) -> DeepMLFConfig:
+        return self.peft_config[self.base_model.active_stack_name]
+
+    @property
+    def active_stack(self) -> FusionStack:
+        return self.base_model.active_stack
+
+    @property
+    def fused_decoder(self) -> FusedDecoder:
+        return self.base_model.fused
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainable parameters by role: ``av_encoder``, ``fusion`` (the rest of DeepMLF), ``lm_lora``."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"av_encoder": [], "fusion": [], "lm_lora": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                role = "lm_lora" if ".deepmlf." not in name else "av_encoder" if ".av_encoder." in name else "fusion"
+                groups[role].append((name, parameter))
+        return groups
+
+    def save_pretrained(
+        self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Writes the active adapter: what was trained, its settings, a card. Written aside, read again, then renamed.
+
+        LoRA on the LM is part of it, and lies in ``lora/`` once more for plain PEFT; not in a Trainer's checkpoints
+        (``checkpoint-<step>``), where Trainer takes a folder with an adapter in it for another adapter.
+
+        Args:
+            save_directory: gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
+            state_dict: whole weights, where the model's own are shards (ZeRO-3).
+            kwargs: as in PEFT.
+
+        Raises:
+            AdapterError: what was written is not whole (empty, missing or misshapen tensors).
+        """
+        if not kwargs.get("is_main_process", True):
+            return
+        directory, name, config = Path(save_directory), self.base_model.active_stack_name, self.deepmlf_config
+        kwargs |= {"selected_adapters": [name], "save_embedding_layers": False, "safe_serialization": True}
+        kwargs.pop("push_to_hub", None)
+        with files.written_aside(directory) as aside:
+            super().save_pretrained(str(aside), state_dict=state_dict, **kwargs)
+            if name != "default":  # PEFT puts adapters of another name into a folder of theirs
+                for path in list((aside / name).iterdir()):
+                    path.rename(aside / path.name)
+                (aside / name).rmdir()
+            files.seal(aside, files.package_versions())
+            _, written = files.read_adapter(aside)
+            files.check_tensors(written, adapter_tensors(self, name), save_directory)
+            if config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name):
+                lora.write_lm_lora(aside, config, written)
+            else:
+                shutil.rmtree(directory / lora.DIRECTORY, ignore_errors=True)  # of an earlier adapter
+            (aside / files.CARD).write_text(adapter_card(config, written), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Uploads what :meth:`save_pretrained` writes, as one commit; returns its address.
+
+        Raises:
+            AdapterError: offline, or refused by the hub; nothing has been uploaded.
+        """
+        return hub.push(self.save_pretrained, repo_id, private, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        base: nn.Module | None = None,
+        is_trainable: bool = False,
+        quantization: str = "trained",
+        dtype: str = "auto",
+        attn_implementation: str = "auto",
+        revision: str | None = None,
+    ) -> DeepMLFModel | MergedDeepMLF:
+        """Loads an adapter, on its own base or on the one given. Everything is checked before anything is loaded.
+
+        Args:
+            directory: of the adapter, or its hub id; or of a merged model, which is then what comes back.
+            base: the base model; default: found by the name and revision that the adapter gives.
+            is_trainable: go on training (else frozen, in eval mode).
+            quantization, dtype, attn_implementation: of a base that is loaded here. ``quantization="trained"``: what
+                the adapter was trained on; the others as for :func:`~deepmlf_llm.backbones.load_base_model`.
+            revision: of an adapter on the hub.
+
+        Raises:
+            AdapterError: damaged files, another base, tensors that do not fit; a given base is left as it was.
+        """
+        directory = hub.local_directory(directory, revision)
+        if MergedDeepMLF.is_saved_in(directory):
+            if base is not None or is_trainable:
+                raise AdapterError(f"{directory}: a merged model: it has its base inside, and is not trained further")
+            return MergedDeepMLF.from_pretrained(directory, quantization, dtype, attn_implementation)
+        config, tensors = files.read_adapter(directory)
+        check_fit(config, tensors, base, directory)
+        if base is None:
+            base = load_base_for(config, directory, quantization, dtype, attn_implementation)
+            files.check_base(config, base, directory)
+        config.inference_mode = not is_trainable
+        try:
+            model = cls(base, config)
+        except DeepMLFError as error:
+            raise AdapterError(f"{directory}: {error}") from error
+        try:
+            files.check_tensors(tensors, adapter_tensors(model, "default"), directory)
+        except AdapterError:
+            model.eject()
+            raise
+        set_peft_model_state_dict(model, tensors)
+        return model.train(is_trainable)
+
+    def load_adapter(
+        self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, revision: str | None = None, **_: Any
+    ) -> Any:
+        """Another adapter beside those on this base, or other weights for the one of that name (Trainer does that).
+
+        It is not made the active one: see ``set_adapter``. Checked as in :meth:`from_pretrained`.
+
+        Raises:
+            AdapterError: as there; the model is left as it was.
+        """
+        directory = hub.local_directory(model_id, revision)
+        config, tensors = files.read_adapter(directory)
+        check_fit(config, tensors, self.get_base_model(), directory)
+        is_new = adapter_name not in self.peft_config
+        if is_new:
+            config.inference_mode = not is_trainable
+            try:
+                self.add_adapter(adapter_name, config)
+            except DeepMLFError as error:
+                raise AdapterError(f"{directory}: {error}") from error
+        try:
+            files.check_tensors(tensors, adapter_tensors(self, adapter_name), directory)
+        except AdapterError:
+            if is_new:
+                self.delete_adapter(adapter_name)
+            raise
+        result = set_peft_model_state_dict(self, tensors, adapter_name)
+        result.missing_keys.clear()  # the base's own; what the adapter has is all there
+        if not is_trainable:
+            self.eval()
+        return result
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> MergedDeepMLF:
+        """One model without PEFT: LoRA folded into the LM, each MM Block's LoRA into its own FFW weights.
+
+        Raises:
+            ConfigError: the base is quantised: weights that are sums of 4-bit ones do not fit 4 bits.
+        """
+        if is_quantised(self.get_base_model()):
+            raise ConfigError(
+                "a quantised base cannot be merged into: load the adapter on base.dequantize() (same outputs) or on "
+                "the 16-bit original, then merge (recipes/merge_adapter.py --base dequantized|16bit)"
+            )
+        stack, config = self.active_stack, copy.deepcopy(self.deepmlf_config)
+        for block in stack.blocks.values():  # before the LM changes: a block's FFW is that of the LM without its LoRA
+            block.ffw.take_ownership()
+        lm = self.base_model.merge_and_unload(*args, **kwargs)
+        return MergedDeepMLF(lm, stack, config)
+
+    def eject(self) -> nn.Module:
+        """Takes MM Blocks and hooks out and gives back the very same base model, mode and trainability included."""
+        return self.base_model.unload()
+
+
+def load_base_for(
+    config: DeepMLFConfig,
+    source: str | Path,
+    quantization: str = "trained",
+    dtype: str = "auto",
+    attn_implementation: str = "auto",
+) -> Any:
+    """The base model that an adapter names, with as many layers as it had in training.
+
+    Args:
+        config: of the adapter.
+        source: of the config, for messages.
+        quantization, dtype, attn_implementation: as for :meth:`DeepMLFModel.from_pretrained`.
+
+    Raises:
+        AdapterError: the adapter names none.
+        BaseModelError: it cannot be found, or not be loaded so.
+    """
+    name = named_base(config, source)
+    kind = trained_kind(config, quantization)
+    return as_deep_as_trained(load_base_model(name, kind, dtype, attn_implementation, config.revision), config)

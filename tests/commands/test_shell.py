@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_table, run_recipe
+from deepmlf_llm.errors import DataError
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_bad_input_is_one_line_and_code_2(capsys):
+    assert run_recipe(raising(DataError("x.pkl: damaged\n  (twice)"))) == 2
+    assert capsys.readouterr() == ("", "error: x.pkl: damaged (twice)\n")
+
+
+def test_other_ends():
+    assert run_recipe(lambda: None) == 0
+    assert run_recipe(lambda: 3) == 3
+    assert run_recipe(raising(KeyboardInterrupt())) == 130
+    with pytest.raises(ZeroDivisionError):  # a defect keeps its traceback
+        run_recipe(lambda: 1 // 0)
+
+
+@pytest.fixture
+def parser() -> RecipeParser:
+    parser = RecipeParser(prog="recipe.py")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--dataset", type=one_of("mosi", "sims"), default="mosi", help="whose rules")
+    parser.add_argument("--rate", type=key_value, nargs="*", default=[])
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sorce", "x"], "unknown option --sorce (did you mean '--source'?); --help lists them"),
+        (["--source=x", "--datasets=mosi"], "unknown option --datasets (did you mean '--dataset'?); --help lists them"),
+        (["--sour", "x"], "unknown option --sour (did you mean '--source'?); --help lists them"),
+        (["--source", "x", "y"], "unrecognized arguments: y"),
+        ([], "the following arguments are required: --source"),
+        (
+            ["--source", "x", "--dataset", "mosy"],
+            "argument --dataset: 'mosy' is none of mosi, sims (did you mean 'mosi'?)",
+        ),
+        (["--source", "x", "--rate", "5"], "argument --rate: '5': expected name=value"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_code_2(parser, capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_good_arguments(parser, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--source=--x", "--rate", "audio=5", "a=b=c"])
+    args = parser.parse_args()
+    assert args.source == "--x"
+    assert args.rate == [("audio", "5"), ("a", "b=c")]
+    assert parser.parse_args(["--source", "-1"]).source == "-1"
+
+
+def test_help_shows_defaults(parser, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--help"])
+    assert caught.value.code == 0
+    assert "whose rules (default: mosi)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_table(capsys, monkeypatch, rich):
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    print_table("Result", [("mae", 0.75), ("x [in file]", "a longer cell")], ["metric", "value"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["Result"]
+    for words in (["metric", "value"], ["mae", "0.75"], ["x", "[in", "file]", "a", "longer", "cell"]):
+        assert words in lines
+    print_table("Empty", [])

@@ -1,0 +1,153 @@
+"""Settings: strict, all problems at once, the same after any round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import peft
+import pytest
+import yaml
+
+from deepmlf_llm.config.method import (
+    CHOICES,
+    SECTIONS,
+    DeepMLFConfig,
+    ModalityConfig,
+)
+from deepmlf_llm.errors import ConfigError, DeepMLFError
+
+MODALITIES = {"vision": {"dim": 20, "frame_rate": 15.0}, "audio": {"dim": 5, "features": {"kind": "covarep"}}}
+
+
+def test_defaults_follow_the_paper_and_the_design():
+    config = DeepMLFConfig()
+    assert (config.num_fusion_tokens, config.fusion_layers, config.ffw_scope, config.gate) == (
+        8,
+        "even:7",
+        "joint",
+        "sigmoid",
+    )
+    assert (config.r, config.has_lm_lora, config.ffw_weights) == (0, False, "shared")
+    objective = config.objective
+    assert (objective.lambda_fusion, objective.lambda_av, objective.lambda_text, objective.gamma) == (
+        0.4,
+        0.8,
+        0.8,
+        0.0,
+    )
+    assert dataclasses.astuple(config.av_encoder) == (30, 3, 6, 120, 0.1, 0.0, 50)
+    assert config.task_type == "CAUSAL_LM"
+    assert isinstance(config, peft.LoraConfig)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"modalities": MODALITIES, "fusion_layers": [11, 5], "gate": "tanh", "seqaug": {"p_apply": 0.2, "p_feat": 1}},
+        {"r": 8, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1, "use_rslora": True},
+        {"r": 8, "target_modules": "all-linear", "use_dora": True},
+    ],
+)
+def test_round_trips_are_exact(settings, tmp_path):
+    config = DeepMLFConfig(**settings)
+    assert DeepMLFConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert DeepMLFConfig.from_dict(json.loads(config.to_json())).to_dict() == config.to_dict()
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(json.loads(config.to_json())))
+    assert DeepMLFConfig.from_yaml(tmp_path / "settings.yaml").to_dict() == config.to_dict()
+    config.save_pretrained(tmp_path)
+    for kind in (DeepMLFConfig, peft.PeftConfig):
+        again = kind.from_pretrained(tmp_path)
+        assert isinstance(again, DeepMLFConfig)
+        # PEFT marks what it saves as meant for inference, we with the digest of its settings.
+        apart = {"inference_mode": False, "settings_sha256": None}
+        assert {**again.to_dict(), **apart} == {**config.to_dict(), **apart}
+
+
+def test_modalities_have_one_order_whatever_wrote_them():
+    """PEFT sorts the keys of what it saves; the AV encoder joins modalities in order."""
+    backwards = dict(reversed(list(MODALITIES.items())))
+    assert list(DeepMLFConfig(modalities=MODALITIES).modalities) == ["audio", "vision"]
+    assert list(DeepMLFConfig(modalities=backwards).modalities) == ["audio", "vision"]
+
+
+def test_every_problem_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        DeepMLFConfig(
+            gate="relu", fusion_layers="evn:2", num_fusion_tokens=0, objective={"gamma": -1}, text=3, head_dropout=1,
+            av_encoder={"width": 32}, seqaug={"p_feet": 1}, ffw_lora_alpha=float("nan"), target_modules=["q_proj"],
+            modalities={"a_mask": {"dim": 2}, "audio": {"dims": 3}},
+        )  # fmt: skip
+    message = str(caught.value)
+    for part in (
+        "gate='relu': expected one of 'sigmoid', 'tanh', 'none'",
+        "fusion_layers='evn:2': expected a list of distinct layer indices (from 0), 'last:k', 'even:k' or 'from:i'",
+        "num_fusion_tokens=0: expected an integer >= 1",
+        "objective.gamma=-1: expected a number >= 0",
+        "text=3: expected a mapping",
+        "head_dropout=1: expected a number in [0, 1)",
+        "av_encoder.width=32 is no multiple of num_heads=6",
+        "seqaug: unknown key 'p_feet' (did you mean 'p_feat'?)",
+        "ffw_lora_alpha=nan: expected a number >= 0",
+        "target_modules=['q_proj']: LoRA on the LM is off (r=0)",
+        "'a_mask' cannot name a modality",
+        "modalities.audio: unknown key 'dims' (did you mean 'dim'?)",
+    ):
+        assert part in message
+    assert isinstance(caught.value, DeepMLFError)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": {"gamma": 1}, "ffw_scope": "fusion"}, "gamma > 0 trains nothing with ffw_scope='fusion'"),
+        ({"modalities": {"audio": {}}}, "modalities.audio.dim=0: expected an integer >= 1"),
+        ({"modalities": ["audio"]}, r"modalities=\['audio'\]: expected a mapping"),
+        ({"modalities": {"labels": {"dim": 1}}}, "'labels' cannot name a modality"),
+        ({"modalities": {"heart rate": {"dim": 1}}}, "'heart rate' cannot name a modality"),
+        ({"objective": {"loss": "huber"}}, "objective.loss='huber': expected one of 'l1', 'mse'"),
+        ({"text": {"template": "no place"}}, "expected a string that holds {text} once"),
+        ({"text": {"case": "upper"}}, "text.case='upper'"),
+        ({"schema_version": 99}, "reads up to 1; upgrade deepmlf_llm"),
+        ({"r": -1, "target_modules": ["q_proj"]}, "r=-1: expected an integer >= 0"),
+        ({"num_outputs": True}, "num_outputs=True: expected an integer >= 1"),
+        ({"av_encoder": {"width": 15, "num_heads": 3}}, "positions need an even width"),
+        ({"seqaug": {"p_apply": 1.5}}, r"seqaug.p_apply=1.5: expected a number in \[0, 1\]"),
+        ({"seqaug": {"embedding_noise": "0.1"}}, "seqaug.embedding_noise='0.1': expected a number >= 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DeepMLFConfig(**settings)
+
+
+def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown key 'num_fuson_tokens' \(did you mean 'num_fusion_tokens'\?\)"):
+        DeepMLFConfig.from_dict({"num_fuson_tokens": 9})
+    assert DeepMLFConfig.from_dict({"a_setting_of_a_later_peft": None}).r == 0
+    path = tmp_path / "settings.yaml"
+    for text, message in (
+        ("gat: tanh", r"settings.yaml: DeepMLFConfig: unknown key 'gat' \(did you mean 'gate'\?\)"),
+        ("- 1", "settings.yaml: expected a mapping of settings"),
+        ("a: [", "settings.yaml: while parsing a flow node"),
+        ("", "settings.yaml: expected a mapping of settings"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message) as caught:
+            DeepMLFConfig.from_yaml(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"none\.yaml: .*No such file"):
+        DeepMLFConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_every_field_says_what_it_is():
+    for kind in (*SECTIONS.values(), ModalityConfig):
+        assert all(field.metadata.get("help") for field in dataclasses.fields(kind)), kind
+    ours = {f.name for f in dataclasses.fields(DeepMLFConfig)} - {f.name for f in dataclasses.fields(peft.LoraConfig)}
+    helps = {f.name: f.metadata.get("help") for f in dataclasses.fields(DeepMLFConfig)}
+    assert all(helps[name] for name in ours)
+    for name, choices in CHOICES.items():
+        if "." not in name:
+            assert all(choice in helps[name] for choice in choices), name

@@ -1,0 +1,69 @@
+"""Mirrors ``deepmlf_llm/planning/flops.py``: against what torch itself counts while a step runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepmlf_llm.backbones import load_base_model
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.planning.flops import StepGeometry, step_flops
+
+B, T, FRAMES = 4, 15, {"audio": 26, "vision": 19}
+DIMS = {"audio": 16, "vision": 20}
+
+
+def build(**settings) -> DeepMLFModel:
+    modalities = {name: {"dim": dim} for name, dim in DIMS.items()}
+    base = load_base_model("tiny-llama", attn_implementation="eager")
+    return DeepMLFModel(base, DeepMLFConfig(num_fusion_tokens=8, modalities=modalities, **settings)).train()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    features = {name: torch.randn(B, FRAMES[name], dim) for name, dim in DIMS.items()}
+    return {"input_ids": torch.randint(3, 250, (B, T)), "labels": torch.zeros(B), **features}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ffw_scope": "fusion"},
+        {"ffw_scope": "joint"},
+        {"ffw_scope": "joint", "r": 4},
+        {"ffw_scope": "joint", "objective": {"gamma": 1.0}},
+        {"ffw_scope": "fusion", "ffw_weights": "copy"},
+    ],
+    ids=str,
+)
+def test_agrees_with_what_torch_counts(settings):
+    """Within 2 %: some gradients that we count, nobody needs (of features, of the last norm's neighbours)."""
+    model = build(fusion_layers="even:2", **settings)
+    with FlopCounterMode(display=False) as counted:
+        model(**batch()).loss.backward()
+    assert step_flops(model, StepGeometry(B, T, FRAMES), False) == pytest.approx(counted.get_total_flops(), rel=0.02)
+
+
+def test_a_cached_text_costs_nothing():
+    model = build(fusion_layers="even:2", ffw_scope="fusion")
+    model.enable_text_cache("memory")
+    rows = batch()
+    model.build_text_cache(rows["input_ids"].tolist())
+    with FlopCounterMode(display=False) as counted:
+        model(**rows).loss.backward()
+    assert step_flops(model, StepGeometry(B, T, FRAMES), True) == pytest.approx(counted.get_total_flops(), rel=0.02)
+
+
+def test_grows_with_what_costs():
+    geometry = StepGeometry(B, T, FRAMES)
+
+    def flops(**settings) -> int:
+        return step_flops(build(**settings), geometry, True)
+
+    two = flops(fusion_layers="even:2", ffw_scope="fusion")
+    assert flops(fusion_layers="even:4", ffw_scope="fusion") > two
+    assert flops(fusion_layers="even:2", ffw_scope="joint") > two
+    assert step_flops(build(fusion_layers="even:2", ffw_scope="fusion"), geometry, False) > two
+    twice = StepGeometry(2 * B, T, FRAMES)
+    assert step_flops(build(fusion_layers="even:2", ffw_scope="fusion"), twice, True) == 2 * two
