@@ -17,7 +17,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format
+.PHONY: help setup demo test test-fast coverage docs docs-serve lint format check-code check-format check-types check-imports
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,13 +34,33 @@ test: setup ## the whole test suite; ARGS="-k metrics" picks tests, WORKERS=n
 test-fast: setup ## the tests without those that take minutes
 	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs -m "not slow" $(ARGS)
 
+coverage: setup ## the whole suite with branch coverage, subprocesses included; the pages are in .cache/coverage/html
+	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs \
+	  --cov --cov-report=term:skip-covered --cov-report=html:.cache/coverage/html $(ARGS)
+
+docs: setup ## the site in .cache/site: these pages and the API from the docstrings; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(INTERPRETER) -m mkdocs --quiet build --strict
+	@echo "make docs: .cache/site/index.html"
+
+docs-serve: setup ## the site at http://127.0.0.1:8000, made again as files change
+	@NO_MKDOCS_2_WARNING=1 $(INTERPRETER) -m mkdocs serve --strict
+
+# The checks run one after the other whichever fails. They install nothing: pre-commit runs them too.
+CHECKS := check-code check-format check-types check-imports
 lint: setup ## ruff, mypy and the one-way imports; all of them, whichever fails
-	@status=0; bin="$(dir $(INTERPRETER))"; \
-	$(INTERPRETER) -m ruff check --output-format concise . || status=1; \
-	$(INTERPRETER) -m ruff format --check . || status=1; \
-	$(INTERPRETER) -m mypy || status=1; \
-	$${bin}lint-imports --no-logo --cache-dir .cache/import_linter || status=1; \
-	exit $$status
+	@$(MAKE) --no-print-directory --keep-going --jobs=1 $(CHECKS)
+
+check-code:
+	@$(INTERPRETER) -m ruff check --output-format concise .
+
+check-format:
+	@$(INTERPRETER) -m ruff format --check .
+
+check-types:
+	@$(INTERPRETER) -m mypy
+
+check-imports:
+	@"$(dir $(INTERPRETER))lint-imports" --no-logo --cache-dir .cache/import_linter
 
 format: setup ## put the code into shape
 	$(INTERPRETER) -m ruff check --fix .
