@@ -3,23 +3,14 @@ every part of them is checked."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-
-def is_number(value: Any) -> bool:
-    """A finite number; JSON knows integers that no float can hold."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+from deepmlf_llm.config.rules import brief, is_integer, is_number
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_integer(value) and value >= 1
 
 
 def _text(value: Any) -> bool:
@@ -32,8 +23,15 @@ _FINGERPRINT: dict[str, Callable[[Any], bool]] = {
     "layers": _count,
     "vocabulary": _count,
     "weights": _text,
+    # Since version 2, which tells every tensor apart:
+    "version": _count,
+    "shapes": _text,
+    "digest": _text,
+    "sketch": _text,
+    "stored": _text,
+    "quantization": _text,
 }
-_MAY_LACK = "weights"  # of a base whose weights were shards when the adapter was made
+_ALWAYS = {"family", "width", "layers", "vocabulary"}  # the rest may lack: weights can be shards, or of version 1
 
 
 def fingerprint_problems(value: Any) -> list[str]:
@@ -41,11 +39,12 @@ def fingerprint_problems(value: Any) -> list[str]:
     if value is None:
         return []
     if not isinstance(value, dict):
-        return [f"base_fingerprint={value!r}: expected a mapping"]
-    if not _FINGERPRINT.keys() - {_MAY_LACK} <= value.keys() <= _FINGERPRINT.keys():
-        return [f"base_fingerprint has {', '.join(map(str, value)) or 'nothing'}: expected {', '.join(_FINGERPRINT)}"]
+        return [f"base_fingerprint={brief(value)}: expected a mapping"]
+    if not _ALWAYS <= value.keys() <= _FINGERPRINT.keys():
+        given = brief(", ".join(map(str, value)) or "nothing")
+        return [f"base_fingerprint has {given}: expected {', '.join(_FINGERPRINT)}"]
     return [
-        f"base_fingerprint.{key}={value[key]!r}: expected {'a string' if good is _text else 'an integer >= 1'}"
+        f"base_fingerprint.{key}={brief(value[key])}: expected {'a string' if good is _text else 'an integer >= 1'}"
         for key, good in _FINGERPRINT.items()
         if key in value and not good(value[key])
     ]
@@ -53,10 +52,10 @@ def fingerprint_problems(value: Any) -> list[str]:
 
 def standardisation_problems(name: str, value: Any, dim: Any) -> list[str]:
     """What is wrong with modality ``name``'s ``standardisation``, one phrase each."""
-    if value is None or not isinstance(dim, int):
+    if value is None or not is_integer(dim):
         return []
     if not isinstance(value, dict) or not {"mean", "std"} <= value.keys() <= {"mean", "std", "clip", "constant"}:
-        given = ", ".join(map(str, value)) if isinstance(value, dict) else repr(value)
+        given = ", ".join(map(str, value)) if isinstance(value, dict) else brief(value)
         return [f"modalities.{name}.standardisation has {given}: expected mean, std, clip, constant"]
     problems = []
     for key in ("mean", "std"):
@@ -64,12 +63,12 @@ def standardisation_problems(name: str, value: Any, dim: Any) -> list[str]:
         if not isinstance(numbers, (list, tuple)) or len(numbers) != dim or not all(map(is_number, numbers)):
             problems.append(f"modalities.{name}.standardisation.{key}: expected {dim} numbers, one per dimension")
         elif key == "std" and min(numbers) <= 0:
-            problems.append(f"modalities.{name}.standardisation.std holds {min(numbers)!r}: expected numbers > 0")
+            problems.append(f"modalities.{name}.standardisation.std holds {brief(min(numbers))}: expected numbers > 0")
     clip, constant = value.get("clip"), value.get("constant", [])
     if clip is not None and not (is_number(clip) and clip > 0):
-        problems.append(f"modalities.{name}.standardisation.clip={clip!r}: expected a number > 0, or null")
-    if not isinstance(constant, (list, tuple)) or not all(
-        isinstance(i, int) and not isinstance(i, bool) and 0 <= i < dim for i in constant
-    ):
-        problems.append(f"modalities.{name}.standardisation.constant={constant!r}: expected dimensions, 0 to {dim - 1}")
+        problems.append(f"modalities.{name}.standardisation.clip={brief(clip)}: expected a number > 0, or null")
+    if not isinstance(constant, (list, tuple)) or not all(is_integer(i) and 0 <= i < dim for i in constant):
+        problems.append(
+            f"modalities.{name}.standardisation.constant={brief(constant)}: expected dimensions, 0 to {dim - 1}"
+        )
     return problems

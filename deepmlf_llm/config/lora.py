@@ -15,7 +15,9 @@ from typing import Any
 from peft import LoraConfig
 from peft.tuners.lora import LoraRuntimeConfig
 
-from deepmlf_llm.config.facts import is_number
+from deepmlf_llm.config.rules import brief, is_integer, is_number
+
+_MOST = 1 << 20  # of a rank, a scale, a layer's number: beyond, it is a typing error
 
 
 def _words(value: Any) -> bool:
@@ -34,7 +36,7 @@ def _pattern(value: Any) -> bool:
 
 def _layers(value: Any) -> bool:
     numbers = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+    return all(is_integer(number) and 0 <= number <= _MOST for number in numbers)
 
 
 def _by_pattern(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -46,7 +48,7 @@ def _or_none(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_integer(value) and 1 <= value <= _MOST
 
 
 _TRUTH: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
@@ -55,7 +57,7 @@ _NAME: tuple[Callable[[Any], bool], str] = (_or_none(lambda value: isinstance(va
 SERVED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_modules": (_or_none(lambda v: _words(v) or _pattern(v)), f"{_MODULES}, or 'all-linear'"),
     "exclude_modules": (_or_none(lambda v: _words(v) or _pattern(v)), _MODULES),
-    "lora_alpha": (lambda v: is_number(v) and v > 0, "a number > 0"),
+    "lora_alpha": (lambda v: is_number(v) and 0 < v <= _MOST, "a number > 0"),
     "lora_dropout": (lambda v: is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
     "use_rslora": _TRUTH,
     "use_dora": _TRUTH,
@@ -83,10 +85,10 @@ def lora_problems(config: LoraConfig) -> list[str]:
         if field.name in SERVED:
             good, expected = SERVED[field.name]
             if not good(value):
-                problems.append(f"{field.name}={value!r}: expected {expected}")
+                problems.append(f"{field.name}={brief(value)}: expected {expected}")
         elif field.name not in _CHECKED_ELSEWHERE and value != _default(field):
             problems.append(
-                f"{field.name}={value!r}: DeepMLF does not serve this kind of LoRA on the LM; leave it at "
+                f"{field.name}={brief(value)}: DeepMLF does not serve this kind of LoRA on the LM; leave it at "
                 f"{_default(field)!r}"
             )
     return problems

@@ -28,7 +28,14 @@ _FROM_PEFT = {
     "use_dora": "weight-decomposed LoRA on the LM (DoRA)",
 }
 # What the data, the base model or the file format decide, not the user.
-_RECORDED = {"schema_version", "base_fingerprint", "base_quantization", "package_versions", "weights_sha256"}
+_RECORDED = {
+    "schema_version",
+    "base_fingerprint",
+    "base_quantization",
+    "package_versions",
+    "weights_sha256",
+    "settings_sha256",
+}
 _NOT_THE_USERS = {"r", "modalities", "dataset", "num_outputs", *_RECORDED}
 _NOT_THE_USERS_DOTTED = {"text.case"}
 

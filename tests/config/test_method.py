@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import peft
 import pytest
 import yaml
 
-from deepmlf_llm.config.method import (
-    CHOICES,
-    SECTIONS,
-    DeepMLFConfig,
-    ModalityConfig,
-)
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.config.rules import HELP, RULE
+from deepmlf_llm.config.sections import SECTIONS, ModalityConfig
 from deepmlf_llm.errors import ConfigError, DeepMLFError
 
 MODALITIES = {"vision": {"dim": 20, "frame_rate": 15.0}, "audio": {"dim": 5, "features": {"kind": "covarep"}}}
@@ -148,6 +146,84 @@ def test_every_field_says_what_it_is():
     ours = {f.name for f in dataclasses.fields(DeepMLFConfig)} - {f.name for f in dataclasses.fields(peft.LoraConfig)}
     helps = {f.name: f.metadata.get("help") for f in dataclasses.fields(DeepMLFConfig)}
     assert all(helps[name] for name in ours)
-    for name, choices in CHOICES.items():
-        if "." not in name:
-            assert all(choice in helps[name] for choice in choices), name
+    for kind in (DeepMLFConfig, *SECTIONS.values()):
+        for field in dataclasses.fields(kind):
+            choices = getattr(field.metadata.get(RULE), "choices", ())
+            assert all(choice in field.metadata[HELP] for choice in choices), field.name
+
+
+WRONG = [
+    None,
+    [],
+    ["sigmoid"],
+    {},
+    {"a": 1},
+    "nonsense: [",
+    "",
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**30,
+    10**5000,
+    True,
+    -1,
+]
+"""What a YAML file can hold and almost no setting takes."""
+GOOD_ANYWAY = {
+    "r": (), "num_fusion_tokens": (), "ffw_lora_alpha": (), "dequantize_copy": (True,), "modalities": ({},),
+    "modalities.audio.features": ({}, {"a": 1}), "text.template": (), "package_versions": ({}, {"a": 1}),
+    "weights_sha256": ("nonsense: [",), "settings_sha256": ("nonsense: [",),
+    "av_encoder": ({},), "objective": ({},), "seqaug": ({},), "text": ({},),
+    **{f"seqaug.{name}": () for name in ("p_apply", "p_feat")},
+    # of PEFT
+    "base_model_name_or_path": ("nonsense: [", ""), "revision": ("nonsense: [", ""),
+    "peft_version": ("nonsense: [", ""),
+    "inference_mode": (True,), "use_rslora": (True,), "use_dora": (True,), "fan_in_fan_out": (True,),
+    "init_lora_weights": (True,), "exclude_modules": ([], ["sigmoid"]), "loftq_config": ({},),
+    "rank_pattern": ({}, {"a": 1}), "alpha_pattern": ({}, {"a": 1}),
+}  # fmt: skip
+
+
+def _every_path():
+    skipped = {"peft_type", "auto_mapping"}
+    for field in dataclasses.fields(DeepMLFConfig):
+        if field.name not in skipped:
+            yield field.name
+    for name, section in SECTIONS.items():
+        yield from (f"{name}.{field.name}" for field in dataclasses.fields(section))
+    yield from (f"modalities.audio.{field.name}" for field in dataclasses.fields(ModalityConfig))
+
+
+@pytest.mark.parametrize("path", list(_every_path()))
+def test_a_value_of_another_kind_is_a_config_error_that_names_the_field(path):
+    """Every field with all that YAML can hold: taken, where the field means it, or refused in one line."""
+    parts = path.split(".")
+    default = getattr(DeepMLFConfig(), path, "nested")
+    for wrong in WRONG:
+        values: dict = {"modalities": {"audio": {"dim": 3}}}
+        inner = values
+        for part in parts[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[parts[-1]] = wrong
+        good = GOOD_ANYWAY.get(path, ())
+        if any(wrong is option or (type(wrong) is type(option) and wrong == option) for option in good):
+            DeepMLFConfig.from_dict(values)
+            continue
+        if wrong is None and (default is None or path in OPTIONAL):
+            DeepMLFConfig.from_dict(values)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            DeepMLFConfig.from_dict(values)
+        message = str(caught.value)
+        assert path in message, (path, message)
+        assert "\n" not in message
+        assert len(message) < 600
+
+
+OPTIONAL = {
+    "modalities.audio.frame_rate",
+    "modalities.audio.standardisation",
+    "target_modules",
+    "task_type",
+    "peft_version",
+}

@@ -43,3 +43,26 @@ def test_other_placements_are_refused(spec):
 def test_placements_outside_the_lm_are_refused(spec):
     with pytest.raises(ConfigError, match="fusion_layers="):
         resolve_fusion_layers(spec, 12)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers", "fits"),
+    [
+        ("even:7", 4, "'even:4' would fit"),
+        ("last:9", 6, "'last:6' would fit"),
+        ("from:4", 4, "'from:3' would fit"),
+        ([1, 3, 5], 4, r"\[1, 3\] or 'last:3' would fit"),
+        ([30, 31], 4, "'last:2' would fit"),
+    ],
+)
+def test_an_lm_with_fewer_layers_gets_a_placement_that_fits(spec, layers, fits):
+    with pytest.raises(ConfigError, match=fits):
+        resolve_fusion_layers(spec, layers)
+
+
+@pytest.mark.parametrize(
+    "spec", ["last:²", f"even:{'9' * 5000}", "from:-1", "٣", [10**5000], float("nan"), {}, {"a": 1}]
+)
+def test_digits_of_other_scripts_and_endless_numbers_are_refused(spec):
+    with pytest.raises(ConfigError, match="fusion_layers="):
+        parse_fusion_layers(spec)
