@@ -6,17 +6,17 @@ and kept; the tokens that follow then cost only themselves. Nothing here knows w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from deepmlf_llm.backbones.interface import Decoder, layer_output
 from deepmlf_llm.backbones.packing import PackedRows
+from deepmlf_llm.backbones.segment import ENTERING, segment
 
 
 @dataclass
@@ -68,38 +68,6 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-@contextmanager
-def _passing_through(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """These layers return their input inside; no module, key or hook changes."""
-
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
-
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = forward
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            del layer.__dict__["forward"]
-            if own is not None:
-                layer.forward = own
-
-
-@contextmanager
-def _keeping_activations(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """No activation checkpointing inside: a layer that transformers checkpoints drops its cache."""
-    flagged = [layer for layer in layers if layer.training]
-    for layer in flagged:
-        layer.training = False
-    try:
-        yield
-    finally:
-        for layer in flagged:
-            layer.training = True
-
-
 def run_layers(
     decoder: Decoder,
     hidden: Tensor,
@@ -123,28 +91,26 @@ def run_layers(
     Returns:
         [b x s x d] after layer ``last - 1``, or after the final norm.
     """
-    layers = list(decoder.layers)
-    stop = len(layers) if last is None else last
-    captured: list[Tensor] = []
-    handles = []
+    body = segment(decoder, first, last, keep_activations=cache is not None)
     if first > 0:
-        handles.append(_feed(layers[first] if first < len(layers) else decoder.final_norm, hidden))
-    if last is not None:
-        handles.append(layers[stop - 1].register_forward_hook(lambda m, a, out: captured.append(layer_output(out))))
-    try:
-        with _passing_through(layers[:first] + layers[stop:]), _keeping_activations([] if cache is None else layers):
-            out = decoder.body(
-                inputs_embeds=hidden,
-                attention_mask=mask,
-                position_ids=positions(mask)[:, -hidden.shape[1] :],
-                use_cache=cache is not None,
-                **{decoder.cache_argument: cache},
-                **to_layers,
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    return captured[0] if last is not None else out.last_hidden_state
+        to_layers[ENTERING] = hidden
+    out = body(
+        inputs_embeds=hidden,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, -hidden.shape[1] :],
+        use_cache=cache is not None,
+        **{decoder.cache_argument: cache},
+        **_unrecorded(decoder),
+        **to_layers,
+    )
+    return layer_output(out)
+
+
+def _unrecorded(decoder: Decoder) -> dict[str, bool]:
+    """Whoever records states and attentions (``config.output_hidden_states``) wants those of whole passes, and the
+    hooks for it would be set anew for each segment."""
+    names = ("output_hidden_states", "output_attentions")
+    return {name: False for name in names if getattr(decoder.body.config, name, False)}
 
 
 def run_packed(decoder: Decoder, hidden: Tensor, mask: Tensor, rows: PackedRows, **to_layers: Any) -> Tensor:
@@ -167,18 +133,7 @@ def run_packed(decoder: Decoder, hidden: Tensor, mask: Tensor, rows: PackedRows,
         **rows.kernel_arguments(),
         **to_layers,
     )
-    return rows.unpack(out.last_hidden_state)
-
-
-def _feed(module: nn.Module, hidden: Tensor) -> Any:
-    """A pre-hook that gives ``module`` these hidden states, whatever arrives (GPT-2 adds positions before layer 0)."""
-
-    def feed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    return module.register_forward_pre_hook(feed, with_kwargs=True)
+    return rows.unpack(layer_output(out))
 
 
 @torch.no_grad()
