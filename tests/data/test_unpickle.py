@@ -11,6 +11,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepmlf_llm.data import pickle_budget
 from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.errors import DataError
 
@@ -217,18 +219,102 @@ def test_what_the_crafted_arrays_are_made_of_is_read_when_it_is_honest(write_pic
 
 
 def test_a_deep_pickle_is_an_error_not_a_crash(write_pickle):
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="nested more than 64 levels deep"):
         load_pickle(write_pickle(b"]" * 100_000 + b"a" * 99_999 + b"."))
 
 
-def test_shared_and_cyclic_containers_end(write_pickle):
+def test_what_is_shared_stays_shared(write_pickle):
     array = np.arange(3)
-    cyclic: list[Any] = [array, array]
-    cyclic.append((cyclic,))
-    loaded = load_pickle(write_pickle(cyclic))
-    assert loaded[0] is loaded[1]
-    assert loaded[2][0] is loaded
+    loaded = load_pickle(write_pickle([array, array, (array,)]))
+    assert loaded[0] is loaded[1] is loaded[2][0]
     np.testing.assert_array_equal(loaded[0], array)
+
+
+def test_a_container_that_holds_itself_is_refused(write_pickle):
+    cyclic: list[Any] = [1]
+    cyclic.append((cyclic,))
+    with pytest.raises(DataError, match="holds itself"):
+        load_pickle(write_pickle(cyclic))
+
+
+PUT, GET = pickle.MEMOIZE, pickle.BINGET
+ARRAY = pickle.dumps(np.zeros(50_000, np.float32), protocol=4)[:-1]  # left on the stack, 200 kB
+
+
+def text_of(length: int) -> bytes:
+    return pickle.BINUNICODE + struct.pack("<I", length) + b"x" * length
+
+
+def colliding(count: int) -> bytes:
+    """Whole numbers that Python hashes to 0, as the keys of a dictionary."""
+    numbers = ((i * (2**61 - 1)).to_bytes(12, "little") for i in range(1, count))
+    return b"\x80\x04}(" + b"".join(pickle.LONG1 + b"\x0c" + number + b"N" for number in numbers) + b"u."
+
+
+NAME = b"cbuiltins\nlist\n"
+ENCODE = b"c_codecs\nencode\n"
+DEAR = {  # small files -> what would take minutes or gigabytes, and what is said
+    "a tuple's hash": (b"\x80\x04}(N" + b"2\x86" * 60 + b"Nu.", "a key that is no data: tuple"),
+    "a tuple's hash in a set": (b"\x80\x04\x8f(N" + b"2\x86" * 60 + b"\x90.", "a key that is no data: tuple"),
+    "a tuple's hash in a frozen set": (b"\x80\x04(N" + b"2\x86" * 60 + b"\x91.", "a key that is no data: tuple"),
+    "a tuple's hash, by call": (b"\x80\x04cbuiltins\nset\n(N" + b"2\x86" * 60 + b"l\x85R.", "no data: tuple"),
+    "a tuple's hash, as items": (
+        b"\x80\x02ccollections\nOrderedDict\n(N" + b"2\x86" * 60 + b"N\x86l\x85R.",
+        "a key that is no data: tuple",
+    ),
+    "a tuple's hash, one item": (b"\x80\x04}N" + b"2\x86" * 60 + b"Ns.", "a key that is no data: tuple"),
+    "keys that collide": (colliding(100_000), "a key that is no data: a huge number"),
+    "lists of lists": (b"\x80\x04N" + b"2\x86" * 60 + b".", "the same objects over and over"),
+    "one array, many times": (b"\x80\x04(" + ARRAY[2:] + b"2" * 100_000 + b"l.", "the same objects over and over"),
+    "a list, copied": (
+        b"\x80\x04" + NAME + PUT + b"0](" + b"N" * 50_000 + b"e" + PUT + b"0(" + b"h\x00h\x01\x85R" * 50_000 + b"l.",
+        "copies the same data over and over",
+    ),
+    "a text, encoded": (
+        b"\x80\x04" + ENCODE + PUT + b"0" + text_of(100_000) + b"X\x06\x00\x00\x00latin1\x86" + PUT + b"0("
+        + b"h\x00h\x01R" * 50_000 + b"l.",
+        "copies the same data over and over",
+    ),
+    "a long number": (b"\x80\x04\x8b" + struct.pack("<i", 100_000) + b"\x01" * 100_000 + b".", "never need"),
+    "a long number as text": (b"L0x" + b"f" * 100_000 + b"L\n.", "a number of 100003 characters"),
+    "an array of many dimensions": (
+        crafted_array(b"f4", b"I1\n" * 10_000, b"S''\n", b"(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"),
+        "impossible array shape of 10000 dimensions",
+    ),
+    "a long name": (b"c" + b"x" * 100_000 + b"\ny\n.", "refused: it refers to " + "x" * 80 + "."),
+    "state for a number": (b"\x80\x04K\x01}b.", "tries to change a int"),
+    "a call of a number": (b"\x80\x04K\x01)R.", "calls a int"),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", DEAR)
+def test_a_small_file_takes_neither_minutes_nor_gigabytes(write_pickle, what):
+    content, message = DEAR[what]
+    assert len(content) < 2 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=re.escape(message)) as raised:
+            load_pickle(write_pickle(content))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 30
+    finally:
+        tracemalloc.stop()
+    assert len(str(raised.value)) < 1000
+
+
+def test_instructions_are_counted(write_pickle, monkeypatch):
+    monkeypatch.setattr(pickle_budget, "INSTRUCTIONS", 1000)
+    assert load_pickle(write_pickle(list(range(300)))) == list(range(300))
+    with pytest.raises(DataError, match="instructions: data of that size come as arrays"):
+        load_pickle(write_pickle(b"\x80\x04" + b"N0" * 1000 + b"N."))
+
+
+def test_padding_that_rows_share_is_read(write_pickle):
+    """What real files share: one array of zeros wherever a modality is missing, one short text for many rows."""
+    padding, label = np.zeros((50, 35), np.float32), "neutral"
+    loaded = load_pickle(write_pickle({"vision": [padding] * 2000, "labels": [label] * 2000, "rows": {1: 2, 2.5: 3}}))
+    assert len(loaded["vision"]) == 2000
+    assert loaded["rows"] == {1: 2, 2.5: 3}
 
 
 def test_missing_file(tmp_path):
