@@ -34,6 +34,10 @@ class AdapterError(DeepMLFError):
     """An adapter file is damaged or does not fit; nothing of it has been loaded."""
 
 
+class FileError(DeepMLFError):
+    """A file or directory cannot be written where it is wanted: no room, no permission, something else in its place."""
+
+
 class RunError(DeepMLFError):
     """A run cannot start or go on here, for example because its directory holds another run."""
 

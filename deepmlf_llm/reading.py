@@ -66,7 +66,7 @@ def parse_yaml(text: str | bytes) -> Any:
             _check_unfolded(node)
             return loader.construct_document(node)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except RecursionError:
         raise ValueError("nested too deep") from None
     except (yaml.YAMLError, ArithmeticError, LookupError, TypeError) as error:

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from torch import Tensor, nn
 from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
 from deepmlf_llm.config.method import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
 from deepmlf_llm.errors import AdapterError, DeepMLFError
-from deepmlf_llm.files import sha256
+from deepmlf_llm.files import files_aside, sha256
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
@@ -208,26 +205,12 @@ def seal(directory: Path, versions: Mapping[str, str]) -> None:
     path.write_text(sealed(values), encoding="utf-8")
 
 
-@contextmanager
-def written_aside(directory: Path) -> Iterator[Path]:
+def written_aside(directory: Path) -> AbstractContextManager[Path]:
     """A directory to write into; its files go to ``directory``, each in one rename, only if all went well.
 
     The config goes last, and names the weights by their hash: an adapter is either whole or refused.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        yield aside
-        directory.mkdir(exist_ok=True)
-        for path in sorted(aside.rglob("*"), key=lambda p: (p.name == CONFIG, -len(p.parts))):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                target = directory / path.relative_to(aside)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    return files_aside(directory, last=CONFIG)
 
 
 def package_versions() -> dict[str, str]:

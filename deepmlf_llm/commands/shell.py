@@ -5,29 +5,42 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from deepmlf_llm.errors import DeepMLFError, suggest
+from deepmlf_llm.write_errors import NEVER_OURS, error_number, explain
 
 BAD_INPUT = 2
+LONGEST_LINE = 4000
 INTERRUPTED = 130
 
 
 def run_recipe(main: Callable[[], int | None]) -> int:
     """Runs a recipe's ``main`` and returns the exit code: ``raise SystemExit(run_recipe(main))``.
 
-    A :class:`DeepMLFError` becomes one line on stderr and code 2; any other exception is a defect and keeps its
-    traceback.
+    A :class:`DeepMLFError` becomes one line on stderr and code 2, and so does a full or failing disk, a missing
+    permission or a name too long, wherever it comes up; any other exception is a defect and keeps its traceback.
     """
     try:
         return main() or 0
     except DeepMLFError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        return BAD_INPUT
+        message = str(error)
+    except Exception as error:
+        if error_number(error) not in NEVER_OURS:
+            raise
+        message = str(explain(error, Path(str(getattr(error, "filename", None) or ".")), done="used"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def one_line(message: str) -> str:
+    """A message as a terminal may show it: one line, without control sequences that a file brought in, not endless."""
+    line = "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(message.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ... ({len(line)} characters)"
 
 
 class RecipeParser(argparse.ArgumentParser):

@@ -45,6 +45,12 @@ class PolarityDataset(Dataset[dict[str, Any]]):
         """Name and dimension of each modality."""
         return {name: ragged.dim for name, ragged in self.features.items()}
 
+    @property
+    def nbytes(self) -> int:
+        """Of labels, texts and features."""
+        texts = sum(len(text) for text in (*self.ids, *self.texts))
+        return texts + self.labels.nbytes + sum(r.values.nbytes + r.offsets.nbytes for r in self.features.values())
+
     def __len__(self) -> int:
         return len(self.ids)
 

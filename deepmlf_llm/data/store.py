@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepmlf_llm.data.manifest import Manifest, read_manifest
 from deepmlf_llm.data.storage import read_split, write_splits
 from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.files import directory_aside
 
 if TYPE_CHECKING:
     from deepmlf_llm.data.dataset import PolarityDataset
@@ -94,24 +92,8 @@ def write_store(directory: Path, splits: Mapping[str, PolarityDataset], manifest
     """Writes a data directory; it appears complete or not at all.
 
     Raises:
-        DataError: the place cannot be written to, or was taken meanwhile.
+        FileError: the place cannot be written to, or was taken meanwhile.
     """
-    aside = None
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
+    with directory_aside(directory, needed=sum(split.nbytes for split in splits.values())) as aside:
         write_splits(aside, splits, manifest.storage)
         manifest.write(aside)
-        aside.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        os.rename(aside, directory)  # replaces an empty directory, refuses any other
-    except OSError as error:
-        raise DataError(f"{directory}: cannot be written ({error.strerror or error})") from None
-    finally:
-        if aside is not None and aside.exists():
-            shutil.rmtree(aside)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

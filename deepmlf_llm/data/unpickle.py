@@ -65,20 +65,24 @@ def _with_keys(code: bytes, step: int) -> Callable[[Any], None]:
     def load(unpickler: Any) -> None:
         for value in unpickler.stack[::step]:
             plain_key(value)
-        pickle._Unpickler.dispatch[code[0]](unpickler)
+        _BASE[code[0]](unpickler)
 
     return load
+
+
+_BASE: dict[int, Callable[[Any], None]] = dict(pickle._Unpickler.dispatch)  # type: ignore[arg-type]
 
 
 # The unpickler in Python, not the one in C: its instructions can be restricted and counted, and a damaged memo index
 # costs it a dictionary entry and not an allocation of gigabytes. Arrays are single instructions, so it is fast enough.
 class _DataUnpickler(pickle._Unpickler):
-    append: Callable[[Any], None]  # set by the base class when loading begins
+    append: Callable[[Any], None]  # these are set by the base class when loading begins
+    readline: Callable[[], bytes]
     stack: list[Any]
     metastack: list[list[Any]]
 
     dispatch: ClassVar[dict[int, Callable[..., Any]]] = {
-        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)
+        code: _BASE[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)
     }
 
     def __init__(self, file: Bounded, budget: Budget) -> None:
@@ -133,13 +137,13 @@ class _DataUnpickler(pickle._Unpickler):
         """Calls one of our own constructors, and nothing else."""
         if not isinstance(self.stack[-2], Constructor):
             raise DataError(f"the pickle calls a {type(self.stack[-2]).__name__}")
-        pickle._Unpickler.dispatch[pickle.REDUCE[0]](self)
+        _BASE[pickle.REDUCE[0]](self)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_setitem(self) -> None:
         plain_key(self.stack[-2])
-        pickle._Unpickler.dispatch[pickle.SETITEM[0]](self)
+        _BASE[pickle.SETITEM[0]](self)
 
     dispatch[pickle.SETITEM[0]] = load_setitem
 

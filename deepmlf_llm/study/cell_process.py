@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from deepmlf_llm.files import write_aside
+from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.study import guard
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.results import CONFIG, LOG, RUN
 from deepmlf_llm.training.checkpoints import all_checkpoints, remove
+from deepmlf_llm.training.launch import free_port
 from deepmlf_llm.training.metrics_log import METRICS_FILE, read_metrics
 from deepmlf_llm.training.run_directory import FACTS
 
@@ -61,13 +61,13 @@ class CellProcess:
 
     def __init__(self, cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> None:
         self.cell, self.folder, self.slot = cell, folder, slot
-        folder.mkdir(parents=True, exist_ok=True)
+        make_directory(folder)
         write_aside(folder / CONFIG, settings_yaml(cell.settings))
         self.attempts = _count_attempt(folder)
         forget_stillborn(folder / RUN)
         self.began = time.monotonic()
         self._length, self._step = -1, 0
-        with (folder / LOG).open("ab") as log:
+        with writing(folder / LOG), (folder / LOG).open("ab") as log:
             log.write(f"---- start {self.attempts}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
@@ -131,7 +131,7 @@ def command(cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> list[s
     if cell.processes == 1:
         return [sys.executable, *run]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    launcher = [shutil.which("deepspeed", path=path) or "deepspeed", "--master_port", str(_free_port())]
+    launcher = [shutil.which("deepspeed", path=path) or "deepspeed", "--master_port", str(free_port())]
     if slot.gpus:
         return [*launcher, "--include", "localhost:" + ",".join(map(str, slot.gpus)), *run]
     return [*launcher, "--num_accelerators", str(cell.processes), *run]
@@ -163,12 +163,6 @@ def _count_attempt(folder: Path) -> int:
     before = int(path.read_text()) if path.is_file() else 0
     write_aside(path, f"{before + 1}\n")
     return before + 1
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def default_slots(processes: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.files import write_aside
+from deepmlf_llm.files import make_directory, write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.study.cells import Plan, PlannedCell
 
@@ -94,14 +94,12 @@ class StudyDirectory:
         """Holds the folder for this process; free again at its end, however it ends.
 
         Raises:
-            RunError: another study process is at work there, or the folder cannot be made.
+            RunError: another study process is at work there.
+            FileError: the folder cannot be made.
         """
         from filelock import FileLock, Timeout
 
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"--output {shown(self.path)}: cannot be made ({error.strerror})") from None
+        make_directory(self.path)
         lock = FileLock(str(self.path / LOCK), timeout=0)
         try:
             lock.acquire()

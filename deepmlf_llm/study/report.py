@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.files import write_aside
+from deepmlf_llm.files import directory_aside, write_aside
 from deepmlf_llm.study.blocks import PLOTS, Block, Code, Heading, Link, Paragraph, Table, to_markdown
 from deepmlf_llm.study.configurations import AXIS_NAMES, Configuration, axis_name, gather, varied
 from deepmlf_llm.study.directory import CELLS, StudyDirectory
@@ -47,14 +45,9 @@ def write_report(directory: StudyDirectory) -> list[Path]:
 
 
 def _write_plots(path: Path, plots: Sequence[Plot]) -> None:
-    aside, place = path / f".{PLOTS}.partial", path / PLOTS
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for plot in plots:
-        (aside / f"{plot.name}.svg").write_bytes(plot.svg)
-    if place.exists():
-        shutil.rmtree(place)
-    os.replace(aside, place)
+    with directory_aside(path / PLOTS, replace=True) as aside:
+        for plot in plots:
+            (aside / f"{plot.name}.svg").write_bytes(plot.svg)
 
 
 def report_blocks(study: dict[str, Any], records: Sequence[dict[str, Any]], others: int = 0) -> list[Block]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.files import write_aside
+from deepmlf_llm.files import file_aside, write_aside
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
@@ -172,15 +172,12 @@ def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]]) 
         from pyarrow import parquet
     except ImportError:
         return False
-    import os
-
     rows = [flat_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
     columns = {name: values if _one_kind(values) else [_as_text(v) for v in values] for name, values in columns.items()}
-    aside = directory.path / f".{PARQUET}.partial"
-    parquet.write_table(pyarrow.table(columns), aside)
-    os.replace(aside, directory.path / PARQUET)
+    with file_aside(directory.path / PARQUET) as aside:
+        parquet.write_table(pyarrow.table(columns), aside)
     return True
 
 

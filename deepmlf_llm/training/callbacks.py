@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from deepmlf_llm.files import write_aside
+from deepmlf_llm.files import write_aside, writing
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
 _EVALUATION = "eval_"
@@ -52,7 +52,7 @@ class MetricsLog(TrainerCallback):
 
     def _write(self, kind: str, state: Any, values: dict[str, Any]) -> None:
         line = {"kind": kind, "step": state.global_step, **{name: finite(value) for name, value in values.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 

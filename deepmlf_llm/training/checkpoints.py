@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.files import sha256, sync, write_aside
+from deepmlf_llm.files import sha256, sync, write_aside, writing
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -24,6 +26,21 @@ def commit(directory: Path, facts: dict[str, Any] | None = None) -> None:
         sync(path)
         files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_aside(directory / MANIFEST, json.dumps({"files": files, **(facts or {})}, indent=1) + "\n")
+
+
+@contextmanager
+def being_written(directory: Path) -> Iterator[None]:
+    """A checkpoint that cannot be written goes at once, with what it takes up; those before it stay.
+
+    Raises:
+        FileError: no room, no permission; in the place of the error of the library that wrote.
+    """
+    with writing(directory):
+        try:
+            yield
+        except Exception:
+            remove(directory)
+            raise
 
 
 def flaw(directory: Path) -> str | None:

@@ -61,7 +61,7 @@ def prepare_environment(launch: Launch, with_deepspeed: bool) -> None:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         for name, value in alone.items():
             os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
     if on_cpu:
         import deepspeed.ops
 
@@ -153,7 +153,8 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", category=UserWarning, module=_CHATTY, message=".*lr_scheduler.step.*")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import yaml
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.files import write_aside
+from deepmlf_llm.files import make_directory, replace_directory, write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.metrics_log import finite
@@ -82,17 +80,15 @@ class RunDirectory:
         """Takes the directory for this process' run, and frees it at the end, or when the process is killed.
 
         Raises:
-            RunError: another process is at work there, or the directory cannot be made.
+            RunError: another process is at work there.
+            FileError: the directory cannot be made.
         """
         if not main:
             yield
             return
         from filelock import FileLock, Timeout
 
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"output_dir={shown(self.path)}: cannot be made ({error.strerror})") from None
+        make_directory(self.path)
         lock = FileLock(str(self.path / LOCK), timeout=0)
         try:
             lock.acquire()
@@ -123,9 +119,7 @@ class RunDirectory:
 
     def publish_adapter(self) -> None:
         """Renames the adapter written aside to its place."""
-        if self.adapter.exists():
-            shutil.rmtree(self.adapter)
-        os.replace(self.adapter_aside, self.adapter)
+        replace_directory(self.adapter_aside, self.adapter)
 
     def _write_facts(self, facts: Mapping[str, Any]) -> None:
         text = yaml.safe_dump({k: v for k, v in self.settings.items() if v is not None}, sort_keys=False)

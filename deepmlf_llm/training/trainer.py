@@ -229,10 +229,12 @@ class DeepMLFTrainer(Trainer):
         if self.args.should_save:
             checkpoints.remove(directory)
         wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        wait_for_everyone()
+        with checkpoints.being_written(directory):
+            super()._save_checkpoint(model, trial)
+            wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.commit(directory, {"step": self.state.global_step, "processes": self.args.world_size})
         if self.args.should_save:
-            checkpoints.commit(directory, {"step": self.state.global_step, "processes": self.args.world_size})
             checkpoints.prune(directory.parent, self.keep_checkpoints, self.state.best_global_step)
         wait_for_everyone()
 

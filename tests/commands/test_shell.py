@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import sys
 
 import pytest
@@ -84,3 +85,41 @@ def test_table(capsys, monkeypatch, rich):
     for words in (["metric", "value"], ["mae", "0.75"], ["x", "[in", "file]", "a", "longer", "cell"]):
         assert words in lines
     print_table("Empty", [])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "runs/x: cannot be used: the disk is full"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), "nnn: cannot be used: its name is too long"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: cannot be used: no permission"),
+        (RuntimeError("PytorchStreamWriter failed writing file"), "cannot be used: the disk is full"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_wherever_it_comes_up(capsys, error, said):
+    def main() -> None:
+        raise error
+
+    assert run_recipe(main) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_defect_of_ours_keeps_its_traceback():
+    def main() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+    with pytest.raises(FileNotFoundError):
+        run_recipe(main)
+
+
+def test_what_a_file_brings_in_cannot_steer_the_terminal(capsys):
+    def main() -> None:
+        raise DataError("row \x1b[31m1\x07\n\u202e: " + "x" * 100_000)
+
+    assert run_recipe(main) == 2
+    printed = capsys.readouterr().err
+    assert len(printed) < 5000
+    assert printed.startswith("error: row \ufffd[31m1\ufffd \ufffd: xxx")
+    assert printed.endswith("characters)\n")

@@ -11,7 +11,7 @@ import pytest
 from deepmlf_llm.data.manifest import read_manifest
 from deepmlf_llm.data.prepare import prepare
 from deepmlf_llm.data.store import open_store
-from deepmlf_llm.errors import DataError, DeepMLFError
+from deepmlf_llm.errors import DataError, DeepMLFError, FileError
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_a_failure_while_writing_leaves_nothing(source, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("deepmlf_llm.data.store.write_splits", full)
-    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
+    with pytest.raises(FileError, match=r"cannot be written: the disk is full \(.* needed, .* free\)"):
         prepare(source, "mosi", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source.pkl"]
 
