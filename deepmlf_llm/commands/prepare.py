@@ -1,6 +1,9 @@
 """Prepares a data set once: reads, checks, cleans, standardises, and writes Arrow with a manifest.
 
 python recipes/prepare_data.py --source mosi.pkl --dataset mosi --out data/mosi
+
+A source is an MMSA pickle, a pickle of word tuples, a folder with one pickle or JSON Lines file a split, JSON Lines, a
+folder with label.csv and <modality>/*.npy, or a folder of CMU-MultimodalSDK's .csd files.
 """
 
 import json
@@ -19,7 +22,7 @@ from deepmlf_llm.errors import ConfigError
 def build_parser() -> RecipeParser:
     parser = RecipeParser(prog="prepare_data.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="MMSA pickle, or folder with label.csv and <modality>/*.npy")
+    add("--source", type=Path, required=True, help="file or folder to read, see above")
     add(
         "--dataset",
         type=one_of(*LABEL_RANGES),
@@ -46,6 +49,21 @@ def build_parser() -> RecipeParser:
         nargs="+",
         metavar="NAME",
         help="which modalities to read, in this order (default: all there are)",
+    )
+    add(
+        "--rename",
+        type=key_value,
+        nargs="+",
+        default=[],
+        metavar="KEY=NAME",
+        help="read what the source calls KEY as modality NAME, as facet=vision (visual and acoustic need no word)",
+    )
+    add(
+        "--like",
+        type=Path,
+        metavar="DATA",
+        help="prepare as the data directory DATA was: its modalities, case and standardisation; for evaluation only, "
+        "so that the source may have one split (default: statistics of the source's own training split)",
     )
     add(
         "--frame-rate",
@@ -76,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.dataset,
         args.out,
         modalities=args.modalities,
+        rename=dict(args.rename),
+        like=args.like,
         case=args.case,
         clip=args.clip or None,
         frame_rates={name: _hertz(name, value) for name, value in args.frame_rate},

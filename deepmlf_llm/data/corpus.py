@@ -1,4 +1,4 @@
-"""What every reader hands over: three splits of utterances, and the checks that no later stage repeats."""
+"""What every reader hands over: splits of utterances, and the checks that no later stage repeats."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ class Utterances:
 
 @dataclass
 class Corpus:
-    """Three splits and where they come from.
+    """Splits and where they come from.
 
     Attributes:
-        splits: "train", "valid", "test" -> utterances.
-        source: kind ("mmsa", "npy_folder", "embedded"), name (never a whole path) and sha256 of what was read.
+        splits: "train", "valid", "test" -> utterances; one at least.
+        source: kind ("mmsa", "word_tuples", "split_files", "jsonl", "npy_folder", "csd", "embedded"), name (never a
+            whole path) and sha256 of what was read.
         notes: what the user should know and no number tells, one sentence each.
     """
 
@@ -69,21 +70,6 @@ def check_modality_names(names: Iterable[str]) -> None:
     for name in names:
         if not name.isidentifier() or name in RESERVED_NAMES or name.endswith(("_mask", "_lengths")):
             raise DataError(f"modality {name!r}: expected a plain name such as 'audio', 'vision' or 'heart_rate'")
-
-
-def choose_modalities(present: Iterable[str], wanted: Iterable[str] | None, where: str) -> list[str]:
-    """``wanted`` if given, else all that are ``present``; raises DataError for one that is not there, or for none."""
-    present = list(present)
-    names = present if wanted is None else list(dict.fromkeys(wanted))
-    for name in names:
-        if name not in present:
-            raise DataError(
-                f"{where}: no modality {name!r}{suggest(name, present)}; there are {', '.join(present) or 'none'}"
-            )
-    if not names:
-        raise DataError(f"{where}: no modality found, expected at least one such as audio or vision")
-    check_modality_names(names)
-    return names
 
 
 def check_corpus(corpus: Corpus, dataset: str) -> dict[str, int]:
@@ -118,7 +104,7 @@ def _check_labels(labels: np.ndarray, ids: list[str], low: float, high: float, w
         first = int(np.argmax(wrong))
         raise DataError(
             f"{where}: {int(wrong.sum())} of {len(labels)} labels are no number in [{low:g}, {high:g}], the first is "
-            f"{labels[first]:g} of {ids[first]!r}"
+            f"{labels[first]:g} of {ids[first]!r} (row {first})"
         )
 
 
@@ -136,13 +122,14 @@ def _common_dimensions(corpus: Corpus) -> dict[str, int]:
                         f"{corpus.source['name']}: {modality} has {frames.shape[1]} dimensions in split {split!r} "
                         f"({utterance!r}), but {expected} before"
                     )
-    for modality in corpus.splits["train"].features:
+    for modality in next(iter(corpus.splits.values())).features:
         if not dimensions.get(modality):
             raise DataError(f"{corpus.source['name']}: {modality} has no dimension: no utterance has one frame of it")
     return dimensions
 
 
 def _note_oddities(corpus: Corpus, high: float) -> None:
+    notes: list[str] = []
     owners: dict[str, str] = {}
     repeated: list[str] = []
     for split, rows in corpus.splits.items():
@@ -150,15 +137,38 @@ def _note_oddities(corpus: Corpus, high: float) -> None:
         owners.update(dict.fromkeys(rows.ids, split))
         distinct = len(set(rows.ids))
         if distinct < len(rows):
-            corpus.notes.append(f"{len(rows) - distinct} utterance ids occur twice within {split}")
+            notes.append(f"{len(rows) - distinct} utterance ids occur twice within {split}")
+        empty = [name for name, text in zip(rows.ids, rows.texts, strict=True) if not text.strip()]
+        if empty:
+            notes.append(f"{len(empty)} transcripts of {split} are empty (such as that of {empty[0]!r})")
+        notes += _too_large(rows, split)
     if repeated:
-        corpus.notes.append(f"{len(repeated)} utterances are in two splits (such as {repeated[0]})")
-    for modality, sequences in corpus.splits["train"].features.items():
+        notes.append(f"{len(repeated)} utterances are in two splits (such as {repeated[0]})")
+    first = next(iter(corpus.splits))
+    for modality, sequences in corpus.splits[first].features.items():
         if not any(len(frames) for frames in sequences):
-            corpus.notes.append(f"{modality} is absent from every training utterance: nothing can be learnt of it")
+            training = "training utterance: nothing can be learnt of it"
+            notes.append(f"{modality} is absent from every {training if first == 'train' else first + ' utterance'}")
     largest = max(float(np.abs(rows.labels).max()) for rows in corpus.splits.values())
     if high > 1 and largest <= 1:
-        corpus.notes.append("no label is beyond +-1: are these SIMS labels?")
+        notes.append("no label is beyond +-1: are these SIMS labels?")
+    corpus.notes += [note for note in notes if note not in corpus.notes]
+
+
+def _too_large(rows: Utterances, split: str) -> list[str]:
+    """A sentence for each modality with finite values that float32 cannot hold."""
+    notes = []
+    for modality, sequences in rows.features.items():
+        count, owner = 0, ""
+        for utterance, frames in zip(rows.ids, sequences, strict=True):
+            if frames.dtype.kind == "f" and frames.dtype.itemsize > 4:
+                beyond = int((np.isfinite(frames) & (np.abs(frames) > np.finfo(np.float32).max)).sum())
+                count, owner = count + beyond, owner or (utterance if beyond else "")
+        if count:
+            notes.append(
+                f"{count} values of {modality} in {split} are beyond float32 (first in {owner!r}) and count as infinite"
+            )
+    return notes
 
 
 def label_statistics(labels: np.ndarray) -> dict[str, float]:

@@ -1,161 +1,168 @@
-"""MMSA pickles, the field's exchange format (method.md section 5), and any other modality written the same way.
+"""A split as MMSA writes it, the field's exchange format (method.md section 5): one column for each thing.
 
-``{"train" | "valid" | "test": {"id", "raw_text", "regression_labels", "<modality>", "<modality>_lengths", ...}}``
-with each modality padded to (N, T, d), or (N, d) for one vector an utterance, or a list of N arrays (t, d).
-Optional: ``regression_labels_T/_A/_V``. Other keys (``text_bert``, ``annotations``, ...) are not read.
+``{"id", "raw_text", "regression_labels", "<modality>", "<modality>_lengths", ...}`` with each modality padded to
+(N, T, d), or (N, d) for one vector an utterance, or a list of N arrays (t, d). Optional: ``regression_labels_T/_A/_V``.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from deepmlf_llm.data.corpus import SPLITS, UNIMODAL_LABELS, Corpus, Utterances, choose_modalities
-from deepmlf_llm.data.unpickle import load_pickle
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
+from deepmlf_llm.data.reading import MODALITY_NAMES, TEXT_FEATURES, Reading
+from deepmlf_llm.data.values import is_column, read_frames, read_numbers, read_texts, row_name
+from deepmlf_llm.errors import DataError, suggest
 
-USUAL_MODALITIES = ("audio", "vision")
-REQUIRED = ("id", "raw_text", "regression_labels")
-
-
-def read_mmsa(path: Path, modalities: Iterable[str] | None = None) -> Corpus:
-    """Reads an MMSA pickle; padded frames are cut off by ``<modality>_lengths``.
-
-    A file without lengths for a modality (aligned features) marks padding with all-zero frames: those at either end of
-    an utterance are cut off, and a note says so.
-
-    Args:
-        path: the pickle.
-        modalities: which to read, in this order; default: every one in the file.
-
-    Raises:
-        DataError: missing, foreign or damaged file, or one whose parts do not fit together; nothing in it is executed.
-    """
-    path = Path(path)
-    tree = load_pickle(path)
-    if not isinstance(tree, dict) or not all(isinstance(tree.get(split), dict) for split in SPLITS):
-        found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
-        raise DataError(f"{path}: no MMSA pickle: expected the splits {', '.join(SPLITS)}, found {found or 'nothing'}")
-    for split in SPLITS:
-        missing = [key for key in REQUIRED if key not in tree[split]]
-        if missing:
-            found = ", ".join(map(str, tree[split])) or "nothing"
-            raise DataError(f"{path}: split {split!r} lacks {', '.join(missing)}; it has {found}")
-    names = choose_modalities(_present(tree["train"]), modalities, f"{path}: split 'train'")
-    corpus = Corpus({}, {"kind": "mmsa", "name": path.name, "sha256": file_hash(path)})
-    for split in SPLITS:
-        corpus.splits[split] = _read_split(tree[split], names, f"{path}: split {split!r}")
-    for name in names:
-        if f"{name}_lengths" not in tree["train"] and getattr(tree["train"][name], "ndim", 0) == 3:
-            corpus.notes.append(f"{name} has no lengths in this file: all-zero frames at either end were cut off")
-    return corpus
+LABELS = "regression_labels"
+MOSEI_LABELS = 7
+"""CMU-MOSEI's label rows: sentiment first, then six emotions."""
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def modality_columns(split: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> list[str]:
+    """The columns that hold features: audio and vision under any usual name, what has lengths, and what is wanted."""
+    usual = {"audio", "vision", *MODALITY_NAMES}
+    return sorted(
+        (
+            name
+            for name in split
+            if isinstance(name, str)
+            and not name.endswith("_lengths")
+            and name not in TEXT_FEATURES
+            and (name.lower() in usual or f"{name}_lengths" in split or name in wanted)
+        ),
+        key=lambda name: name not in ("audio", "vision"),  # stable: the rest in the order of the file
+    )
 
 
-def _present(split: Mapping[str, Any]) -> list[str]:
-    names = [name for name in USUAL_MODALITIES if name in split]
-    return names + [
-        name
-        for name in split
-        if isinstance(name, str) and f"{name}_lengths" in split and not name.startswith("text") and name not in names
+def left_out(split: Mapping[str, Any]) -> list[str]:
+    """Columns that look like features [N x T x d] and are read by nobody."""
+    known = modality_columns(split)
+    return [
+        str(name)
+        for name, value in split.items()
+        if name not in known and (name in TEXT_FEATURES or getattr(value, "ndim", 0) == 3) and np.size(value) > 0
     ]
 
 
-def _read_split(split: Mapping[str, Any], names: list[str], where: str) -> Utterances:
-    labels = _numbers(split["regression_labels"], f"{where}: regression_labels")
-    count = len(labels)
+def read_columns(
+    split: Mapping[str, Any], keys: Mapping[str, str], reading: Reading, where: str, notes: list[str]
+) -> Utterances:
+    """Reads one split; padded frames are cut off by ``<modality>_lengths``.
+
+    A split without lengths for a modality (aligned features) marks padding with all-zero frames: those at either end of
+    an utterance are cut off, and a note says so.
+
+    Args:
+        split: the columns.
+        keys: modality -> its column.
+        reading: what is asked for.
+        where: for messages.
+        notes: takes what the user should know.
+
+    Raises:
+        DataError: a column is missing, or does not fit the others.
+    """
+    _check_columns(split, reading, where)
+    values = split[LABELS] if LABELS in split else [None] * len(split["id"])
+    count = len(values) if is_column(values) else 0
+    ids = read_texts(split["id"], count, f"{where}: id", "id") if count else None
+    labels = read_labels(values, reading, f"{where}: {LABELS}", ids, notes)
     rows = Utterances(
-        ids=_strings(split["id"], count, f"{where}: id"),
-        texts=_strings(split["raw_text"], count, f"{where}: raw_text"),
+        ids=ids or [],
+        texts=read_texts(split["raw_text"], count, f"{where}: raw_text", "transcript", ids),
         labels=labels,
         features={},
     )
-    for name in names:
-        if name not in split:
-            raise DataError(f"{where} lacks the modality {name}, which split 'train' has")
-        rows.features[name] = _read_modality(split, name, count, where)
+    for name, key in keys.items():
+        if key not in split:
+            raise DataError(f"{where} lacks the modality {key}, which another split has")
+        rows.features[name] = _read_modality(split, key, rows.ids, where, notes)
     for suffix in UNIMODAL_LABELS:
-        key = f"regression_labels_{suffix}"
-        if key in split and len(values := _numbers(split[key], f"{where}: {key}")) == count:
-            rows.unimodal[suffix] = values
+        key = f"{LABELS}_{suffix}"
+        if key in split and (unimodal := _unimodal(split[key], count, f"{where}: {key}", ids)) is not None:
+            rows.unimodal[suffix] = unimodal
     return rows
 
 
-def _read_modality(split: Mapping[str, Any], name: str, count: int, where: str) -> list[np.ndarray]:
-    values, key = split[name], f"{name}_lengths"
-    if not isinstance(values, (list, tuple, np.ndarray)) or (isinstance(values, np.ndarray) and not values.ndim):
-        raise DataError(f"{where}: {name} is a {type(values).__name__}, expected an array (rows, frames, dims)")
-    padded = isinstance(values, np.ndarray) and values.ndim == 3
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        values = values[:, None, :]
-    try:
-        sequences = [np.asarray(frames) for frames in values]
-    except ValueError as error:
-        raise DataError(f"{where}: a row of {name} is no array ({error})") from None
-    if len(sequences) != count:
-        raise DataError(f"{where}: {len(sequences)} rows of {name} for {count} labels")
-    for row, frames in enumerate(sequences):
-        if frames.ndim != 2 or frames.dtype.kind not in "fiu":
+def _check_columns(split: Mapping[str, Any], reading: Reading, where: str) -> None:
+    required = ["id", "raw_text", *([LABELS] if reading.labelled else [])]
+    missing = [key for key in required if key not in split]
+    if not missing:
+        return
+    found = [str(key) for key in split]
+    hint = "".join(suggest(key, found) for key in missing)
+    if "raw_text" in missing and any(key in split for key in TEXT_FEATURES):
+        hint += "; a language model reads transcripts, not text features"
+    raise DataError(f"{where} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}{hint}")
+
+
+def read_labels(
+    values: Any, reading: Reading, where: str, ids: list[str] | None = None, notes: list[str] | None = None
+) -> np.ndarray:
+    """Polarity [N]; of CMU-MOSEI's seven labels a row the first, which is the sentiment.
+
+    Raises:
+        DataError: no number a row, or seven where the data set is another.
+    """
+    rows = values.reshape(len(values), -1) if isinstance(values, np.ndarray) and values.size else None
+    if rows is not None and rows.shape[1] == MOSEI_LABELS:
+        told = "CMU-MOSEI's sentiment and six emotions"
+        if reading.dataset != "mosei":
             raise DataError(
-                f"{where}: {name} of row {row} is {frames.dtype} of shape {frames.shape}, "
-                "expected numbers (frames, dims)"
+                f"{where}: expected one number a row, found {MOSEI_LABELS}, which is how {told} are written: prepare "
+                "it as dataset mosei, or keep the column of the sentiment"
             )
+        note = f"seven labels a row ({told}): the first, sentiment, was read"
+        if notes is not None and note not in notes:
+            notes.append(note)
+        values = rows[:, 0]
+    return read_numbers(values, where, ids)
+
+
+def _unimodal(values: Any, count: int, where: str, ids: list[str] | None) -> np.ndarray | None:
+    """One modality's own labels, None where the file has an empty column for them, as some do."""
+    if values is None or (isinstance(values, (str, list, tuple, np.ndarray)) and not np.size(values)):
+        return None
+    numbers = read_numbers(values, where, ids)
+    if len(numbers) != count:
+        raise DataError(f"{where}: {len(numbers)} labels for {count} utterances; remove this column, or give one a row")
+    return None if np.isnan(numbers).all() else numbers
+
+
+def _read_modality(
+    split: Mapping[str, Any], name: str, ids: list[str], where: str, notes: list[str]
+) -> list[np.ndarray]:
+    values, key = split[name], f"{name}_lengths"
+    if not is_column(values):
+        raise DataError(f"{where}: {name} is a {type(values).__name__}, expected an array (rows, frames, dims)")
+    if len(values) != len(ids):
+        raise DataError(f"{where}: {len(values)} rows of {name} for {len(ids)} labels")
+    sequences = [read_frames(frames, f"{where}: {name} of {row_name(row, ids)}") for row, frames in enumerate(values)]
     if key in split:
-        return _cut(sequences, split[key], f"{where}: {key}")
-    return [_without_zero_ends(frames) for frames in sequences] if padded else sequences
+        return _cut(sequences, split[key], f"{where}: {key}", ids)
+    if not (isinstance(values, np.ndarray) and values.ndim == 3):
+        return sequences
+    note = f"{name} has no lengths in this file: all-zero frames at either end were cut off"
+    if note not in notes:
+        notes.append(note)
+    return [_without_zero_ends(frames) for frames in sequences]
 
 
-def _cut(sequences: list[np.ndarray], lengths: Any, where: str) -> list[np.ndarray]:
-    numbers = _numbers(lengths, where)
+def _cut(sequences: list[np.ndarray], lengths: Any, where: str, ids: list[str]) -> list[np.ndarray]:
+    numbers = read_numbers(lengths, where, ids)
     if len(numbers) != len(sequences):
         raise DataError(f"{where}: {len(numbers)} lengths for {len(sequences)} rows")
     for row, (length, frames) in enumerate(zip(numbers, sequences, strict=True)):
         if not 0 <= length <= len(frames) or length != int(length):
-            raise DataError(f"{where}: row {row} has length {length:g}, but its array has {len(frames)} frames")
+            raise DataError(
+                f"{where}: {row_name(row, ids)} has length {length:g}, but its array has {len(frames)} frames"
+            )
     return [frames[: int(length)] for length, frames in zip(numbers, sequences, strict=True)]
 
 
 def _without_zero_ends(frames: np.ndarray) -> np.ndarray:
     real = np.flatnonzero((frames != 0).any(axis=1))
     return frames[real[0] : real[-1] + 1] if len(real) else frames[:0]
-
-
-def _numbers(values: Any, where: str) -> np.ndarray:
-    """float64 [N], from a list or an array (N,) or (N, 1)."""
-    try:
-        numbers = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: expected one number a row") from None
-    if numbers.ndim == 2 and numbers.shape[1] == 1:
-        numbers = numbers[:, 0]
-    if numbers.ndim != 1:
-        raise DataError(f"{where}: expected one number a row, found shape {numbers.shape}")
-    return numbers
-
-
-def _strings(values: Any, count: int, where: str) -> list[str]:
-    if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != count:
-        raise DataError(f"{where}: expected {count} strings, one for each label")
-    return [_string(value, where) for value in values]
-
-
-def _string(value: Any, where: str) -> str:
-    try:
-        if isinstance(value, bytes):
-            return value.decode("utf-8")
-        if isinstance(value, (str, int, np.integer)) and not isinstance(value, bool):
-            text = str(value)
-            text.encode("utf-8")  # a lone surrogate would fail much later, when written
-            return text
-    except (UnicodeError, ValueError):
-        raise DataError(f"{where}: {value!a} is no valid text") from None
-    raise DataError(f"{where}: expected strings, found {type(value).__name__}")

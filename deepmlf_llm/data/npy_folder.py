@@ -3,7 +3,8 @@
 ::
 
     DIR/label.csv                                 video_id, clip_id, text, label, mode [, label_T, label_A, label_V]
-    DIR/<modality>/<video_id>$_$<clip_id>.npy     or <video_id>_<clip_id>.npy: real frames (t, d), or one vector (d,)
+    DIR/<modality>/<video_id>$_$<clip_id>.npy     or <video_id>_<clip_id>.npy, or <video_id>/<clip_id>.npy: real frames
+                                                  (t, d), or one vector (d,); or .npz with one such array
 
 ``mode`` is train, valid or test. A clip without a file, or with a file of no frames, has no such modality: it is kept,
 and counted as absent.
@@ -11,128 +12,178 @@ and counted as absent.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import math
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepmlf_llm.data.corpus import SPLITS, UNIMODAL_LABELS, Corpus, Utterances, choose_modalities
-from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.data.corpus import SPLITS, UNIMODAL_LABELS, Corpus, Utterances
+from deepmlf_llm.data.label_table import LabelTable, read_label_table
+from deepmlf_llm.data.reading import TEXT_FEATURES, Reading
+from deepmlf_llm.data.values import read_frames
+from deepmlf_llm.errors import DataError
 
-COLUMNS = ("video_id", "clip_id", "text", "label", "mode")
+TABLE = "label.csv"
+ARRAYS = (".npy", ".npz")
+_MOST_EXPANDED = 2000
+"""Bytes that one byte of a zip can become; beyond that the file says what is not in it."""
 
 
-def read_npy_folder(directory: Path, modalities: Iterable[str] | None = None) -> Corpus:
+def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
     """Reads a folder of clips.
 
     Args:
         directory: holds ``label.csv`` and one folder a modality.
-        modalities: which folders to read, in this order; default: all that hold ``.npy`` files.
+        reading: what is asked for; default: every folder that holds ``.npy`` or ``.npz`` files.
 
     Raises:
-        DataError: no ``label.csv``, columns or splits missing, a file that is no plain array, dimensions that differ,
-            or a modality none of whose files belongs to a row.
+        DataError: a table or rows of it that are wrong, a file that is no plain array, dimensions that differ, or a
+            modality none of whose files belongs to a row.
     """
-    directory = Path(directory)
-    table = directory / "label.csv"
-    if not table.is_file():
-        raise DataError(f"{directory}: no label.csv in this folder")
-    content = table.read_bytes()
+    table_path = directory / TABLE
+    if not table_path.is_file():
+        raise DataError(f"{directory}: no {TABLE} in this folder")
+    content = table_path.read_bytes()
     digest = hashlib.sha256(content)
-    rows = _read_table(content, table)
-    present = sorted(folder.name for folder in directory.iterdir() if folder.is_dir() and any(folder.glob("*.npy")))
-    names = choose_modalities(present, modalities, str(directory))
-
-    notes: list[str] = []
+    table = read_label_table(content, table_path, reading.labelled)
+    folders = {entry.name: entry for entry in sorted(directory.iterdir()) if entry.is_dir()}
+    present = [name for name, folder in folders.items() if next(_arrays(folder), None)]
+    notes = table.notes
+    texts = [name for name in present if name in TEXT_FEATURES and name not in (reading.modalities or ())]
+    if texts:
+        notes.append(f"left out: {', '.join(texts)} (text features are not needed)")
+    present = [name for name in present if name not in texts]
+    if not present:
+        raise DataError(f"{directory}: no modality found: no folder with .npy files{_what_there_is(folders)}")
     features = {}
-    for name in names:
-        features[name], orphans = _read_modality(directory / name, rows, digest)
-        if orphans:
-            notes.append(f"{orphans} files of {name} belong to no row of label.csv")
-    splits = {split: _split(rows, features, split, table) for split in SPLITS}
+    for name, key in reading.keys(present, str(directory), notes).items():
+        features[name] = _read_modality(folders[key], table, digest, notes)
+    splits = {split: _split(table, features, split) for split in SPLITS if split in table.splits}
     source = {"kind": "npy_folder", "name": directory.resolve().name, "sha256": digest.hexdigest()}
     return Corpus(splits, source, notes)
 
 
-def _read_table(content: bytes, table: Path) -> list[dict[str, str]]:
-    try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), restval="")
-        rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: no CSV table in UTF-8 ({error})") from None
-    columns = reader.fieldnames or []
-    missing = [column for column in COLUMNS if column not in columns]
-    if missing:
-        hints = "".join(suggest(column, columns) for column in missing)
-        raise DataError(f"{table}: lacks the columns {', '.join(missing)}{hints}; it has {', '.join(columns)}")
-    seen: set[tuple[str, str]] = set()
-    for line, row in enumerate(rows, start=2):
-        if row["mode"] not in SPLITS:
-            raise DataError(f"{table}: row {line} has mode {row['mode']!r}, expected one of {', '.join(SPLITS)}")
-        clip = (row["video_id"], row["clip_id"])
-        if clip in seen:
-            raise DataError(f"{table}: row {line} repeats clip {clip[1]!r} of video {clip[0]!r}")
-        seen.add(clip)
-    return rows
+def _what_there_is(folders: dict[str, Path]) -> str:
+    found = [
+        f"{name}/ holds {', '.join(suffixes)}"
+        for name, folder in folders.items()
+        if (suffixes := sorted({entry.suffix for entry in folder.rglob("*") if entry.suffix and entry.is_file()}))
+    ]
+    return f"; {'; '.join(found)}: features have to be extracted from these first" if found else ""
 
 
-def _read_modality(folder: Path, rows: list[dict[str, str]], digest: Any) -> tuple[list[np.ndarray], int]:
-    """One array (t, d) for each row, (0, d) where there is no file; and the number of files that no row names."""
-    files = {path.stem: path for path in folder.glob("*.npy")}
+def _arrays(folder: Path) -> Iterator[Path]:
+    """Array files of a modality, of its folder and of one folder a video; links are followed."""
+    for entry in sorted(folder.iterdir()):
+        if entry.suffix in ARRAYS:
+            yield entry
+        elif entry.is_dir():
+            yield from (inner for inner in sorted(entry.iterdir()) if inner.suffix in ARRAYS)
+
+
+def _read_modality(folder: Path, table: LabelTable, digest: Any, notes: list[str]) -> list[np.ndarray]:
+    """One array (t, d) for each row, (0, d) where there is no file."""
+    files: dict[str, Path] = {}
+    for path in _arrays(folder):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in files:
+            raise DataError(f"{folder}: both {files[key].name} and {path.name} are there; remove one")
+        files[key] = path
+    used: dict[Path, int] = {}
     found: list[np.ndarray | None] = []
-    for row in rows:
-        path = files.pop(f"{row['video_id']}$_${row['clip_id']}", None)
-        path = path or files.pop(f"{row['video_id']}_{row['clip_id']}", None)
-        found.append(_read_array(path, digest) if path else None)
-    shapes = {array.shape[1] for array in found if array is not None}
-    if not shapes:
-        example = next(iter(files))
+    for row, line in zip(table.rows, table.lines, strict=True):
+        file = _find(files, row["video_id"], row["clip_id"], folder)
+        if file is None:
+            found.append(None)
+            continue
+        if file in used:
+            raise DataError(f"{file}: would belong to row {used[file]} and to row {line} of {TABLE}; name it with $_$")
+        used[file] = line
+        found.append(_read_array(file, folder, digest))
+    if not used:
+        example = next(iter(files.values())).relative_to(folder)
         raise DataError(
-            f"{folder}: no file belongs to a row of label.csv; expected <video_id>$_$<clip_id>.npy or "
-            f"<video_id>_<clip_id>.npy, found such as {example}.npy"
+            f"{folder}: no file belongs to a row of {TABLE}; expected <video_id>$_$<clip_id>.npy or "
+            f"<video_id>_<clip_id>.npy, found such as {example}"
         )
+    _note_files(folder, list(files.values()), len(files) - len(used), notes)
+    shapes = {array.shape[1] for array in found if array is not None and array.shape[1]}
     if len(shapes) > 1:
         raise DataError(f"{folder}: files differ in dimension: {', '.join(map(str, sorted(shapes)))}")
-    empty = np.empty((0, shapes.pop()), dtype=np.float32)
-    return [empty if array is None else array for array in found], len(files)
+    empty = np.empty((0, max(shapes, default=0)), dtype=np.float32)
+    return [empty if array is None or not len(array) else array for array in found]
 
 
-def _read_array(path: Path, digest: Any) -> np.ndarray:
+def _find(files: dict[str, Path], video: str, clip: str, folder: Path) -> Path | None:
+    names = [f"{video}$_${clip}", f"{video}_{clip}"]
+    keys = [*names, f"{video}/{clip}", *(f"{video}/{name}" for name in names)]
+    there = [files[key] for key in keys if key in files]
+    if len(there) > 1:
+        shown = ", ".join(str(path.relative_to(folder)) for path in there)
+        raise DataError(f"{folder}: clip {clip!r} of video {video!r} has several files: {shown}; keep one")
+    return there[0] if there else None
+
+
+def _note_files(folder: Path, files: list[Path], orphans: int, notes: list[str]) -> None:
+    if orphans:
+        notes.append(f"{orphans} files of {folder.name} belong to no row of {TABLE}")
+    root = folder.parent.resolve()
+    outside = [path for path in files if not path.resolve().is_relative_to(root)]
+    if outside:
+        notes.append(
+            f"{len(outside)} files of {folder.name} are links to files outside of the folder (such as "
+            f"{outside[0].relative_to(folder)})"
+        )
+
+
+def _read_array(path: Path, folder: Path, digest: Any) -> np.ndarray:
+    if not path.is_file():
+        told = "a link to what is not there" if path.is_symlink() else "no ordinary file"
+        raise DataError(f"{path}: is {told}")
     content = path.read_bytes()
-    digest.update(f"{path.parent.name}/{path.name}".encode("utf-8", "surrogateescape"))
+    digest.update(f"{folder.name}/{path.relative_to(folder)}".encode("utf-8", "surrogateescape"))
     digest.update(content)
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        array = _from_zip(content) if path.suffix == ".npz" else np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header can fail in any way
-        raise DataError(f"{path}: no plain numpy array ({type(error).__name__}: {error})") from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
-        raise DataError(f"{path}: expected an array of numbers (frames, dims) or (dims,)")
-    return array[None] if array.ndim == 1 else array
+        told = f"{type(error).__name__}: {error}"
+        if "allow_pickle" in told:
+            told = "an object array, which is a pickle: save the numbers, np.save(path, x.astype(np.float32))"
+        raise DataError(f"{path}: no plain numpy array ({told})") from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: no plain numpy array (it is a zip, which belongs in .npz)")
+    return read_frames(array, f"{path}:")
 
 
-def _split(rows: list[dict[str, str]], features: dict[str, list[np.ndarray]], split: str, table: Path) -> Utterances:
-    chosen = [index for index, row in enumerate(rows) if row["mode"] == split]
+def _from_zip(content: bytes) -> np.ndarray:
+    """The one array of an .npz file."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            names = ", ".join(member.filename.removesuffix(".npy") for member in members) or "none"
+            raise ValueError(f"expected one array, found {names}")
+        if members[0].file_size > _MOST_EXPANDED * len(content):
+            raise ValueError(f"{members[0].file_size} bytes out of {len(content)}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return arrays[arrays.files[0]]
+
+
+def _split(table: LabelTable, features: dict[str, list[np.ndarray]], split: str) -> Utterances:
+    chosen = [index for index, of in enumerate(table.splits) if of == split]
+    rows = [table.rows[index] for index in chosen]
+    numbers = {column: np.array(values)[chosen] for column, values in table.numbers.items()}
     return Utterances(
-        ids=[f"{rows[index]['video_id']}$_${rows[index]['clip_id']}" for index in chosen],
-        texts=[rows[index]["text"] for index in chosen],
-        labels=_column(rows, chosen, "label", table),
+        ids=[f"{row['video_id']}$_${row['clip_id']}" for row in rows],
+        texts=[row["text"] for row in rows],
+        labels=numbers["label"],
         features={name: [sequences[index] for index in chosen] for name, sequences in features.items()},
         unimodal={
-            suffix: values
+            suffix: numbers[f"label_{suffix}"]
             for suffix in UNIMODAL_LABELS
-            if not np.isnan(values := _column(rows, chosen, f"label_{suffix}", table)).all()
+            if not np.isnan(numbers[f"label_{suffix}"]).all()
         },
     )
-
-
-def _column(rows: list[dict[str, str]], chosen: list[int], column: str, table: Path) -> np.ndarray:
-    """A column of numbers; an empty cell is NaN."""
-    try:
-        return np.array([float(rows[index].get(column) or math.nan) for index in chosen])
-    except ValueError as error:
-        raise DataError(f"{table}: column {column} holds what is no number ({error})") from None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepmlf_llm.data.clean import DEFAULT_CLIP, fit_standardisation, standardise
+from deepmlf_llm.data.clean import DEFAULT_CLIP, Standardisation, fit_standardisation, standardise
 from deepmlf_llm.data.corpus import (
     LABEL_RANGES,
+    SPLITS,
     Corpus,
     check_corpus,
     check_dataset_name,
@@ -21,13 +22,12 @@ from deepmlf_llm.data.corpus import (
 )
 from deepmlf_llm.data.dataset import PolarityDataset
 from deepmlf_llm.data.manifest import Manifest
-from deepmlf_llm.data.mmsa import read_mmsa
-from deepmlf_llm.data.npy_folder import read_npy_folder
 from deepmlf_llm.data.ragged import Ragged
+from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.storage import STORAGES
-from deepmlf_llm.data.store import check_output, write_store
+from deepmlf_llm.data.store import DataStore, check_output, open_store, write_store
 from deepmlf_llm.data.text import CASES, DEFAULT_CASE, normalise_text, word_statistics
-from deepmlf_llm.errors import ConfigError, DataError, suggest
+from deepmlf_llm.errors import ConfigError, DataError, Problems, suggest
 
 
 @dataclass
@@ -39,12 +39,16 @@ class PreparationSettings:
         clip: standardised values are cut at +- this many standard deviations; None: never.
         frame_rates: modality -> frames a second (Hz), where known.
         storage: "arrow", or "numpy" for machines without ``datasets``.
+        standardisations: modality -> standardisation of earlier data; without one it is that of the training split.
+        like: name and sha256 of the training split of those data.
     """
 
     case: str | None = None
     clip: float | None = DEFAULT_CLIP
     frame_rates: Mapping[str, float] = field(default_factory=dict)
     storage: str = "arrow"
+    standardisations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    like: dict[str, str] | None = None
 
     def check(self) -> None:
         """Raises ConfigError for a setting that is unknown or out of range."""
@@ -65,21 +69,26 @@ def prepare(
     dataset: str,
     output: Path | str,
     *,
-    modalities: Iterable[str] | None = None,
+    modalities: Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    like: Path | str | None = None,
     case: str | None = None,
     clip: float | None = DEFAULT_CLIP,
     frame_rates: Mapping[str, float] | None = None,
     storage: str = "arrow",
 ) -> Manifest:
-    """Prepares an MMSA pickle or a folder of ``.npy`` files with a ``label.csv``.
+    """Prepares any source that :mod:`deepmlf_llm.data.sources` lists.
 
     The same preparation at the same place again does nothing and returns what is there.
 
     Args:
-        source: the pickle, or the folder.
+        source: the file or folder.
         dataset: "mosi", "mosei" or "sims": whose labels and metrics these are.
         output: the data directory to make.
         modalities: which to read, in this order; default: all there are.
+        rename: name in the source -> name of the modality.
+        like: a data directory whose modalities, case, clip and standardisation hold here too; the source may have one
+            split only then, for evaluation.
         case, clip, frame_rates, storage: see :class:`PreparationSettings`.
 
     Returns:
@@ -95,16 +104,26 @@ def prepare(
     settings.check()
     check_dataset_name(dataset)
     check_output(output)
-    if not source.exists():
+    if like is not None:
+        settings = _settings_like(settings, open_store(like), dataset)
+        modalities = modalities or list(settings.standardisations)
+    if not source.exists() and not source.is_symlink():
         raise DataError(f"{source}: no such file or folder")
-    corpus = read_npy_folder(source, modalities) if source.is_dir() else read_mmsa(source, modalities)
+    corpus = open_source(source, dataset, modalities=modalities, rename=rename)
     return prepare_corpus(corpus, dataset, output, settings)
 
 
 def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: PreparationSettings) -> Manifest:
     """What :func:`prepare` does once the source has been read; raises the same errors."""
+    missing = [split for split in SPLITS if split not in corpus.splits]
+    if missing and settings.like is None:
+        raise DataError(
+            f"{corpus.source['name']}: expected the splits {', '.join(SPLITS)}, found {', '.join(corpus.splits)}: "
+            "training needs all three. What is for evaluation alone goes to evaluate as it is, or is prepared like the "
+            "training data (--like DATA)"
+        )
     dims = check_corpus(corpus, dataset)
-    names = list(corpus.splits["train"].features)
+    names = list(next(iter(corpus.splits.values())).features)
     for name in settings.frame_rates:
         if name not in names:
             raise ConfigError(f"frame rate given for {name!r}{suggest(name, names)}: there are {', '.join(names)}")
@@ -118,6 +137,7 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
             "clip": settings.clip,
             "modalities": names,
             "frame_rates": {name: float(rate) for name, rate in settings.frame_rates.items()},
+            **({"like": settings.like} if settings.like else {}),
         },
         splits={},
         modalities={},
@@ -156,7 +176,7 @@ def _prepare_modality(
 ) -> dict[str, Any]:
     """Standardises one modality of every split into ``features``; returns its part of the manifest."""
     raw = {split: Ragged.from_sequences(rows.features[name], dim) for split, rows in corpus.splits.items()}
-    standardisation = fit_standardisation(raw["train"], settings.clip)
+    standardisation = _standardisation(settings, name, dim) or fit_standardisation(raw["train"], settings.clip)
     cleaned = {}
     for split, ragged in raw.items():
         _, counts = standardise(ragged.values, standardisation, out=ragged.values)
@@ -176,6 +196,73 @@ def _prepare_modality(
         "absent": {split: int((ragged.lengths == 0).sum()) for split, ragged in raw.items()},
         "cleaned": cleaned,
     }
+
+
+def _settings_like(settings: PreparationSettings, store: DataStore, dataset: str) -> PreparationSettings:
+    """The settings of other data; raises ConfigError where those that were given contradict them."""
+    manifest = store.manifest
+    problems = Problems(ConfigError, f"like {store.directory}")
+    problems.check(dataset == manifest.dataset, f"it is {manifest.dataset}, not {dataset}")
+    case = manifest.text["case"]
+    problems.check(settings.case in (None, case), f"its case is {case}, not {settings.case}")
+    problems.check("train" in manifest.splits, "it has no training split")
+    problems.raise_if_any()
+    rates = {name: facts["frame_rate"] for name, facts in store.modalities.items() if facts["frame_rate"]}
+    return replace(
+        settings,
+        case=case,
+        clip=manifest.settings["clip"],
+        frame_rates={**rates, **settings.frame_rates},
+        standardisations={name: facts["standardisation"] for name, facts in store.modalities.items()},
+        like={"name": store.directory.resolve().name, "sha256": manifest.splits["train"]["sha256"]},
+    )
+
+
+def _standardisation(settings: PreparationSettings, name: str, dim: int) -> Standardisation | None:
+    """That of the earlier data; raises DataError where it is of other features, None where there is none."""
+    if settings.like is None:
+        return None
+    facts = settings.standardisations.get(name)
+    if facts is None or len(facts["mean"]) != dim:
+        there = f"it has {len(facts['mean'])} dimensions there, {dim} here" if facts else "it is not there"
+        raise DataError(f"{name} cannot be prepared like {settings.like['name']}: {there}")
+    return Standardisation(**facts)
+
+
+def split_as_trained(corpus: Corpus, split: str, modalities: Mapping[str, Any], case: str) -> PolarityDataset:
+    """One split of raw features as a trained model reads it: with the standardisation and case of its training.
+
+    Args:
+        corpus: from :func:`deepmlf_llm.data.sources.open_source`.
+        split: "train", "valid" or "test".
+        modalities: name -> what the model remembers of it (``config.modalities``): ``dim``, ``standardisation``.
+        case: of transcripts (``config.text.case``).
+
+    Raises:
+        DataError: no such split or modality, features of another dimension, or values that are not finite where the
+            model has no standardisation that says what they mean.
+    """
+    name = corpus.source["name"]
+    if split not in corpus.splits:
+        raise DataError(f"{name}: no split {split!r}; it has {', '.join(corpus.splits)}")
+    rows = corpus.splits[split]
+    features = {}
+    for modality, facts in modalities.items():
+        if modality not in rows.features:
+            raise DataError(f"{name}: no modality {modality!r}{suggest(modality, rows.features)}")
+        dim = facts["dim"] if isinstance(facts, Mapping) else facts.dim
+        standardisation = facts["standardisation"] if isinstance(facts, Mapping) else facts.standardisation
+        for utterance, frames in zip(rows.ids, rows.features[modality], strict=True):
+            if len(frames) and frames.shape[1] != dim:
+                raise DataError(f"{name}: {modality} has {frames.shape[1]} dimensions ({utterance!r}), expected {dim}")
+        ragged = Ragged.from_sequences(rows.features[modality], dim)
+        if standardisation is not None:
+            standardise(ragged.values, standardisation, out=ragged.values)
+        elif not np.isfinite(ragged.values).all():
+            raise DataError(f"{name}: {modality} holds NaN or infinity, and the model has no standardisation for them")
+        features[modality] = ragged
+    texts = [normalise_text(text, case) for text in rows.texts]
+    return PolarityDataset(rows.ids, texts, rows.labels, features, rows.unimodal)
 
 
 def _describe_rows(manifest: Manifest, splits: Mapping[str, PolarityDataset]) -> None:

@@ -38,7 +38,8 @@ def report_rows(manifest: Manifest) -> list[tuple[str, str]]:
 def _modality_rows(name: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
     rate = f" at {facts['frame_rate']:g} Hz" if facts["frame_rate"] else ""
     frames, standardisation = facts["frames"], facts["standardisation"]
-    total = {key: sum(counts[key] for counts in facts["cleaned"].values()) for key in facts["cleaned"]["train"]}
+    counted = list(facts["cleaned"].values())
+    total = {key: sum(counts[key] for counts in counted) for key in counted[0]}
     absent = ", ".join(f"{split} {count}" for split, count in facts["absent"].items() if count)
     infinite = total["positive_inf"] + total["negative_inf"]
     clip = (

@@ -5,8 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from deepmlf_llm.data.mmsa import read_mmsa
+from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.errors import DataError
+
+
+def read_mmsa(path, modalities=None):
+    return open_source(path, "mosi", modalities=modalities)
 
 
 def test_padding_is_cut_off_by_the_lengths(write_pickle, tree):
@@ -92,22 +96,27 @@ def _set(split, key, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree.pop("valid"), "expected the splits train, valid, test, found train, test"),
         (_set("valid", "raw_text", None), "split 'valid' lacks raw_text; it has id, "),
         (_set("test", "vision", None), "split 'test' lacks the modality vision"),
-        (_set("train", "audio_lengths", lambda v: [99, *v[1:]]), "audio_lengths: row 0 has length 99.* has 6 frames"),
-        (_set("train", "audio_lengths", lambda v: [-1, *v[1:]]), "row 0 has length -1"),
-        (_set("train", "audio_lengths", lambda v: [1.5, *v[1:]]), "row 0 has length 1.5"),
-        (_set("train", "audio_lengths", lambda v: [np.nan, *v[1:]]), "row 0 has length nan"),
+        (
+            _set("train", "audio_lengths", lambda v: [99, *v[1:]]),
+            r"audio_lengths: row 0 \('trainvideo\$_\$0'\) has length 99.* has 6 frames",
+        ),
+        (_set("train", "audio_lengths", lambda v: [-1, *v[1:]]), "has length -1"),
+        (_set("train", "audio_lengths", lambda v: [1.5, *v[1:]]), "has length 1.5"),
+        (_set("train", "audio_lengths", lambda v: [np.nan, *v[1:]]), "has length nan"),
         (_set("train", "audio_lengths", lambda v: v[1:]), "11 lengths for 12 rows"),
         (_set("train", "audio_lengths", "abc"), "audio_lengths: expected one number a row"),
         (_set("valid", "audio", lambda v: v[1:]), "3 rows of audio for 4 labels"),
-        (_set("valid", "audio", lambda v: v[..., None]), r"audio of row 0 is float32 of shape \(6, 3, 1\)"),
+        (_set("valid", "audio", lambda v: v[..., None]), r"audio of row 0 .* is float32 of shape \(6, 3, 1\)"),
         (_set("valid", "audio", lambda v: v.astype("U")), "expected numbers"),
         (_set("valid", "audio", 3.0), "audio is a float, expected an array"),
-        (_set("valid", "audio", lambda v: [[[1.0], [1.0, 2.0]]] * len(v)), "a row of audio is no array"),
+        (_set("valid", "audio", lambda v: [[[1.0], [1.0, 2.0]]] * len(v)), "audio of row 0 .* is no array"),
         (_set("valid", "raw_text", lambda v: v[1:]), "raw_text: expected 4 strings"),
-        (_set("valid", "raw_text", lambda v: [None, *v[1:]]), "raw_text: expected strings, found NoneType"),
+        (
+            _set("valid", "raw_text", lambda v: [None, *v[1:]]),
+            r"raw_text: no transcript in 1 of 4 rows: row 0 \('validvideo\$_\$0'\) is None",
+        ),
         (_set("valid", "raw_text", lambda v: ["\ud800", *v[1:]]), "is no valid text"),
         (_set("valid", "id", lambda v: [b"\xff", *v[1:]]), "is no valid text"),
         (_set("valid", "regression_labels", lambda v: np.stack([v, v], 1)), r"found shape \(4, 2\)"),
@@ -120,7 +129,7 @@ def test_what_does_not_fit_together_is_refused(write_pickle, tree, change, messa
         read_mmsa(write_pickle(tree))
 
 
-@pytest.mark.parametrize("content", [{}, [1], {"train": 1, "valid": 2, "test": 3}, "text"])
+@pytest.mark.parametrize("content", [{}, [1], {"a": 1, "valid_": 2}, "text"])
 def test_a_pickle_of_something_else_is_refused(write_pickle, content):
     with pytest.raises(DataError, match="no MMSA pickle: expected the splits"):
         read_mmsa(write_pickle(content))

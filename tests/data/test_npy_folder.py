@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepmlf_llm.data.npy_folder import read_npy_folder
 from deepmlf_llm.data.prepare import prepare
+from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.store import open_store
 from deepmlf_llm.errors import DataError
+
+
+def read_npy_folder(directory, modalities=None):
+    return open_source(directory, "mosi", modalities=modalities)
+
 
 COLUMNS = ["video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode"]
 
@@ -102,8 +107,8 @@ def test_chosen_modalities_and_files_of_no_row(folder):
 def test_table_faults(folder):
     rows = read_table(folder)
     cases = {
-        "row 2 has mode 'dev', expected one of train, valid, test": [[*rows[0][:-1], "dev"], *rows[1:]],
-        "row 18|repeats clip '1' of video 'trainvideo'": [*rows[:15], rows[1]],
+        "row 2 has mode 'held', expected one of train, valid, test": [[*rows[0][:-1], "held"], *rows[1:]],
+        "row 17 repeats clip '1' of video 'trainvideo'": [*rows[:15], rows[1]],
         "column label holds what is no number": [[*rows[0][:3], "good", *rows[0][4:]], *rows[1:]],
     }
     for message, changed in cases.items():
@@ -125,8 +130,8 @@ def test_table_faults(folder):
     ("content", "message"),
     [
         (np.ones((2, 9)), "files differ in dimension: 3, 9"),
-        (np.ones((2, 3, 1)), "expected an array of numbers"),
-        (np.array(["a"]), "expected an array of numbers"),
+        (np.ones((2, 3, 1)), r"of shape \(2, 3, 1\), expected numbers"),
+        (np.array(["a"]), "holds strings"),
         (np.array([{"a": 1}], dtype=object), "no plain numpy array"),
         (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99", "no plain numpy array"),
         (b"", "no plain numpy array"),

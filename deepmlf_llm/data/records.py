@@ -1,0 +1,161 @@
+"""Utterances as one object each: lines of JSON, or a pickled list of dictionaries.
+
+``{"id": ..., "text": ..., "label": ..., "<modality>": [[...], ...], ...}``, with ``label_T``, ``label_A``, ``label_V``
+and ``mode`` (the split) where there are any. A modality may be missing, null, or one vector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
+from deepmlf_llm.data.mmsa import read_labels
+from deepmlf_llm.data.reading import TEXT_FEATURES, Reading, split_name
+from deepmlf_llm.data.values import listed, read_frames, read_numbers, read_texts, row_name
+from deepmlf_llm.errors import DataError, suggest
+
+TEXTS = ("text", "raw_text")
+LABELS = ("label", "regression_labels")
+SPLIT_KEYS = ("mode", "split")
+_OTHERS = {"id", "video_id", "clip_id", "annotation", "annotations", *TEXTS, *LABELS, *SPLIT_KEYS}
+
+Record = Mapping[str, Any]
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON Lines in UTF-8, with or without a BOM; blank lines are skipped.
+
+    Raises:
+        DataError: a line that is no JSON object, by number.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not content.strip():
+                continue
+            try:
+                record = json.loads(content, object_pairs_hook=_object)
+            except (ValueError, RecursionError) as error:
+                told = "too deep" if isinstance(error, RecursionError) else error
+                raise DataError(f"{path}: line {number} is no JSON ({told})") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{path}: line {number} is a {type(record).__name__}, expected an object")
+            yield record
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return record
+
+
+def by_split(records: Sequence[Record], fallback: str, where: str) -> dict[str, list[Record]]:
+    """The records of each split, as their ``mode`` says; without one they are all of ``fallback``.
+
+    Raises:
+        DataError: a word that is no split, or records without one among others.
+    """
+    splits: dict[str, list[Record]] = {}
+    key = next((key for key in SPLIT_KEYS if any(key in record for record in records)), None)
+    for row, record in enumerate(records):
+        said = fallback if key is None else record.get(key)
+        split = split_name(said)
+        if split is None:
+            raise DataError(f"{where}: {key} of row {row} is {said!r}, expected train, valid or test")
+        splits.setdefault(split, []).append(record)
+    return splits
+
+
+def modality_keys(records: Sequence[Record]) -> list[str]:
+    """Keys that hold lists or arrays of numbers in any record, in the order in which they come."""
+    found: dict[str, None] = {}
+    for record in records:
+        for key, value in record.items():
+            if key in found or key in _OTHERS or key in TEXT_FEATURES or key.startswith("label"):
+                continue
+            if isinstance(value, (list, tuple, np.ndarray)) and np.dtype(type(_first(value))).kind in "fiub":
+                found[key] = None
+    return list(found)
+
+
+def _first(value: Any) -> Any:
+    """The first number in nested lists; a string where there is none."""
+    while isinstance(value, (list, tuple, np.ndarray)):
+        if isinstance(value, np.ndarray) and not value.ndim:
+            return value.item()
+        if not len(value):
+            return ""
+        value = value[0]
+    return value if isinstance(value, (int, float, np.number)) else ""
+
+
+def read_records(
+    records: Sequence[Record], keys: Mapping[str, str], reading: Reading, where: str, notes: list[str]
+) -> Utterances:
+    """Reads one split.
+
+    Args:
+        records: one an utterance.
+        keys: modality -> its key.
+        reading: what is asked for.
+        where: for messages.
+        notes: takes what the user should know.
+
+    Raises:
+        DataError: no text or label, or one that is none, by row; frames that are no numbers.
+    """
+    ids = read_texts([_id(record, row) for row, record in enumerate(records)], len(records), where, "id")
+    text = _key(records, TEXTS, ids, where)
+    label = _key(records, LABELS, ids, where) if reading.labelled else _present(records, LABELS) or LABELS[0]
+    unimodal = {}
+    for suffix in UNIMODAL_LABELS:
+        values = [record.get(f"label_{suffix}") for record in records]
+        numbers = read_numbers(values, f"{where}: label_{suffix}", ids)
+        if not np.isnan(numbers).all():
+            unimodal[suffix] = numbers
+    return Utterances(
+        ids=ids,
+        texts=read_texts([record.get(text) for record in records], len(records), f"{where}: {text}", "transcript", ids),
+        labels=read_labels([record.get(label) for record in records], reading, f"{where}: {label}", ids, notes),
+        features={
+            name: [
+                read_frames(record.get(key), f"{where}: {name} of {row_name(row, ids)}")
+                for row, record in enumerate(records)
+            ]
+            for name, key in keys.items()
+        },
+        unimodal=unimodal,
+    )
+
+
+def _id(record: Record, row: int) -> Any:
+    if "id" in record:
+        return record["id"]
+    if "video_id" in record and "clip_id" in record:
+        return f"{record['video_id']}$_${record['clip_id']}"
+    return f"row_{row}"
+
+
+def _present(records: Sequence[Record], names: Sequence[str]) -> str | None:
+    return next((name for name in names if any(name in record for record in records)), None)
+
+
+def _key(records: Sequence[Record], names: Sequence[str], ids: list[str], where: str) -> str:
+    """Which of ``names`` every record has."""
+    name = _present(records, names)
+    if name is None:
+        found = list(dict.fromkeys(key for record in records for key in record))
+        raise DataError(
+            f"{where}: no {names[0]!r}{suggest(names[0], found)}; there are {', '.join(found) or 'no keys'}"
+        )
+    missing = [row_name(row, ids) for row, record in enumerate(records) if name not in record]
+    if missing:
+        raise DataError(f"{where}: no {name!r} in {len(missing)} of {len(records)} rows: {listed(missing)}")
+    return name

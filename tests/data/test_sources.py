@@ -1,0 +1,153 @@
+"""Every form in which the field exchanges labelled data, written by the tests, and what is none of them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from deepmlf_llm.data.prepare import prepare, split_as_trained
+from deepmlf_llm.data.sources import open_source
+from deepmlf_llm.data.store import open_store
+from deepmlf_llm.errors import ConfigError, DataError
+
+
+def records_of(split):
+    """A split of the test source as one dictionary an utterance."""
+    return [
+        {
+            "id": split["id"][row],
+            "text": split["raw_text"][row],
+            "label": float(split["regression_labels"][row]),
+            **{
+                name: split[name][row][: split[f"{name}_lengths"][row]].astype(float).tolist()
+                for name in ("audio", "vision")
+            },
+        }
+        for row in range(len(split["id"]))
+    ]
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def same(corpus, other):
+    """Whether two sources hold the same utterances."""
+    assert list(corpus.splits) == list(other.splits)
+    for split, rows in corpus.splits.items():
+        expected = other.splits[split]
+        assert (rows.ids, rows.texts) == (expected.ids, expected.texts)
+        np.testing.assert_array_equal(rows.labels, expected.labels)
+        assert list(rows.features) == list(expected.features)
+        for name, sequences in rows.features.items():
+            for ours, theirs in zip(sequences, expected.features[name], strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    return True
+
+
+def test_one_split_alone_is_read_for_evaluation_and_refused_for_training(write_pickle, tree, tmp_path):
+    path = write_pickle({"test": tree["test"]})
+    corpus = open_source(path, "mosi")
+    assert list(corpus.splits) == ["test"]
+    with pytest.raises(
+        DataError, match=r"expected the splits train, valid, test, found test: training needs all three"
+    ):
+        prepare(path, "mosi", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_trained_model_reads_is_what_preparation_would_give_it(write_pickle, tree, tmp_path):
+    path = write_pickle(tree)
+    prepare(path, "mosi", tmp_path / "out")
+    store = open_store(tmp_path / "out")
+    whole, alone = open_source(path, "mosi"), open_source(write_pickle({"test": tree["test"]}), "mosi")
+    for split, corpus in (("valid", whole), ("test", alone)):
+        ready = split_as_trained(corpus, split, store.modalities, store.manifest.text["case"])
+        assert ready.fingerprint() == store.split(split).fingerprint()
+    with pytest.raises(DataError, match="no split 'train'; it has test"):
+        split_as_trained(alone, "train", store.modalities, "keep")
+    with pytest.raises(DataError, match="no modality 'smell'"):
+        split_as_trained(alone, "test", {"smell": store.modalities["audio"]}, "keep")
+    with pytest.raises(DataError, match=r"vision has 4 dimensions \('testvideo\$_\$0'\), expected 3"):
+        split_as_trained(alone, "test", {"vision": store.modalities["audio"]}, "keep")
+
+
+def test_prepared_like_the_training_data(write_pickle, tree, tmp_path):
+    prepare(write_pickle(tree), "mosi", tmp_path / "train", case="keep", clip=5.0, frame_rates={"audio": 5})
+    tree["test"]["id"][0] = "renamed"
+    manifest = prepare(write_pickle({"test": tree["test"]}), "mosi", tmp_path / "out", like=tmp_path / "train")
+    ours, theirs = open_store(tmp_path / "out"), open_store(tmp_path / "train")
+    assert list(manifest.splits) == ["test"]
+    assert (manifest.text["case"], manifest.settings["clip"]) == ("keep", 5.0)
+    for name, facts in ours.modalities.items():
+        assert facts["standardisation"] == theirs.modalities[name]["standardisation"]
+        assert facts["frame_rate"] == theirs.modalities[name]["frame_rate"]
+        mine, other = (store.split("test").features[name].values for store in (ours, theirs))
+        np.testing.assert_array_equal(mine, other)
+    with pytest.raises(ConfigError, match=r"it is mosi, not mosei; its case is keep, not lower"):
+        prepare(write_pickle(tree), "mosei", tmp_path / "no", like=tmp_path / "train", case="lower")
+    tree["test"]["audio"] = tree["test"]["audio"][..., :2]
+    with pytest.raises(DataError, match="audio cannot be prepared like train: it has 3 dimensions there, 2 here"):
+        prepare(write_pickle({"test": tree["test"]}), "mosi", tmp_path / "no", like=tmp_path / "train")
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "validation", "Valid"])
+def test_the_validation_split_under_its_other_names(write_pickle, tree, name):
+    whole = open_source(write_pickle(tree), "mosi")
+    tree[name] = tree.pop("valid")
+    assert same(open_source(write_pickle(tree), "mosi"), whole)
+    tree["valid"] = tree[name]
+    if name != "valid":
+        with pytest.raises(DataError, match=f"both '{name}' and 'valid' would be the split valid"):
+            open_source(write_pickle(tree), "mosi")
+
+
+def test_json_lines_and_one_file_a_split_hold_the_same(write_pickle, tree, tmp_path):
+    whole = open_source(write_pickle(tree), "mosi")
+    lines = [{**record, "mode": split} for split, content in tree.items() for record in records_of(content)]
+    assert same(open_source(write_lines(tmp_path / "all.jsonl", lines), "mosi"), whole)
+    for folder in ("pickles", "lines", "parts"):
+        (tmp_path / folder).mkdir()
+    for split, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
+        (tmp_path / "pickles" / f"{name}.pkl").write_bytes(pickle.dumps(tree[split]))
+        write_lines(tmp_path / "lines" / f"{name}.jsonl", records_of(tree[split]))
+        (tmp_path / "parts" / name).mkdir()
+        write_lines(tmp_path / "parts" / name / "a.jsonl", records_of(tree[split])[:2])
+        write_lines(tmp_path / "parts" / name / "b.jsonl", records_of(tree[split])[2:])
+    for folder in ("pickles", "lines", "parts"):
+        corpus = open_source(tmp_path / folder, "mosi")
+        assert same(corpus, whole)
+        assert corpus.source["name"] == folder
+    (tmp_path / "pickles" / "train.pkl").write_bytes(pickle.dumps(records_of(tree["train"])))  # a list of dictionaries
+    assert same(open_source(tmp_path / "pickles", "mosi"), whole)
+    (tmp_path / "pickles" / "valid.pkl").write_bytes(pickle.dumps(tree["valid"]))
+    with pytest.raises(DataError, match=r"both dev\.pkl and valid\.pkl would be the split valid"):
+        open_source(tmp_path / "pickles", "mosi")
+
+
+def word_tuples(split, strings=False):
+    rows = []
+    for record in records_of(split):
+        words = record["text"].split()
+        frames = [np.ones((len(words), dim)) * record["label"] for dim in (4, 3)]
+        first = (list(range(len(words))), *frames, [*words, "sp"]) if strings else (np.array([*words, "sp"]), *frames)
+        rows.append((first, np.array([[record["label"]]]), record["id"]))
+    return rows
+
+
+@pytest.mark.parametrize("strings", [False, True])
+def test_word_tuples(write_pickle, tree, strings):
+    names = {"train": "train", "valid": "dev", "test": "test"}
+    path = write_pickle({names[split]: word_tuples(content, strings) for split, content in tree.items()})
+    corpus = open_source(path, "mosi")
+    assert corpus.source["kind"] == "word_tuples"
+    for split, rows in corpus.splits.items():
+        assert rows.ids == tree[split]["id"]
+        assert rows.texts == tree[split]["raw_text"]  # without the pause
+        np.testing.assert_allclose(rows.labels, tree[split]["regression_labels"])
+        assert rows.features["vision"][1].shape == (5, 4)
+        assert rows.features["audio"][1].shape == (5, 3)
