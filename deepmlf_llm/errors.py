@@ -42,6 +42,10 @@ class RunError(DeepMLFError):
     """A run cannot start or go on here, for example because its directory holds another run."""
 
 
+class MissingPackageError(DeepMLFError):
+    """A package that this use needs is not installed; the message has the pip line."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the nearest of ``known``, or an empty string."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -88,7 +88,7 @@ def main(python: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         constraint = Path(scratch) / "constraint.txt"
         constraint.write_text(f"torch=={torch}\n")
-        project = ["--constraint", str(constraint), "--editable", str(REPOSITORY) + "[dev,docs,tensorboard]"]
+        project = ["--constraint", str(constraint), "--editable", str(REPOSITORY) + "[all,dev,docs]"]
         pip.install("this project and its dependencies", project)
     # Its dependencies are those of a command-line tool that we do not use.
     base_model = probe(python)["base_model"] or pip.attempt(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.errors import BaseModelError
+from deepmlf_llm.extras import require
 from deepmlf_llm.modules.feed_forward import at_least_fp32
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
@@ -23,11 +24,13 @@ def quantization_config(kind: str, compute_dtype: torch.dtype, storage_dtype: to
 
     Raises:
         BaseModelError: unknown ``kind``.
+        MissingPackageError: bitsandbytes is not installed.
     """
     if kind not in QUANTIZATIONS:
         raise BaseModelError(f"quantization={kind!r}: expected one of {', '.join(map(repr, QUANTIZATIONS))}")
     if kind == "none":
         return None
+    require("bitsandbytes", f"quantization={kind!r}")
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":

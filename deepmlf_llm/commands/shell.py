@@ -85,19 +85,12 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 def print_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str] = ()) -> None:
-    """Prints a table on stdout, with ``rich`` where that is installed, else in plain columns."""
+    """Prints a table on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     cells = [[str(cell) for cell in row] for row in rows]
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        lines = ([list(columns)] if columns else []) + cells
-        widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(max(map(len, lines), default=0))]
-        print(title)
-        for line in lines:
-            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip())
-        return
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(columns))
     for index in range(max(map(len, [columns, *cells]))):
         table.add_column(columns[index] if index < len(columns) else "", overflow="fold")

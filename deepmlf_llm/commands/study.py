@@ -13,20 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deepmlf_llm import shipped
+from deepmlf_llm.commands import train
 from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.paths import shown
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DEFAULT = ROOT / "recipes" / "configs" / "scale" / "default.yaml"
-TRAIN = ROOT / "recipes" / "train_llama.py"
+DEFAULT = "scale/default"
+TRAIN = Path(train.__file__)
 FAILED_CELLS = 1
 
 
 def build_parser() -> RecipeParser:
     parser = RecipeParser(prog="scale_study.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--grid", type=Path, help="YAML of the study (default: recipes/configs/scale/default.yaml)")
+    add("--grid", type=Path, help=f"YAML of the study, or the name of a shipped one (default: {DEFAULT})")
     add("--output", type=Path, metavar="DIR", help="folder of the study (default: runs/scale-NAME)")
     add(
         "--slots",
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from deepmlf_llm.study.grid import Grid
     from deepmlf_llm.study.plan import make_plan
 
-    grid = Grid.from_yaml(args.grid or DEFAULT)
+    grid = Grid.from_yaml(shipped.locate(shipped.CONFIGS, args.grid or DEFAULT))
     directory = StudyDirectory(args.output or Path("runs") / f"scale-{grid.name}")
     directory.check(grid.name)
     plan = make_plan(grid, TRAIN)

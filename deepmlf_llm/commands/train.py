@@ -10,12 +10,11 @@ that was cut, or says that it is finished.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from deepmlf_llm.commands.shell import print_table, run_recipe
 from deepmlf_llm.training.launch import detect, one_voice, quiet_libraries
 
-DEMO = Path(__file__).resolve().parent.parent.parent / "recipes" / "configs" / "demo.yaml"
+DEMO = "demo"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

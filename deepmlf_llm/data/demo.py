@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from deepmlf_llm.data.demo_texts import RatedTexts, rated_texts
 from deepmlf_llm.data.manifest import SCHEMA_VERSION
 from deepmlf_llm.data.prepare import PreparationSettings, prepare_corpus
 from deepmlf_llm.errors import ConfigError, DataError
+from deepmlf_llm.extras import installed
 
 RECIPE_VERSION = 1
 SIZES = (1200, 200, 300)
@@ -68,7 +68,7 @@ def embedded_dataset(
 
     if len(sizes) != 3 or min(sizes) < 1 or not 0 <= conflicts <= 1:
         raise ConfigError(f"sizes={sizes}, conflicts={conflicts}: expected three positive sizes and a share in [0, 1]")
-    storage = storage or ("arrow" if find_spec("datasets") else "numpy")
+    storage = storage or ("arrow" if installed("datasets") else "numpy")
     rated = rated_texts(texts)
     if sum(sizes) > len(rated.texts):
         raise ConfigError(f"sizes={sizes}: together at most {len(rated.texts)}, the number of sentences")

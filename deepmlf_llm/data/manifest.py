@@ -87,7 +87,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = Path(directory) / FILE_NAME
     if not path.is_file():
-        raise DataError(f"{directory}: no data directory (no {FILE_NAME}); make one with recipes/prepare_data.py")
+        raise DataError(f"{directory}: no data directory (no {FILE_NAME}); make one with `deepmlf prepare`")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

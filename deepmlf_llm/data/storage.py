@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deepmlf_llm.data.ragged import Ragged
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import DataError, MissingPackageError
+from deepmlf_llm.extras import installed, missing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,11 +32,11 @@ def write_splits(directory: Path, splits: Mapping[str, PolarityDataset], storage
     """Writes every split into an existing directory.
 
     Raises:
-        DataError: ``datasets`` is not installed, and Arrow was asked for.
+        MissingPackageError: ``datasets`` is not installed, and Arrow was asked for.
     """
     if storage == "arrow":
-        if not find_spec("datasets"):
-            raise DataError("writing Arrow needs the package datasets; install it, or choose the storage numpy")
+        if not installed("datasets"):
+            raise MissingPackageError(missing("datasets", "writing Arrow") + "; or choose the storage numpy")
         _write_arrow(directory, splits)
     else:
         for name, split in splits.items():
@@ -54,10 +54,11 @@ def read_split(directory: Path, name: str, modalities: Mapping[str, int], storag
 
     Raises:
         DataError: files are missing or damaged, or do not hold what ``modalities`` says.
+        MissingPackageError: ``datasets`` is not installed, and they are in Arrow.
     """
     path = directory / name
-    if storage == "arrow" and not find_spec("datasets"):
-        raise DataError(f"{directory}: is in Arrow, which needs the package datasets; prepare it with storage numpy")
+    if storage == "arrow" and not installed("datasets"):
+        raise MissingPackageError(missing("datasets", f"{directory}: is in Arrow, which") + "; or use storage numpy")
     if not path.is_dir():
         raise DataError(f"{directory}: split {name!r} is missing; prepare the data again")
     read = _read_arrow if storage == "arrow" else _read_numpy

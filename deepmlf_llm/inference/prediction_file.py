@@ -14,6 +14,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.extras import require
 from deepmlf_llm.files import sha256
 from deepmlf_llm.inference.predictor import SentimentPredictor
 
@@ -157,8 +158,7 @@ def _prepared(predictor: SentimentPredictor, row: Any) -> dict[str, Any]:
 def _rows(source: Path) -> Iterator[Any]:
     """Rows as dictionaries; a line that is none comes as the error it makes."""
     if source.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
+        parquet = require("pyarrow.parquet", f"reading {source.name}")
         for batch in parquet.ParquetFile(source).iter_batches(batch_size=64):
             yield from batch.to_pylist()
         return

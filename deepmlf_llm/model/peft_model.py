@@ -228,7 +228,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         if is_quantised(self.get_base_model()):
             raise ConfigError(
                 "a quantised base cannot be merged into: load the adapter on base.dequantize() (same outputs) or on "
-                "the 16-bit original, then merge (recipes/merge_adapter.py --base dequantized|16bit)"
+                "the 16-bit original, then merge (deepmlf merge --base dequantized|16bit)"
             )
         stack, config = self.active_stack, copy.deepcopy(self.deepmlf_config)
         for block in stack.blocks.values():  # before the LM changes: a block's FFW is that of the LM without its LoRA

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+import deepmlf_llm
 from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.study import guard
 from deepmlf_llm.study.cells import PlannedCell
@@ -24,6 +25,7 @@ from deepmlf_llm.training.metrics_log import METRICS_FILE, read_metrics
 from deepmlf_llm.training.run_directory import FACTS
 
 ATTEMPTS = "attempts.txt"
+_PACKAGE = Path(deepmlf_llm.__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,12 @@ def settings_yaml(settings: Mapping[str, Any]) -> str:
 
 def command(cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> list[str]:
     """The training recipe with the cell's settings; under the deepspeed launcher where it has more than one process."""
-    run = [str(recipe), "--config", str(folder / CONFIG), "--output_dir", str(folder / RUN)]
+    options = ["--config", str(folder / CONFIG), "--output_dir", str(folder / RUN)]
     if "report_to" not in cell.settings:
-        run += ["--report_to", "none"]  # the study has its own report
+        options += ["--report_to", "none"]  # the study has its own report
     if cell.processes == 1:
-        return [sys.executable, *run]
+        return [sys.executable, *words_of(recipe, "-m"), *options]
+    run = [*words_of(recipe, "--module"), *options]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     launcher = [shutil.which("deepspeed", path=path) or "deepspeed", "--master_port", str(free_port())]
     if slot.gpus:
@@ -137,9 +140,17 @@ def command(cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> list[s
     return [*launcher, "--num_accelerators", str(cell.processes), *run]
 
 
+def words_of(recipe: Path, module_option: str) -> list[str]:
+    """A recipe on a command line: one of this package by its module, any other as a script."""
+    if not recipe.is_relative_to(_PACKAGE):
+        return [str(recipe)]
+    return [module_option, ".".join(recipe.relative_to(_PACKAGE.parent).with_suffix("").parts)]
+
+
 def environment(slot: Slot) -> dict[str, str]:
-    """This process' own, with the slot's share of the machine."""
+    """This process' own, with the slot's share of the machine, and with this very package first."""
     given = {"OMP_NUM_THREADS": str(slot.threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+    given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")]))
     # The launcher names GPUs by their numbers on the machine; a process of its own sees only the slot's.
     if len(slot.gpus) == 1:
         given["CUDA_VISIBLE_DEVICES"] = str(slot.gpus[0])

@@ -145,7 +145,7 @@ class _Reader:
         rows = self.rows(content.get("grid"), fixed)
         if _is_count(processes) and processes > 1:
             self.problems.check(
-                bool(fixed.get("deepspeed")), f"processes={processes} needs fixed: {{deepspeed: ds_configs/zero2.json}}"
+                bool(fixed.get("deepspeed")), f"processes={processes} needs fixed: {{deepspeed: zero2}}"
             )
         grid = Grid(
             name=str(name),

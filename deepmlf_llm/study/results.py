@@ -25,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepmlf_llm.extras import installed
 from deepmlf_llm.files import file_aside, write_aside
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.directory import StudyDirectory
@@ -167,11 +168,11 @@ def _plain(value: Any) -> Any:
 
 def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]]) -> bool:
     """All cells in one table, one row each; False where ``pyarrow`` is not installed (it comes with ``datasets``)."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
+    if not installed("pyarrow"):
         return False
+    import pyarrow
+    from pyarrow import parquet
+
     rows = [flat_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}

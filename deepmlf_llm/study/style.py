@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from deepmlf_llm.extras import require
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
@@ -34,7 +36,7 @@ _SETTINGS = {
 @contextmanager
 def figure(width: float = WIDTH, height: float = HEIGHT, rows: int = 1) -> Iterator[tuple[Any, list[Any]]]:
     """A figure and its axes, ``rows`` above each other; drawn without a display."""
-    import matplotlib
+    matplotlib = require("matplotlib", "a plot")
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

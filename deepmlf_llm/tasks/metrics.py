@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deepmlf_llm.errors import ConfigError, DataError, suggest
+from deepmlf_llm.extras import require
 
 Floats = NDArray[np.floating[Any]]
 
@@ -116,7 +117,7 @@ def _corr(y_hat: Floats, y: Floats) -> float:
     constant = [name for name, values in (("predictions", y_hat), ("labels", y)) if np.all(values == values[0])]
     if constant:
         return _undefined("corr", f"{' and '.join(constant)} never vary")
-    from scipy.stats import pearsonr
+    pearsonr = require("scipy.stats", "the correlation of polarities").pearsonr
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it warns of ends in NaN, explained below, or concerns the last digits
@@ -139,7 +140,7 @@ def _accuracy(predicted: NDArray[Any], true: NDArray[Any]) -> float:
 
 
 def _weighted_f1(predicted: NDArray[Any], true: NDArray[Any]) -> float:
-    from sklearn.metrics import f1_score
+    f1_score = require("sklearn.metrics", "F1").f1_score
 
     return float(f1_score(true, predicted, average="weighted", zero_division=0))
 

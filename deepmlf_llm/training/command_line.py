@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.training.keys import Key, all_keys, describe, refuse
 from deepmlf_llm.training.settings import RunSettings, flatten
@@ -126,15 +127,16 @@ def read_value(key: Key, text: str | None) -> Any:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A YAML file of settings.
+    """A YAML file of settings, by its path or by the name of a shipped one.
 
     Raises:
         ConfigError: not there, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(shipped.locate(shipped.CONFIGS, path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
+        known = shipped.hint(shipped.CONFIGS, path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}){known}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: is no YAML ({' '.join(str(error).split())})") from None
     if content is None:

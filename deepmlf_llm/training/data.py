@@ -59,10 +59,10 @@ def load_data(settings: RunSettings) -> TrainingData:
     else:
         directory = Path(settings.data).expanduser()
         if not directory.exists():
-            raise DataError(f"data={settings.data}: not there; make it with recipes/prepare_data.py")
+            raise DataError(f"data={settings.data}: not there; make it with `deepmlf prepare`")
         if directory.is_file():
             raise DataError(
-                f"data={settings.data}: a file; prepare it first: python recipes/prepare_data.py --source "
+                f"data={settings.data}: a file; prepare it first: deepmlf prepare --source "
                 f"{settings.data} --dataset mosi|mosei|sims --out DIR"
             )
     store = open_store(directory)

@@ -7,9 +7,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
 
@@ -56,13 +56,13 @@ class RunSettings:
     quantization: str = _key("of the frozen base: none, nf4, fp4 or int8 (bitsandbytes)", "none")
     dtype: str = _key("of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16", AUTO)
     attn_implementation: str = _key("auto, sdpa, eager, varlen, flash_attention_2, ..", AUTO)
-    data: str = _key("data directory made by recipes/prepare_data.py, or embedded", EMBEDDED)
+    data: str = _key("data directory made by `deepmlf prepare`, or embedded", EMBEDDED)
     modalities: list[str] | None = field(
         default=None, metadata={"help": "which of the data's modalities to use; default: all of them"}
     )
     data_fraction: float = _key("share of the training split to use, in (0, 1]", 1.0)
     output_dir: str | None = _key("run directory; default: one under runs/ named after the settings", None)
-    deepspeed: str | None = _key("DeepSpeed configuration (also --ds), e.g. ds_configs/zero2.json", None)
+    deepspeed: str | None = _key("DeepSpeed configuration (also --ds): a file, or a shipped one such as zero2", None)
     text_cache: str = _key("keep the frozen text stream: none, memory or disk", "none")
     text_cache_dtype: str | None = _key(
         "of the kept text stream: float32, bfloat16, float16 or int8; default: as computed", None
@@ -147,8 +147,9 @@ class RunSettings:
             data: fingerprint of the data.
         """
         kept = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
-        if self.deepspeed and Path(self.deepspeed).is_file():
-            kept["deepspeed"] = json.loads(Path(self.deepspeed).read_text())
+        engine = shipped.locate(shipped.DEEPSPEED, self.deepspeed) if self.deepspeed else None
+        if engine is not None and engine.is_file():
+            kept["deepspeed"] = json.loads(engine.read_text())
         kept.update(base_model=base_model, data=data, processes=processes)
         text = json.dumps(kept, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.extras import installed, require
 from deepmlf_llm.training.launch import on_terminal
 from deepmlf_llm.training.settings import RunSettings
 
@@ -27,14 +28,16 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
     path = settings.deepspeed
     if path is None:
         return None
+    require("deepspeed", f"--ds {path}")
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads(shipped.locate(shipped.DEEPSPEED, path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--ds {path}: cannot be read ({error.strerror}); ds_configs/ holds five") from None
+        known = shipped.hint(shipped.DEEPSPEED, path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"--ds {path}: cannot be read ({error.strerror}){known}") from None
     except ValueError as error:
         raise ConfigError(f"--ds {path}: is no JSON ({error})") from None
     if not isinstance(config, dict) or "zero_optimization" not in config:
-        raise ConfigError(f"--ds {path}: has no section zero_optimization; ds_configs/ holds five examples")
+        raise ConfigError(f"--ds {path}: has no section zero_optimization{shipped.hint(shipped.DEEPSPEED, path)}")
     for section in ("optimizer", "scheduler"):
         if section in config:
             raise ConfigError(
@@ -44,7 +47,7 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
     if stage == 3 and settings.text_cache != "none":
         raise ConfigError(
             f"text_cache={settings.text_cache!r} needs the whole frozen LM in each process, ZeRO-3 splits it: use "
-            "ds_configs/zero2.json"
+            "--ds zero2"
         )
     if settings.quantization == "int8" and (stage == 3 or not torch.cuda.is_available()):
         raise ConfigError("quantization='int8' works under DeepSpeed on CUDA with ZeRO 1 or 2 only: use nf4")
@@ -90,7 +93,7 @@ def make_arguments(
     bf16 = uses_bf16(settings)
     metric = values["metric_for_best_model"]
     values.setdefault("warmup_steps", min(math.ceil(settings.warmup_epochs * steps), planned // 2))
-    values.setdefault("report_to", "tensorboard" if find_spec("tensorboard") else "none")
+    values.setdefault("report_to", "tensorboard" if installed("tensorboard") else "none")
     values.setdefault("disable_tqdm", not on_terminal())
     values.setdefault("greater_is_better", metric.removeprefix("eval_").startswith(HIGHER_IS_BETTER))
     values.setdefault("dataloader_pin_memory", not cpu)

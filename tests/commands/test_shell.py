@@ -75,10 +75,7 @@ def test_help_shows_defaults(parser, capsys):
     assert "whose rules (default: mosi)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("rich", [True, False])
-def test_table(capsys, monkeypatch, rich):
-    if not rich:
-        monkeypatch.setitem(sys.modules, "rich", None)
+def test_table(capsys):
     print_table("Result", [("mae", 0.75), ("x [in file]", "a longer cell")], ["metric", "value"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["Result"]

@@ -13,7 +13,7 @@ from deepmlf_llm.data import storage as storage_module
 from deepmlf_llm.data.prepare import prepare
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.store import open_store
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import DataError, MissingPackageError
 
 
 @pytest.fixture
@@ -133,11 +133,13 @@ def test_bad_manifest(tmp_path, content, message):
 
 
 def test_without_datasets_numpy_works_and_arrow_says_why_not(prepared, write_pickle, tree, monkeypatch):
-    monkeypatch.setattr(storage_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(storage_module, "installed", lambda name: False)
     monkeypatch.setitem(sys.modules, "datasets", None)
     open_store(prepared / "numpy").verify()
-    with pytest.raises(DataError, match="needs the package datasets; prepare it with storage numpy"):
+    with pytest.raises(
+        MissingPackageError, match=r"in Arrow, which needs the package datasets: pip install .*storage numpy"
+    ):
         open_store(prepared / "arrow").split("train")
-    with pytest.raises(DataError, match="install it, or choose the storage numpy"):
+    with pytest.raises(MissingPackageError, match=r"pip install .*; or choose the storage numpy"):
         prepare(write_pickle(tree), "mosi", prepared / "new")
     assert not (prepared / "new").exists()

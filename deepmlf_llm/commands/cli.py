@@ -1,0 +1,45 @@
+"""``deepmlf``: one program for all commands; each of them is a module of this room."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from deepmlf_llm.commands.shell import BAD_INPUT, run_recipe
+from deepmlf_llm.errors import suggest
+
+COMMANDS = {
+    "train": "train an adapter, or go on with a run that was cut",
+    "prepare": "read a data set once, check it, write it as Arrow with a manifest",
+    "evaluate": "metrics of an adapter on labelled data",
+    "predict": "polarity for a file of utterances",
+    "merge": "an adapter and its base model in one directory",
+    "study": "a grid of runs and its report",
+    "configs": "list the shipped settings, or copy one out",
+}
+
+_USAGE = "usage: deepmlf COMMAND [options]\n\n{commands}\n\ndeepmlf COMMAND --help says more."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help"):
+        print(_USAGE.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())))
+        return 0
+    if name == "--version":
+        import deepmlf_llm
+
+        print(f"deepmlf_llm {deepmlf_llm.__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}{suggest(name, COMMANDS)}; deepmlf --help lists them", file=sys.stderr)
+        return BAD_INPUT
+    command = importlib.import_module(f"deepmlf_llm.commands.{name}")
+    return run_recipe(lambda: command.main(words[1:]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
