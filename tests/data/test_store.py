@@ -136,9 +136,7 @@ def test_without_datasets_numpy_works_and_arrow_says_why_not(prepared, write_pic
     monkeypatch.setattr(storage_module, "installed", lambda name: False)
     monkeypatch.setitem(sys.modules, "datasets", None)
     open_store(prepared / "numpy").verify()
-    with pytest.raises(
-        MissingPackageError, match=r"in Arrow, which needs the package datasets: pip install .*storage numpy"
-    ):
+    with pytest.raises(MissingPackageError, match=r"in Arrow, which needs the package datasets: pip install "):
         open_store(prepared / "arrow").split("train")
     with pytest.raises(MissingPackageError, match=r"pip install .*; or choose the storage numpy"):
         prepare(write_pickle(tree), "mosi", prepared / "new")
