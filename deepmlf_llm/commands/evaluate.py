@@ -8,9 +8,8 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, one_of, print_table, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, one_of, print_metrics, run_recipe
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.training.launch import quiet_libraries
 
 
 def build_parser() -> RecipeParser:
@@ -34,7 +33,6 @@ def build_parser() -> RecipeParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    quiet_libraries()
     options = build_parser().parse_args(argv)
     if options.batch_size < 1:
         raise ConfigError(f"--batch_size={options.batch_size}: expected an integer >= 1")
@@ -57,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = evaluate_adapter(options.adapter, data, options.split, base, options.quantization, options.batch_size)
     for note in result["notes"]:
         print(f"note: {note}")
-    rows = [(name, f"{value:.4f}") for name, value in result["metrics"].items()]
-    print_table(f"{result['utterances']} utterances of {options.split}", rows, ("metric", options.split))
+    print_metrics(f"{result['utterances']} utterances", {options.split: result["metrics"]})
     if options.output is not None:
         from deepmlf_llm.training.callbacks import finite
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from deepmlf_llm.commands.shell import RecipeParser, one_of, print_table, run_recipe
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.training.launch import quiet_libraries
 
 
 def build_parser() -> RecipeParser:
@@ -35,7 +34,6 @@ def build_parser() -> RecipeParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    quiet_libraries()
     options = build_parser().parse_args(argv)
     if options.output.exists():
         raise ConfigError(f"--output {options.output}: exists; move it away or name another directory")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepmlf_llm.commands.shell import RecipeParser, one_of, run_recipe
-from deepmlf_llm.training.launch import quiet_libraries
 
 
 def build_parser() -> RecipeParser:
@@ -37,7 +36,6 @@ def build_parser() -> RecipeParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    quiet_libraries()
     options = build_parser().parse_args(argv)
     from deepmlf_llm.adapters.hub import local_directory
     from deepmlf_llm.inference.prediction_file import check_files, predict_file

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from deepmlf_llm.commands.screen import VERBOSE, VERBOSE_HELP, quiet_screen
 from deepmlf_llm.errors import DeepMLFError, suggest
 from deepmlf_llm.write_errors import NEVER_OURS, error_number, explain
 
@@ -20,19 +21,21 @@ def run_recipe(main: Callable[[], int | None]) -> int:
     """Runs a recipe's ``main`` and returns the exit code: ``raise SystemExit(run_recipe(main))``.
 
     A :class:`DeepMLFError` becomes one line on stderr and code 2, and so does a full or failing disk, a missing
-    permission or a name too long, wherever it comes up; any other exception is a defect and keeps its traceback.
+    permission or a name too long, wherever it comes up; any other exception is a defect and keeps its traceback. Other
+    libraries' lines go to a log, see :mod:`deepmlf_llm.commands.screen`.
     """
-    try:
-        return main() or 0
-    except DeepMLFError as error:
-        message = str(error)
-    except Exception as error:
-        if error_number(error) not in NEVER_OURS:
-            raise
-        message = str(explain(error, Path(str(getattr(error, "filename", None) or ".")), done="used"))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    with quiet_screen(Path(sys.argv[0]).stem, verbose=VERBOSE in sys.argv[1:]):
+        try:
+            return main() or 0
+        except DeepMLFError as error:
+            message = str(error)
+        except Exception as error:
+            if error_number(error) not in NEVER_OURS:
+                raise
+            message = str(explain(error, Path(str(getattr(error, "filename", None) or ".")), done="used"))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
     print(f"error: {one_line(message)}", file=sys.stderr)
     return BAD_INPUT
 
@@ -49,6 +52,7 @@ class RecipeParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(**{"allow_abbrev": False, **settings})
+        self.add_argument(VERBOSE, action="store_true", help=VERBOSE_HELP)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parses; unknown options are looked for first, so that a misspelt one is not reported as a missing one."""
@@ -91,9 +95,24 @@ def print_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str
     from rich.table import Table
 
     cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(columns))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, show_header=bool(columns))
     for index in range(max(map(len, [columns, *cells]))):
         table.add_column(columns[index] if index < len(columns) else "", overflow="fold")
     for line in cells:
         table.add_row(*[cell.replace("[", "\\[") for cell in line])
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def print_metrics(title: str, splits: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Prints a row of metrics for each split, in plain columns that are never folded; what is undefined says so."""
+    names = list(dict.fromkeys(name for metrics in splits.values() for name in metrics))
+    lines = [["split", *names]]
+    lines += [[split, *(_shown(metrics.get(name)) for name in names)] for split, metrics in splits.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(title)
+    for line in lines:
+        print(" ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None or value != value else f"{value:.4f}"

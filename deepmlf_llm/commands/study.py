@@ -46,9 +46,6 @@ def build_parser() -> RecipeParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    from deepmlf_llm.training.launch import quiet_libraries
-
-    quiet_libraries()
     from deepmlf_llm.study.directory import StudyDirectory
 
     if args.report_only:

@@ -11,14 +11,14 @@ that was cut, or says that it is finished.
 import sys
 from collections.abc import Sequence
 
-from deepmlf_llm.commands.shell import print_table, run_recipe
-from deepmlf_llm.training.launch import detect, one_voice, quiet_libraries
+from deepmlf_llm.commands.screen import VERBOSE, log_beside
+from deepmlf_llm.commands.shell import print_metrics, run_recipe
+from deepmlf_llm.training.launch import detect, one_voice
 
 DEMO = "demo"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    quiet_libraries()
     from deepmlf_llm.training.command_line import help_text, parse_settings
 
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -26,20 +26,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(help_text(__doc__ or ""))
         return
     dry_run = bool({"--dry-run", "--dry_run"} & set(argv))
-    argv = [word for word in argv if word not in ("--dry-run", "--dry_run")]
+    argv = [word for word in argv if word not in ("--dry-run", "--dry_run", VERBOSE)]
     with one_voice():
         settings = parse_settings(argv, default_config=DEMO)
         from deepmlf_llm.training.run import run_training
 
-        result = run_training(settings, dry_run=dry_run)
+        result = run_training(settings, dry_run=dry_run, opened=log_beside)
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
-        rows = [(name, *(_shown(metrics[split].get(name)) for split in metrics)) for name in metrics["validation"]]
-        print_table("Best adapter by validation", rows, ("metric", *metrics))
-
-
-def _shown(value: float | None) -> str:
-    return "undefined" if value is None or value != value else f"{value:.4f}"
+        print_metrics("Best adapter by validation", {"valid": metrics["validation"], "test": metrics["test"]})
 
 
 if __name__ == "__main__":

@@ -101,11 +101,10 @@ def make_trainer(
     run: Path,
 ) -> Any:
     """The trainer of a run, with its batches, groups and callbacks."""
-    from transformers.trainer_callback import PrinterCallback
-
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.training.batching import BalancedBatches
-    from deepmlf_llm.training.callbacks import EarlyStopping, MetricsLog, PlainProgress
+    from deepmlf_llm.training.callbacks import EarlyStopping, MetricsLog
+    from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for
 
     train = splits["train"]
@@ -130,9 +129,7 @@ def make_trainer(
         group_settings=group_settings(settings),
         keep_checkpoints=settings.trainer_values()["save_total_limit"],
     )
-    if arguments.disable_tqdm:
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(PlainProgress())
+    show_progress(trainer, bar=not arguments.disable_tqdm)
     return trainer
 
 

@@ -1,9 +1,8 @@
-"""What happens beside the training: the log, early stopping, progress in plain lines."""
+"""What happens beside the training: the log, early stopping."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -91,37 +90,3 @@ class EarlyStopping(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.spent(state):
             raise RunIsOver
-
-
-class PlainProgress(TrainerCallback):
-    """Progress where there is no terminal: a line every few seconds, and one an evaluation."""
-
-    def __init__(self, seconds: float = 5.0) -> None:
-        self.seconds = seconds
-        self._last = 0.0
-        self._began = 0.0
-        self._first_step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began, self._first_step = time.monotonic(), state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or logs is None:
-            return
-        now = time.monotonic()
-        if "loss" in logs and now - self._last >= self.seconds:
-            self._last = now
-            print(f"{self._where(state)}  loss {logs['loss']:.4f}  {self._left(state, now)}", flush=True)
-        elif f"{_EVALUATION}mae" in logs:
-            corr = logs.get(f"{_EVALUATION}corr", float("nan"))
-            print(f"{self._where(state)}  validation MAE {logs['eval_mae']:.4f}  Corr {corr:.4f}", flush=True)
-
-    def _where(self, state: Any) -> str:
-        return f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
-
-    def _left(self, state: Any, now: float) -> str:
-        done = state.global_step - self._first_step
-        if done <= 0:
-            return ""
-        left = (now - self._began) / done * (state.max_steps - state.global_step)
-        return f"{done / (now - self._began):.2f} steps/s, at most {left / 60:.1f} min left"

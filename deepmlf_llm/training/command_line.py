@@ -156,6 +156,7 @@ def help_text(usage: str) -> str:
     lines = [usage, ""]
     lines += ["  --config FILE  YAML of the keys below; options on the command line override it"]
     lines += ["  --dry-run      check everything and say what would be trained, write nothing"]
+    lines += ["  --verbose      show what other libraries say as well; otherwise it goes to libraries.log of the run"]
     for owner, title in titles.items():
         lines += ["", f"{title}:"]
         keys = [key for key in all_keys().values() if key.owner == owner]

@@ -12,6 +12,7 @@ from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.errors import DataError, Problems
 from deepmlf_llm.training.data import tokenised
 from deepmlf_llm.training.environment import environment
+from deepmlf_llm.training.launch import on_terminal
 
 
 def evaluate_adapter(
@@ -43,6 +44,7 @@ def evaluate_adapter(
     from deepmlf_llm.data.store import open_store
     from deepmlf_llm.model.merged import tokenizer_beside
     from deepmlf_llm.model.peft_model import DeepMLFModel
+    from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for, split_metrics
 
     store = open_store(data)
@@ -58,6 +60,7 @@ def evaluate_adapter(
             data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
             compute_metrics=compute_metrics_for(config.dataset),
         )
+        show_progress(trainer, bar=on_terminal())
         logged = trainer.evaluate(tokenised(items, split, tokenizer, config.text), metric_key_prefix=split)
     return {
         **split_metrics(logged, split),

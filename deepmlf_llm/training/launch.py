@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deepmlf_llm.errors import DeepMLFError
-
-_CHATTY = r"(accelerate|deepspeed|torch\.distributed|transformers)\b.*"
 
 
 @dataclass(frozen=True)
@@ -105,25 +101,33 @@ def say(message: str, launch: Launch | None = None) -> None:
 def progress_bar(
     total: int, what: str, launch: Launch, seconds: float = 10.0
 ) -> Iterator[Callable[[int], None] | None]:
-    """A bar on a terminal, a plain line every few seconds elsewhere; from the main process. Yields what to tell of
-    progress: how many more are done."""
+    """A bar on a terminal, a plain line now and then elsewhere (:func:`pause`); from the main process. Yields what to
+    tell of progress: how many more are done."""
     if not launch.is_main:
         yield None
         return
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, disable=not on_terminal()) as bar:
-        done, told = 0, time.monotonic()
+        done = 0
+        began = told = time.monotonic()
 
         def advance(count: int) -> None:
             nonlocal done, told
             done += count
             bar.update(count)
-            if bar.disable and time.monotonic() - told >= seconds:
-                told = time.monotonic()
+            now = time.monotonic()
+            if bar.disable and now - told >= pause(now - began, seconds):
+                told = now
                 print(f"{what}: {done} of {total}", flush=True)
 
         yield advance
+
+
+def pause(elapsed: float, shortest: float, longest: float = 120.0) -> float:
+    """Seconds between two lines of progress: half of the time that the work has taken, so that long work is not told in
+    hundreds of lines."""
+    return min(max(elapsed / 2, shortest), max(shortest, longest))
 
 
 def on_terminal() -> bool:
@@ -140,17 +144,6 @@ def one_voice() -> Iterator[None]:
         if detect().local_rank != 0:
             time.sleep(5)
         raise
-
-
-def quiet_libraries() -> None:
-    """Keeps the libraries' start-up chatter out of the output. To be called before they are imported."""
-    for name in ("accelerate", "bitsandbytes.backends", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module=_CHATTY)
-        warnings.filterwarnings("ignore", category=UserWarning, module=_CHATTY, message=".*lr_scheduler.step.*")
 
 
 def free_port() -> int:

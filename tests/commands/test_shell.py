@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_table, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_metrics, print_table, run_recipe
 from deepmlf_llm.errors import DataError
 
 
@@ -120,3 +120,20 @@ def test_what_a_file_brings_in_cannot_steer_the_terminal(capsys):
     assert len(printed) < 5000
     assert printed.startswith("error: row \ufffd[31m1\ufffd \ufffd: xxx")
     assert printed.endswith("characters)\n")
+
+
+def test_metrics_are_a_row_a_split_and_never_folded(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    print_metrics("Best", {"valid": {"mae": 0.5, "acc2_non0": 0.25}, "test": {"mae": 1.0, "corr": float("nan")}})
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title == "Best"
+    assert header.split() == ["split", "mae", "acc2_non0", "corr"]
+    assert [row.split() for row in rows] == [
+        ["valid", "0.5000", "0.2500", "undefined"],
+        ["test", "1.0000", "undefined", "undefined"],
+    ]
+
+
+def test_every_parser_takes_verbose(parser):
+    assert parser.parse_args(["--source", "x", "--verbose"]).verbose
+    assert not parser.parse_args(["--source", "x"]).verbose

@@ -11,7 +11,6 @@ from transformers import TrainerControl, TrainerState
 from deepmlf_llm.training.callbacks import (
     EarlyStopping,
     MetricsLog,
-    PlainProgress,
     RunIsOver,
     finite,
     gate_values,
@@ -76,16 +75,6 @@ def test_gates_are_logged_with_each_evaluation(tmp_path: Path) -> None:
     log.on_evaluate(None, state(4), None, metrics={"test_mae": 1.0}, model=model)
     assert read_metrics(log.path) == [{"kind": "gates", "step": 4, **gates}]
     assert gate_values(model) == gates
-
-
-def test_plain_progress_is_one_line_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = PlainProgress(seconds=0)
-    progress.on_train_begin(None, state(0), None)
-    progress.on_log(None, state(5), None, {"loss": 1.25})
-    progress.on_log(None, state(5), None, {"eval_mae": 0.5, "eval_corr": 0.75})
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("step 5/10  epoch 1.00  loss 1.2500")
-    assert second == "step 5/10  epoch 1.00  validation MAE 0.5000  Corr 0.7500"
 
 
 def test_json_has_no_nan() -> None:

@@ -1,0 +1,113 @@
+"""What a run shows of its progress: plain lines, or a bar on a terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from deepmlf_llm.training.launch import pause
+
+_EVALUATION = "eval_"
+
+
+def show_progress(trainer: Any, bar: bool) -> None:
+    """Ours in the place of the Trainer's own, which prints raw dictionaries."""
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    trainer.add_callback(BarProgress() if bar else PlainProgress())
+
+
+class PlainProgress(TrainerCallback):
+    """Progress where there is no terminal: a line an evaluation, and between them one now and then
+    (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` apart."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self._last = 0.0
+        self._began = 0.0
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first_step = time.monotonic(), state.global_step
+        self._last = self._began
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        now = time.monotonic()
+        line = evaluation_line(logs)
+        if line is None and "loss" in logs and now - self._last >= pause(now - self._began, self.seconds):
+            line = f"loss {logs['loss']:.4f}  {self._left(state, now)}"
+        if line is not None:
+            self._last = now
+            print(f"{where(state)}  {line}", flush=True)
+
+    def _left(self, state: Any, now: float) -> str:
+        done = state.global_step - self._first_step
+        if done <= 0:
+            return ""
+        left = (now - self._began) / done * (state.max_steps - state.global_step)
+        return f"{done / (now - self._began):.2f} steps/s, at most {left / 60:.1f} min left"
+
+
+class BarProgress(TrainerCallback):
+    """Progress on a terminal: a bar of the steps, a short one below it while a split is evaluated, and a line an
+    evaluation."""
+
+    def __init__(self) -> None:
+        self._steps: Any = None
+        self._batches: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._steps = tqdm(total=state.max_steps, initial=state.global_step, desc="training", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._steps is not None:
+            self._steps.update(state.global_step - self._steps.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self._steps is None or logs is None:
+            return
+        line = evaluation_line(logs)
+        if line is not None:
+            self._steps.write(f"{where(state)}  {line}")
+        elif "loss" in logs:
+            self._steps.set_postfix_str(f"loss {logs['loss']:.4f}")
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero or eval_dataloader is None:
+            return
+        if self._batches is None:
+            self._batches = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
+        self._batches.update(1)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+
+
+def where(state: Any) -> str:
+    """``step 10/40  epoch 1.00``."""
+    return f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
+
+
+def evaluation_line(logs: dict[str, Any]) -> str | None:
+    """What an evaluation found; None for any other entry of the log."""
+    if f"{_EVALUATION}mae" not in logs:
+        return None
+    corr = logs.get(f"{_EVALUATION}corr", math.nan)
+    return f"validation MAE {logs[f'{_EVALUATION}mae']:.4f}  Corr {corr:.4f}"

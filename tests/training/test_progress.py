@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from deepmlf_llm.training import progress as showing
+from deepmlf_llm.training.progress import BarProgress, PlainProgress, show_progress
+
+
+def state(step: int = 0) -> TrainerState:
+    return TrainerState(global_step=step, max_steps=10, epoch=1.0, is_world_process_zero=True)
+
+
+def test_plain_progress_is_one_line_at_a_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(showing, "time", SimpleNamespace(monotonic=lambda: now))
+    progress = PlainProgress(seconds=10)
+    progress.on_train_begin(None, state(0), None)
+    shown = []
+    for second in range(601):
+        now = float(second)
+        progress.on_log(None, state(5), None, {"loss": 1.25})
+        if capsys.readouterr().out:
+            shown.append(second)
+    assert shown == [10, 20, 40, 80, 160, 280, 400, 520]
+    progress.on_log(None, state(5), None, {"eval_mae": 0.5, "eval_corr": 0.75})
+    assert capsys.readouterr().out == "step 5/10  epoch 1.00  validation MAE 0.5000  Corr 0.7500\n"
+    now = 720.0
+    progress.on_log(None, state(6), None, {"loss": 1.25})
+    assert capsys.readouterr().out == "step 6/10  epoch 1.00  loss 1.2500  0.01 steps/s, at most 8.0 min left\n"
+    progress.on_log(None, state(6), None, {"train_runtime": 3.0})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = BarProgress()
+    bar.on_train_begin(None, state(0), None)
+    bar.on_step_end(None, state(5), None)
+    bar.on_log(None, state(5), None, {"loss": 1.25})
+    for _ in range(2):
+        bar.on_prediction_step(None, state(5), None, eval_dataloader=range(2))
+    bar.on_evaluate(None, state(5), None)
+    bar.on_log(None, state(5), None, {"eval_mae": 0.5, "eval_corr": 0.75})
+    bar.on_train_end(None, state(10), None)
+    out, err = capsys.readouterr()
+    assert out == "step 5/10  epoch 1.00  validation MAE 0.5000  Corr 0.7500\n"
+    assert "5/10" in err
+    assert "loss 1.2500" in err
+    assert "evaluating" in err
+
+
+def test_no_raw_dictionaries() -> None:
+    removed: list[Any] = []
+    added: list[Any] = []
+    trainer = SimpleNamespace(remove_callback=removed.append, add_callback=added.append)
+    for bar in (True, False):
+        show_progress(trainer, bar)
+    assert removed == [PrinterCallback, ProgressCallback] * 2
+    assert [type(callback) for callback in added] == [BarProgress, PlainProgress]
