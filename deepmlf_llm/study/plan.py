@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -124,7 +123,7 @@ class _Planner:
             trainable=size["trainable"],
             total=size["total"],
             step_flops=size["step_flops"],
-            steps=planned_steps(settings, rows, self.grid.processes),
+            steps=settings.planned_steps(rows, self.grid.processes).total,
             geometry=size["geometry"],
             text_key=size["text_key"],
         )
@@ -179,16 +178,6 @@ class _Planner:
             train = tokenised(data.train, "train", load_tokenizer(base, settings.revision), text)
             self.tokenizers[key] = round(median(len(ids) for ids in train.input_ids))
         return int(self.tokenizers[key])
-
-
-def planned_steps(settings: RunSettings, rows: int, processes: int) -> int:
-    """Optimiser steps that a run takes, unless it stops early."""
-    per_device, accumulated = settings.resolve_batch(processes)
-    values = settings.trainer_values()
-    if values.get("max_steps", -1) > 0:
-        return int(values["max_steps"])
-    epoch = max(1, math.ceil(math.ceil(rows / (per_device * processes)) / accumulated))
-    return math.ceil(values["num_train_epochs"] * epoch)
 
 
 def _median_frames(data: TrainingData, modality: str) -> int:

@@ -121,13 +121,12 @@ class _Run:
         """What the run would be."""
         arguments, model, _, splits = self.load()
         self.describe(model, arguments)
-        steps = -(-len(splits["train"]) // self._step_size(arguments))
-        total = arguments.max_steps if arguments.max_steps > 0 else round(arguments.num_train_epochs * steps)
-        say(f"{total} steps, {steps} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
+        steps = self.settings.planned_steps(len(splits["train"]), self.launch.processes)
+        say(f"{steps.total} steps, {steps.per_epoch} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
         held = 0
         if self.settings.text_cache != "none":
             held = self.foretell_text_cache(model, self._texts(splits))
-        facts = {"steps": total, "parameters": parameter_counts(model), "text_cache_bytes": held}
+        facts = {"steps": steps.total, "parameters": parameter_counts(model), "text_cache_bytes": held}
         return {"status": "planned", "config": self.settings.to_dict(), "train": facts}
 
     def load(self) -> tuple[Any, Any, Any, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError, Problems
+from deepmlf_llm.planning.steps import Steps, planned_steps
 from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
 
 TEXT_CACHES = ("none", "memory", "disk")
@@ -173,6 +174,17 @@ class RunSettings:
                 f"{per_device * accumulated * processes}; give one of them only"
             )
         return per_device, accumulated
+
+    def planned_steps(self, utterances: int, processes: int) -> Steps:
+        """Optimizer steps of the run; ``utterances`` are those of the training split.
+
+        Raises:
+            ConfigError: as :meth:`resolve_batch`.
+        """
+        per_device, accumulated = self.resolve_batch(processes)
+        values = self.trainer_values()
+        epochs, most = values["num_train_epochs"], values.get("max_steps", -1)
+        return planned_steps(utterances, per_device, processes, accumulated, epochs, most)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -85,14 +85,12 @@ def make_arguments(
     from transformers import TrainingArguments
 
     values = settings.trainer_values()
-    per_device, accumulated = settings.resolve_batch(processes)
-    steps = max(1, math.ceil(math.ceil(utterances / (per_device * processes)) / accumulated))
-    planned = values.get("max_steps", -1)
-    planned = planned if planned > 0 else math.ceil(values["num_train_epochs"] * steps)
+    per_device, _ = settings.resolve_batch(processes)
+    steps = settings.planned_steps(utterances, processes)
     cpu = values.setdefault("use_cpu", not torch.cuda.is_available())
     bf16 = uses_bf16(settings)
     metric = values["metric_for_best_model"]
-    values.setdefault("warmup_steps", min(math.ceil(settings.warmup_epochs * steps), planned // 2))
+    values.setdefault("warmup_steps", min(math.ceil(settings.warmup_epochs * steps.per_epoch), steps.total // 2))
     values.setdefault("report_to", "tensorboard" if installed("tensorboard") else "none")
     values.setdefault("disable_tqdm", not on_terminal())
     values.setdefault("greater_is_better", metric.removeprefix("eval_").startswith(HIGHER_IS_BETTER))

@@ -140,13 +140,6 @@ def test_a_stand_in_is_used_and_named(plan):
     ]
 
 
-def test_steps_follow_epochs_and_batches():
-    settings = RunSettings.from_dict({"batch_size": 8, "num_train_epochs": 3})
-    assert planning.planned_steps(settings, 40, 1) == 15
-    assert planning.planned_steps(settings, 41, 2) == 18
-    assert planning.planned_steps(RunSettings.from_dict({"max_steps": 7}), 40, 1) == 7
-
-
 def test_shapes_load_nothing():
     lm = base_model_shape("tiny-gpt2", num_layers=2)
     assert lm.config.num_hidden_layers == 2
