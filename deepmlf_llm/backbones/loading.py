@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, code_refusal, see_that_nothing_runs
 from deepmlf_llm.backbones.interface import find_interface
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.quantisation import keep_weights_in_place, quantization_config
@@ -160,11 +162,14 @@ def _from_pretrained(source: str, options: dict[str, Any], name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {key: value for key, value in options.items() if value is not None}
+    see_that_nothing_runs(source, options.get("revision"), name)
     try:
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+        return AutoModelForCausalLM.from_pretrained(source, **options, **NO_CODE, **NO_PICKLE)
     except ImportError as error:  # bitsandbytes for 4 bits, gguf for GGUF files: transformers says what to install
         raise BaseModelError(f"base_model={name!r}: {' '.join(str(error).split())[:300]}") from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        if (refusal := code_refusal(error, name)) is not None:
+            raise refusal from None
         looks_local = Path(name).is_absolute() or name.startswith(".")
         where = "this directory" if looks_local else "a local directory or a hub id that can be reached from here"
         reason = " ".join(str(error).split())
@@ -201,8 +206,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         if name in TOYS:
             tokenizer = toy_tokenizer()
         else:
-            tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision, padding_side="left")
+            tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision, padding_side="left", **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
+        if (refusal := code_refusal(error, name)) is not None:
+            raise refusal from None
         raise BaseModelError(
             f"base_model={name!r}: no tokenizer found: {' '.join(str(error).split())[:300]}"
         ) from error

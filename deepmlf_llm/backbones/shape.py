@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.backbones.foreign_code import NO_CODE, see_that_nothing_runs
 from deepmlf_llm.backbones.interface import find_interface
 from deepmlf_llm.backbones.loading import cut_layers
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
@@ -52,10 +53,11 @@ def _from_config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = str(smollm2_directory()) if name == SMOLLM2 else name  # the first time it loads weights, to convert them
+    see_that_nothing_runs(source, revision, name)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, **NO_CODE)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise BaseModelError(

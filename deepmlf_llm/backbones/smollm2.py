@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from deepmlf_llm.backbones.foreign_code import NO_CODE
 from deepmlf_llm.errors import BaseModelError
 from deepmlf_llm.paths import base_models_dir
 
@@ -55,7 +56,7 @@ def smollm2_directory() -> Path:
             return target
         aside = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2}-", dir=target.parent))
         try:
-            origin = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+            origin = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name, **NO_CODE}
             model = AutoModelForCausalLM.from_pretrained(
                 **origin, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )

@@ -70,7 +70,7 @@ def _with_keys(code: bytes, step: int) -> Callable[[Any], None]:
     return load
 
 
-_BASE: dict[int, Callable[[Any], None]] = dict(pickle._Unpickler.dispatch)  # type: ignore[arg-type]
+_BASE: dict[int, Callable[[Any], None]] = dict(pickle._Unpickler.dispatch)
 
 
 # The unpickler in Python, not the one in C: its instructions can be restricted and counted, and a damaged memo index

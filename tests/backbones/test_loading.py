@@ -131,6 +131,9 @@ def test_quantisation_without_its_package_says_how_to_install_it(monkeypatch):
         load_base_model("tiny-llama", quantization="nf4")
 
 
+SAFE = {"trust_remote_code": False, "weights_only": True}  # nothing that comes with a model is run
+
+
 def test_what_is_asked_of_transformers(monkeypatch):
     """Revision, dtype, kernel and quantisation go on as given; what is not set is not mentioned."""
     asked = []
@@ -142,10 +145,10 @@ def test_what_is_asked_of_transformers(monkeypatch):
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     load_base_model("someone/some-lm", dtype="float16", attn_implementation="sdpa", revision="v1.2")
     assert asked.pop() == (
-        "someone/some-lm", {"dtype": torch.float16, "attn_implementation": "sdpa", "revision": "v1.2"}
+        "someone/some-lm", {"dtype": torch.float16, "attn_implementation": "sdpa", "revision": "v1.2", **SAFE}
     )  # fmt: skip
     load_base_model("someone/some-lm", dtype="float32", attn_implementation="sdpa")
-    assert asked.pop()[1] == {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    assert asked.pop()[1] == {"dtype": torch.float32, "attn_implementation": "sdpa", **SAFE}
     load_base_model("someone/some-lm", quantization="fp4", dtype="bfloat16", storage_dtype="bfloat16", revision="x")
     options = asked.pop()[1]
     assert (options["revision"], options["dtype"]) == ("x", torch.bfloat16)
