@@ -43,13 +43,16 @@ class Reading:
     rename: Mapping[str, str] = field(default_factory=dict)
     labelled: bool = True
 
-    def keys(self, present: Iterable[str], where: str, notes: list[str]) -> dict[str, str]:
+    def keys(
+        self, present: Iterable[str], where: str, notes: list[str], usual: Mapping[str, str] = MODALITY_NAMES
+    ) -> dict[str, str]:
         """Which part of the source holds which modality: name -> key in the source, in the order to read.
 
         Args:
             present: keys of the source that hold features.
             where: for messages.
             notes: takes a sentence for each key that is read under another name.
+            usual: other names of a modality -> the name it is read under.
 
         Raises:
             DataError: a modality or a key to rename is not there, two keys for one name, an impossible name, or none.
@@ -60,11 +63,11 @@ class Reading:
             if key not in present:
                 raise DataError(f"{where}: no {key!r} to rename{suggest(key, present)}; there are {listed}")
         wanted = None if self.modalities is None else list(dict.fromkeys(self.modalities))
-        kept = {*present, *(wanted or ())} - {*self.rename} | {*self.rename.values()}
+        kept = {*present} - {*self.rename} | {*self.rename.values()}
         found: dict[str, str] = {}
         for key in present:
-            usual = MODALITY_NAMES.get(key.lower(), key)
-            name = self.rename.get(key) or (key if usual in kept or key in (wanted or ()) else usual)
+            other = usual.get(key.lower(), key)
+            name = self.rename.get(key) or (key if other in kept or key in (wanted or ()) else other)
             if name in found:
                 raise DataError(f"{where}: {found[name]!r} and {key!r} would both be {name}; rename one of them")
             found[name] = key

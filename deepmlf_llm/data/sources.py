@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 
 from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus, check_dataset_name
+from deepmlf_llm.data.csd import SUFFIX, read_csd_folder
 from deepmlf_llm.data.file_kind import FORMATS, JSON_LINES, PICKLE, file_kind
 from deepmlf_llm.data.mmsa import left_out, modality_columns, read_columns
 from deepmlf_llm.data.npy_folder import TABLE, read_npy_folder
 from deepmlf_llm.data.reading import SPLIT_NAMES, Reading, split_keys, split_name
 from deepmlf_llm.data.records import by_split, modality_keys, read_json_lines, read_records
+from deepmlf_llm.data.single_clip import is_single_clip
 from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.data.word_tuples import PLACES, are_word_tuples, read_word_tuples
 from deepmlf_llm.errors import DataError
@@ -117,7 +119,7 @@ def _splits_of(tree: Any, fallback: str, path: Path) -> dict[str, Any]:
             return {split: tree[key] for split, key in keys.items()}
         if "raw_text" in tree and isinstance(tree.get("id"), (list, tuple, np.ndarray)):
             return {fallback: tree}
-        if any(getattr(tree.get(name), "ndim", 0) in (1, 2) for name in modality_columns(tree)):
+        if is_single_clip(tree):
             raise DataError(f"{path}: is one clip without a label, as MMSA-FET writes it: predict reads that")
     found = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else f"a {type(tree).__name__}"
     raise DataError(f"{path}: no MMSA pickle: expected the splits train, valid, test, found {found or 'nothing'}")
@@ -166,6 +168,8 @@ def _read_folder(path: Path, reading: Reading) -> Corpus:
         raise DataError(f"{path}: is a data directory, prepared already; a source is expected here")
     if TABLE in names:
         return read_npy_folder(path, reading)
+    if any(name.lower().endswith(SUFFIX) for name in names):
+        return read_csd_folder(path, reading)
     files = _split_files(path)
     if files:
         return _read_split_files(path, files, reading)
