@@ -13,7 +13,6 @@ without the pauses. Files that the SDK has aligned already are keyed by ``video[
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -26,11 +25,12 @@ import numpy as np
 from deepmlf_llm.data.corpus import Corpus, Utterances
 from deepmlf_llm.data.hdf5 import groups, open_hdf5, read_array
 from deepmlf_llm.data.mmsa import read_labels
-from deepmlf_llm.data.reading import Reading, split_keys
+from deepmlf_llm.data.naming import Reading, split_keys
 from deepmlf_llm.data.values import read_frames, read_text
 from deepmlf_llm.data.word_tuples import PAUSES
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.files import sha256
+from deepmlf_llm.reading import read_json
 
 SPLITS_FILE = "splits.json"
 SUFFIX = ".csd"
@@ -93,7 +93,8 @@ def read_csd_folder(directory: Path, reading: Reading) -> Corpus:
         reading: what is asked for.
 
     Raises:
-        DataError: ``h5py`` is missing; a file is damaged or no computational sequence; there are not one of labels and
+        MissingPackageError: ``h5py`` is not installed.
+        DataError: a file is damaged or no computational sequence; there are not one of labels and
             one of words; ``splits.json`` is missing or names a video twice; a label row that is none.
     """
     paths = sorted(path for path in directory.iterdir() if path.suffix.lower() == SUFFIX)
@@ -189,8 +190,8 @@ def _read_splits(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: missing, and nothing else says which video is for training; {_SPLITS_HINT}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise DataError(f"{path}: no JSON ({error}); {_SPLITS_HINT}") from None
     keys = split_keys(content, str(path)) if isinstance(content, dict) else {}
     if not keys:

@@ -5,7 +5,6 @@ Names and endings say nothing: downloads that failed are web pages called ``.pkl
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.reading import parse_json
 
 PICKLE, JSON_LINES, HDF5, NPZ, NPY, CSV = "pickle", "jsonl", "hdf5", "npz", "npy", "csv"
 _HEAD = 8192
@@ -190,6 +190,6 @@ def _written(text: str, cut: bool) -> FileKind:
 
 def _is_json(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line, nan=True), dict)
+    except ValueError:
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from deepmlf_llm.data.file_kind import HDF5, file_kind
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.extras import require
 
 _MOST_EXPANDED = 2000
 """Bytes that one stored byte may become; a file beyond that declares what is not in it."""
@@ -23,12 +23,10 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     """The open file.
 
     Raises:
-        DataError: ``h5py`` is not installed, or the file is damaged, cut off or another kind of file.
+        MissingPackageError: ``h5py`` is not installed.
+        DataError: the file is damaged, cut off or another kind of file.
     """
-    if not find_spec("h5py"):
-        raise DataError(f"{path}: reading HDF5 needs the package h5py: pip install 'deepmlf_llm[data]'")
-    import h5py
-
+    h5py = require("h5py", f"{path}: reading HDF5")
     kind = file_kind(path)
     if kind.name != HDF5:
         raise kind.refuse(path)
@@ -46,8 +44,7 @@ def child(parent: Any, name: str, where: str) -> Any:
     Raises:
         DataError: it is not there, cannot be read, or is a link into another file.
     """
-    import h5py
-
+    h5py = require("h5py", "reading HDF5")
     try:
         link = parent.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):

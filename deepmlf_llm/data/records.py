@@ -6,7 +6,6 @@ and ``mode`` (the split) where there are any. A modality may be missing, null, o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
 from deepmlf_llm.data.mmsa import read_labels
-from deepmlf_llm.data.reading import TEXT_FEATURES, Reading, split_name
+from deepmlf_llm.data.naming import TEXT_FEATURES, Reading, split_name
 from deepmlf_llm.data.values import listed, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.reading import parse_json
 
 TEXTS = ("text", "raw_text")
 LABELS = ("label", "regression_labels")
@@ -39,21 +39,12 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not content.strip():
                 continue
             try:
-                record = json.loads(content, object_pairs_hook=_object)
-            except (ValueError, RecursionError) as error:
-                told = "too deep" if isinstance(error, RecursionError) else error
-                raise DataError(f"{path}: line {number} is no JSON ({told})") from None
+                record = parse_json(content, nan=True)
+            except ValueError as error:
+                raise DataError(f"{path}: line {number} is no JSON ({error})") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}: line {number} is a {type(record).__name__}, expected an object")
             yield record
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
-    return record
 
 
 def by_split(records: Sequence[Record], fallback: str, where: str) -> dict[str, list[Record]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepmlf_llm.data.file_kind import PICKLE, file_kind
 from deepmlf_llm.data.mmsa import modality_columns
-from deepmlf_llm.data.reading import Reading, split_keys
+from deepmlf_llm.data.naming import Reading, split_keys
 from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.data.values import read_frames, read_numbers, read_text
 from deepmlf_llm.errors import DataError
@@ -52,7 +52,7 @@ def read_single_clip(
     if not is_single_clip(tree):
         found = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else f"a {type(tree).__name__}"
         raise DataError(f"{path}: is no single clip: expected audio and vision [frames x dims], found {found}")
-    clip = {"id": _string(tree.get("id")) or path.stem, "text": text or _transcript(tree)}
+    clip: dict[str, Any] = {"id": _string(tree.get("id")) or path.stem, "text": text or _transcript(tree)}
     if not clip["text"]:
         raise DataError(f"{path}: has no transcript (raw_text), only features of one: give the transcript beside it")
     present = modality_columns(tree, tuple(rename or ()))

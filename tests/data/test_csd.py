@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from deepmlf_llm.data.csd import overlapping
 from deepmlf_llm.data.prepare import prepare
 from deepmlf_llm.data.sources import open_source
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import DataError, MissingPackageError
 
 h5py = pytest.importorskip("h5py", reason="needs h5py (the extra [data])")
 
@@ -188,6 +189,6 @@ def test_faults_are_named(folder, fault):
 
 
 def test_without_h5py_one_sentence_says_how_to_get_it(folder, monkeypatch):
-    monkeypatch.setattr("deepmlf_llm.data.hdf5.find_spec", lambda _: None)
-    with pytest.raises(DataError, match=r"needs the package h5py: pip install 'deepmlf_llm\[data\]'"):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingPackageError, match=r"needs the package h5py: pip install 'deepmlf_llm\[data\]'"):
         open_source(folder, "mosi")
