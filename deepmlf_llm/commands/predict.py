@@ -1,26 +1,41 @@
 """Predicts the polarity of utterances in a file with a trained adapter or a merged model.
 
 Reads JSON Lines, {"id", "text", "audio": [[...]], "vision": [[...]]} with raw features (a modality may be absent or
-null), or a Parquet file with those columns. Writes JSON Lines in the same order: {"id", "polarity", "label",
-"text_polarity", "av_polarity", "fusion_polarity"}. A bad row is reported by number and becomes {"id", "error"};
---strict stops at it. A run that was cut off goes on where it stopped, with the same adapter, input and settings.
+null, one vector is one frame), a Parquet file with those columns, or prepared data. Writes JSON Lines in the same
+order: {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"}. A bad row is reported by number
+and becomes {"id", "error"}; --strict stops at it. A key that the model does not know and that holds a sequence makes a
+row bad: --rename or --ignore it. A run that was cut off goes on where it stopped, with the same adapter, input and
+settings.
+
+Exit codes: 0 all rows are good, 3 some are bad, 2 none is good, or nothing could be predicted.
 
 python recipes/predict.py --adapter runs/x/adapter --input clips.jsonl --output polarity.jsonl
 """
 
+import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, one_of, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, run_recipe
 
 
 def build_parser() -> RecipeParser:
     parser = RecipeParser(prog="predict.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--adapter", required=True, help="directory of an adapter or a merged model, or its hub id")
-    add("--input", type=Path, required=True, help="utterances: .jsonl or .parquet")
+    add("--input", type=Path, required=True, help="utterances: .jsonl, .parquet, or a directory of prepared data")
     add("--output", type=Path, required=True, help="predictions: .jsonl; must not exist yet")
+    add("--split", metavar="NAME", help="of an input that has splits (default: all, one after the other)")
+    add(
+        "--rename",
+        type=key_value,
+        nargs="+",
+        default=[],
+        metavar="KEY=NAME",
+        help="read a key of the rows under another name, as visual=vision",
+    )
+    add("--ignore", nargs="+", default=[], metavar="KEY", help="keys of the rows that are not read, whatever they hold")
     add("--batch_size", type=int, default=32, metavar="N", help="utterances a batch (default: 32)")
     add("--dtype", type=one_of("auto", "float32", "bfloat16"), default="auto", help="of the base model (default: auto)")
     add(
@@ -35,16 +50,20 @@ def build_parser() -> RecipeParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     from deepmlf_llm.adapters.hub import local_directory
+    from deepmlf_llm.data.columns import Columns
+    from deepmlf_llm.data.inputs import open_input
     from deepmlf_llm.inference.prediction_file import check_files, predict_file
     from deepmlf_llm.inference.predictor import SentimentPredictor
-    from deepmlf_llm.model.merged import identity_of
+    from deepmlf_llm.model.merged import identity_of, read_settings
 
     check_files(options.input, options.output, options.batch_size)
     adapter = local_directory(options.adapter)
-    made_by = {"adapter": identity_of(adapter), "dtype": options.dtype, "quantization": options.quantization}
+    settings = read_settings(adapter)
+    columns = Columns(settings.modalities, dict(options.rename), options.ignore)
+    source = open_input(options.input, columns, settings, options.split)
     predictor = SentimentPredictor.from_pretrained(
         adapter,
         dtype=options.dtype,
@@ -52,8 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_size=options.batch_size,
         compile=options.compile,
     )
-    done = predict_file(predictor, options.input, options.output, options.strict, made_by=made_by)
+    made_by = {"adapter": identity_of(adapter), "dtype": options.dtype, "quantization": options.quantization}
+    chosen = {"split": options.split, "rename": dict(options.rename), "ignore": sorted(options.ignore)}
+    made_by |= {name: json.dumps(value, sort_keys=True) for name, value in chosen.items() if value}
+    done = predict_file(predictor, source, options.output, options.strict, None, made_by, columns)
+    for note in done.notes:
+        print(f"note: {note}")
     print(f"{done.rows} rows, {done.bad} of them bad, {done.found} found from an earlier run: {options.output}")
+    return done.exit_code
 
 
 if __name__ == "__main__":

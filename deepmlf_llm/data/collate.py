@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 50
 TRANSCRIPT = "{text}"  # a template that adds nothing
+MOST_CHARACTERS = 1 << 20
+_SPARE_TOKENS = 16  # how a tokenizer splits words depends on a few characters around them, not on more
 
 
 class UtteranceDataset(Protocol):
@@ -73,6 +75,9 @@ def token_ids(
 ) -> tuple[list[list[int]], int]:
     """Token ids of each text in its template, and how many texts were longer than ``max_tokens``.
 
+    No more of a text is read than the limit needs: its beginning, until that makes more tokens than are kept and
+    sixteen to spare, and never more than :func:`most_characters`. So the cut is far behind the last token kept.
+
     An empty transcript becomes one special token: the model reads the state of the last real token, so there must be
     one. The tokenizer cuts, so special tokens that it puts at the end survive.
 
@@ -83,18 +88,37 @@ def token_ids(
         template: holds ``{text}`` once.
     """
     before, _, after = template.partition(TRANSCRIPT)
-    texts = [before + text for text in texts]
+    first = 64 * max_tokens + 4096
+    whole = [before + text for text in texts]
+    texts = [text[:first] for text in whole]
     if not texts:
         return [], 0
     ending: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
     full: list[list[int]] = tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
     result, truncated = [], 0
-    for text, ids in zip(texts, full, strict=True):
+    for text, ids, everything in zip(texts, full, whole, strict=True):
+        if len(text) < len(everything) and len(ids) <= max_tokens + _SPARE_TOKENS:
+            text, ids = _more_of(everything, first, tokenizer, max_tokens)
         if len(ids) > max_tokens:
             truncated += 1
             ids = tokenizer(text, padding=False, truncation=True, max_length=max_tokens)["input_ids"]
         result.append([*ids, *ending] or [_special_token(tokenizer)])
     return result, truncated
+
+
+def most_characters(max_tokens: int) -> int:
+    """Characters of a transcript that are looked at, at most: one of millions costs gigabytes in a tokenizer."""
+    return max(MOST_CHARACTERS, 64 * max_tokens + 4096)
+
+
+def _more_of(text: str, length: int, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> tuple[str, list[int]]:
+    """A longer beginning of a text of which ``length`` characters make too few tokens, and its token ids."""
+    most = min(len(text), most_characters(max_tokens))
+    while True:
+        length = min(8 * length, most)
+        ids: list[int] = tokenizer(text[:length], padding=False, truncation=False, verbose=False)["input_ids"]
+        if length == most or len(ids) > max_tokens + _SPARE_TOKENS:
+            return text[:length], ids
 
 
 def _special_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,24 +1,35 @@
-"""A file of utterances through a predictor: streamed, in order, going on where an earlier run stopped."""
+"""A file of utterances through a predictor: streamed, in order, going on where an earlier run stopped.
+
+One row never ends the job: whatever it holds, it is predicted or becomes a line with its error.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from deepmlf_llm.data.columns import Columns, check_identity
+from deepmlf_llm.data.inputs import Input, open_input
+from deepmlf_llm.data.rows import Row
 from deepmlf_llm.errors import DataError
-from deepmlf_llm.extras import require
-from deepmlf_llm.files import sha256
-from deepmlf_llm.inference.predictor import SentimentPredictor
+from deepmlf_llm.inference.output_file import partial_output
+from deepmlf_llm.inference.predictor import Prediction, SentimentPredictor
 
 CHUNK_BATCHES = 8  # rows are sorted by length within so many batches, and written after them
+CHUNK_BYTES = 1 << 28
+OUTSIZED_BYTES = 1 << 22
+"""A row of more features than this is predicted alone: in a batch, every other row would be padded to its length."""
+
+SHOWN_ERRORS = 50
+SOME_BAD, NONE_GOOD = 3, 2
 
 
 @dataclass
@@ -27,27 +38,32 @@ class FileReport:
 
     Attributes:
         rows: of the input.
-        bad: rows that could not be predicted.
+        bad: rows that could not be predicted, those of an earlier run included.
         found: rows that an earlier run had written.
+        notes: what was odd, one sentence each.
     """
 
     rows: int = 0
     bad: int = 0
     found: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0: all rows are good; 3: some are bad; 2: none is good."""
+        return 0 if not self.bad else SOME_BAD if self.bad < self.rows else NONE_GOOD
 
 
 def check_files(source: Path, output: Path, batch_size: int) -> None:
-    """What can be said before a model is loaded.
+    """What can be said before anything is read.
 
     Raises:
-        DataError: the input is missing or of another kind, the output exists or has no directory.
+        DataError: the input is missing, the output exists or has no directory.
     """
     if batch_size < 1:
         raise DataError(f"--batch_size={batch_size}: expected an integer >= 1")
-    if not source.is_file():
-        raise DataError(f"--input {source}: no such file")
-    if source.suffix not in (".jsonl", ".parquet"):
-        raise DataError(f"--input {source}: expected a .jsonl or .parquet file")
+    if not source.exists():
+        raise DataError(f"--input {source}: no such file or folder")
     if not output.parent.is_dir():
         raise DataError(f"--output {output}: its directory is not there")
     if output.exists():
@@ -56,11 +72,12 @@ def check_files(source: Path, output: Path, batch_size: int) -> None:
 
 def predict_file(
     predictor: SentimentPredictor,
-    source: Path,
+    source: Input | Path,
     output: Path,
     strict: bool = False,
     progress: bool | None = None,
     made_by: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
 ) -> FileReport:
     """Predicts every row of ``source`` into ``output``, in order.
 
@@ -70,121 +87,166 @@ def predict_file(
 
     Args:
         predictor: the model.
-        source: JSON Lines or Parquet, see ``recipes/predict.py``.
+        source: as :func:`deepmlf_llm.data.inputs.open_input` opens it, or its path.
         output: JSON Lines.
         strict: stop at the first bad row instead of writing its error.
         progress: show a bar; default: on a terminal.
         made_by: what predictions depend on beside the input, by name, e.g. the hash of the adapter.
+        columns: which keys of a row are read; default: the model's modalities by their names.
 
     Raises:
         DataError: with ``strict``, a bad row, by number; the lines before it are kept in ``<output>.partial``. Or lines
-            of an earlier run that was another.
+            of an earlier run that was another, or a place that cannot be written.
     """
-    partial = output.with_name(output.name + ".partial")
-    note = partial.with_name(partial.name + ".json")
-    report = FileReport(found=_whole_lines(partial))
-    _begin(partial, note, report.found, {"input": sha256(source), **(made_by or {})})
-    size = predictor.batch_size * CHUNK_BATCHES
-    rows = enumerate(_rows(source), start=1)
-    report.rows = sum(1 for _ in islice(rows, report.found))
-    if report.rows < report.found:
-        raise DataError(
-            f"{partial} has {report.found} lines, {source} only {report.rows}: not of this input; delete it"
-        )
+    columns = columns or Columns(predictor.config.modalities)
+    if isinstance(source, Path):
+        source = open_input(source, columns, predictor.config)
+    job = _Job(predictor, source, columns, strict)
     hidden = not (sys.stderr.isatty() if progress is None else progress)
-    # Half a surrogate pair in an id comes out as JSON's own escape, as it came in.
-    with (
-        partial.open("a", encoding="utf-8", errors="backslashreplace") as file,
-        tqdm(initial=report.found, unit="rows", disable=hidden) as bar,
-    ):
-        while chunk := list(islice(rows, size)):
-            _write(file, _predict_chunk(predictor, chunk, strict, report))
-            report.rows += len(chunk)
-            bar.update(len(chunk))
-    os.replace(partial, output)
-    note.unlink()
+    made_of = {"input": source.identity(), **(made_by or {})}
+    with partial_output(output, made_of) as partial, tqdm(unit="rows", disable=hidden) as bar:
+        report = job.report
+        report.found, report.bad = partial.found, partial.bad
+        rows = source.rows()
+        report.rows = sum(1 for _ in islice(rows, report.found))
+        if report.rows < report.found:
+            raise DataError(f"{output}.partial has {report.found} lines, {source.path} only {report.rows} rows")
+        bar.update(report.found)
+        for chunk in job.chunks(rows):
+            lines = job.predict(chunk)
+            partial.write(lines)
+            report.rows += len(lines)
+            bar.update(len(lines))
+        if not report.rows:
+            raise DataError(f"{source.path}: holds no rows")
+    report.notes += [*source.notes, *job.notes()]
     return report
 
 
-def _begin(partial: Path, note: Path, found: int, facts: dict[str, str]) -> None:
-    """Notes what a run is about to be made of; where lines are there, compares it with what they were made of.
+class _Job:
+    """The rows of one call of :func:`predict_file`."""
 
-    Raises:
-        DataError: they are of another run, or nothing says of which.
-    """
-    if not found:  # a note that a kill tears has no lines yet, and is written again
-        note.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        return
-    try:
-        before = json.loads(note.read_text(encoding="utf-8"))
-        other = [name for name in {**facts, **before} if before.get(name) != facts.get(name)]
-    except (OSError, ValueError, AttributeError, TypeError):
-        other = [f"nobody knows what ({note.name} is missing or damaged)"]
-    if other:
-        raise DataError(
-            f"{partial} holds {found} lines of another run: other {', '.join(other)}; delete it to start anew, or name "
-            "another --output"
-        )
+    def __init__(self, predictor: SentimentPredictor, source: Input, columns: Columns, strict: bool) -> None:
+        self.predictor, self.source, self.columns, self.strict = predictor, source, columns, strict
+        self.report = FileReport()
+        self.shown = 0
+        self.identities: set[int] = set()
+        self.repeated = 0
 
+    def chunks(self, rows: Iterator[Row]) -> Iterator[list[tuple[Row, Any, dict[str, Any] | str]]]:
+        """Rows prepared for the model, a few batches at a time, fewer where they are large.
 
-def _predict_chunk(
-    predictor: SentimentPredictor, chunk: list[tuple[int, Any]], strict: bool, report: FileReport
-) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    items, places = [], []
-    for number, row in chunk:
-        identity = row.get("id") if isinstance(row, dict) else None
+        Yields:
+            Lists of row, id, and what the model reads or what is wrong.
+        """
+        chunk: list[tuple[Row, Any, dict[str, Any] | str]] = []
+        held = 0
+        for row in rows:
+            identity, item = self._prepare(row)
+            chunk.append((Row(row.number, row.line, {}), identity, item))
+            held += 0 if isinstance(item, str) else _size(item)
+            if len(chunk) >= self.predictor.batch_size * CHUNK_BATCHES or held > CHUNK_BYTES:
+                yield chunk
+                chunk, held = [], 0
+        if chunk:
+            yield chunk
+
+    def _prepare(self, row: Row) -> tuple[Any, dict[str, Any] | str]:
+        identity = None
         try:
-            items.append(_prepared(predictor, row))
-            places.append(len(lines))
-            lines.append({"id": identity})
+            if row.error is not None:
+                raise DataError(row.error)
+            values = self.columns.read(row.values)
+            identity = values.get("id")
+            features = {name: values.get(name) for name in self.predictor.config.modalities}
+            told = {"standardised": True} if self.source.prepared else {}
+            text: Any = values.get("text")
+            return identity, self.predictor.prepare(text, features, **told)
         except DataError as error:
-            if strict:
-                raise DataError(f"row {number}: {error}") from error
-            report.bad += 1
-            tqdm.write(f"row {number}: {error}", file=sys.stderr)
-            lines.append({"id": identity, "error": str(error)})
-    for place, prediction in zip(places, predictor.predict_prepared(items), strict=True):
-        lines[place] |= prediction.to_dict()
-    return lines
+            return identity if identity is not None else _identity(row, self.columns), str(error)
+        finally:
+            self._note_identity(identity)
+
+    def _note_identity(self, identity: Any) -> None:
+        key = hash(identity)
+        self.repeated += identity is not None and key in self.identities
+        if identity is not None and len(self.identities) < 1 << 21:
+            self.identities.add(key)
+
+    def predict(self, chunk: list[tuple[Row, Any, dict[str, Any] | str]]) -> list[dict[str, Any]]:
+        """A line for each row of a chunk."""
+        results: dict[int, Prediction | str] = {}
+        small = [i for i, (_, _, item) in enumerate(chunk) if isinstance(item, dict) and _size(item) <= OUTSIZED_BYTES]
+        large = [i for i, (_, _, item) in enumerate(chunk) if isinstance(item, dict) and _size(item) > OUTSIZED_BYTES]
+        for places in (small, *([i] for i in large)):
+            items: list[Any] = [chunk[i][2] for i in places]
+            results.update(zip(places, predict_each(self.predictor, items), strict=True))
+        lines = []
+        for i, (row, identity, item) in enumerate(chunk):
+            result = item if isinstance(item, str) else results[i]
+            if isinstance(result, str):
+                self._say_bad(row, result)
+                lines.append({"id": identity, "error": result})
+            else:
+                lines.append({"id": identity, **result.to_dict()})
+        return lines
+
+    def _say_bad(self, row: Row, error: str) -> None:
+        if self.strict:
+            raise DataError(f"{row.place}: {error}")
+        self.report.bad += 1
+        self.shown += 1
+        if self.shown <= SHOWN_ERRORS:
+            tqdm.write(f"{row.place}: {error}", file=sys.stderr)
+
+    def notes(self) -> Iterable[str]:
+        """What was odd."""
+        if self.shown > SHOWN_ERRORS:
+            yield f"{self.shown - SHOWN_ERRORS} more bad rows, each with its error in the output"
+        if unread := self.columns.unread_note():
+            yield unread
+        yield from self.columns.unmet_notes()
+        if self.repeated:
+            yield f"{self.repeated} rows repeat the id of another row"
 
 
-def _prepared(predictor: SentimentPredictor, row: Any) -> dict[str, Any]:
-    if isinstance(row, DataError):
-        raise row
-    return predictor.prepare(row.get("text"), {name: row.get(name) for name in predictor.config.modalities})
+def predict_each(predictor: SentimentPredictor, items: list[Any]) -> list[Prediction | str]:
+    """Predictions in order; where a batch fails, each item alone, and for one that fails what is wrong with it."""
+    if not items:
+        return []
+    try:
+        return [_checked(prediction) for prediction in predictor.predict_prepared(items)]
+    except (DataError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, DataError) and not _is_out_of_memory(error):
+            raise
+        if len(items) == 1:
+            return [f"cannot be predicted: {' '.join(str(error).split())[:200]}"]
+    return [result for item in items for result in predict_each(predictor, [item])]
 
 
-def _rows(source: Path) -> Iterator[Any]:
-    """Rows as dictionaries; a line that is none comes as the error it makes."""
-    if source.suffix == ".parquet":
-        parquet = require("pyarrow.parquet", f"reading {source.name}")
-        for batch in parquet.ParquetFile(source).iter_batches(batch_size=64):
-            yield from batch.to_pylist()
-        return
-    with source.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                yield DataError(f"not JSON ({error})")
-                continue
-            yield row if isinstance(row, dict) else DataError(f"expected an object, got {type(row).__name__}")
+def _checked(prediction: Prediction) -> Prediction | str:
+    numbers = [value for value in prediction.to_dict().values() if isinstance(value, float)]
+    if all(map(math.isfinite, numbers)):
+        return prediction
+    return "cannot be predicted: the model's output is not finite, as with features far from those of its training"
 
 
-def _whole_lines(partial: Path) -> int:
-    """Lines written to their end; a torn last one is cut off."""
-    if not partial.exists():
-        return 0
-    content = partial.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with partial.open("r+b") as file:
-            file.truncate(len(whole))
-    return whole.count(b"\n")
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "allocate memory" in str(error) or "out of memory" in str(error)
 
 
-def _write(file: IO[str], lines: list[dict[str, Any]]) -> None:
-    file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    file.flush()
-    os.fsync(file.fileno())
+def _size(item: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in item.values() if hasattr(value, "nbytes"))
+
+
+def _identity(row: Row, columns: Columns) -> Any:
+    """The id of a bad row, where it has one that can be written."""
+    keys = [key for key, name in columns.rename.items() if name == "id"] or ["id"]
+    value = row.values.get(keys[0])
+    try:
+        check_identity(value)
+    except DataError:
+        return None
+    return value

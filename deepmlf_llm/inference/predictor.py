@@ -17,8 +17,9 @@ from deepmlf_llm.adapters.hub import local_directory
 from deepmlf_llm.backbones import is_quantised
 from deepmlf_llm.backbones.text_store import MemoryStore
 from deepmlf_llm.data.clean import standardise
-from deepmlf_llm.data.collate import Collator, token_ids
+from deepmlf_llm.data.collate import Collator, most_characters, token_ids
 from deepmlf_llm.data.facts import feature_problems
+from deepmlf_llm.data.frames import frames_of_width
 from deepmlf_llm.data.text import normalise_text
 from deepmlf_llm.errors import ConfigError, DataError, suggest
 from deepmlf_llm.model.merged import tokenizer_beside
@@ -153,6 +154,7 @@ class SentimentPredictor:
         """
         if not isinstance(text, str):
             raise DataError(f"text is {type(text).__name__}, expected a string")
+        text = text[: most_characters(self.config.text.max_tokens)]
         if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise DataError("text holds half a surrogate pair: no Unicode that a tokenizer reads")
         settings = self.config.text
@@ -170,17 +172,7 @@ class SentimentPredictor:
 
     def _frames(self, name: str, frames: Any, standardised: bool) -> np.ndarray:
         facts = self.config.modalities[name]
-        try:
-            array = np.asarray(frames, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{name}: frames are no table of numbers ({error})") from error
-        if array.ndim and len(array) == 0:
-            return np.empty((0, facts.dim), dtype=np.float32)
-        if array.ndim != 2 or array.shape[1] != facts.dim:
-            raise DataError(
-                f"{name}: features of shape {list(array.shape)}, but this model was trained on [frames, {facts.dim}]"
-                f"{_made_by(facts.features)}"
-            )
+        array = frames_of_width(name, frames, facts.dim, _made_by(facts.features))
         if facts.standardisation is not None and not standardised:
             array, _ = standardise(array, facts.standardisation)
         elif not np.isfinite(array).all():

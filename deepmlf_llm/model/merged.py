@@ -184,6 +184,16 @@ def tokenizer_beside(directory: str | Path, config: DeepMLFConfig) -> Any:
     return load_tokenizer(config.base_model_name_or_path, config.revision)
 
 
+def read_settings(directory: str | Path) -> DeepMLFConfig:
+    """The settings of an adapter or of a merged directory.
+
+    Raises:
+        AdapterError: neither of the two, or damaged.
+    """
+    place = Path(directory)
+    return files.read_config(place / FUSION if MergedDeepMLF.is_saved_in(place) else place)
+
+
 def identity_of(directory: str | Path) -> str:
     """A hash over what the predictions of an adapter or of a merged directory come from.
 

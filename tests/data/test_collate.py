@@ -163,3 +163,26 @@ def test_a_template_surrounds_the_transcript_and_its_ending_is_never_cut():
     assert tokenizer.decode(short) == "<bos>xab!?"
     assert tokenizer.decode(long) == "<bos>xabc!?"  # five tokens up to the transcript's end, then the ending
     assert truncated == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a b c d " * 20_000, "abcd" * 20_000, " " * 30_000 + "a b", ("a" + " " * 5000) * 40, "a" * 200_000]
+)
+@pytest.mark.parametrize("limit", [1, 5, 50])
+def test_a_long_text_is_cut_as_if_all_of_it_had_been_read(tokenizer, text, limit):
+    whole = tokenizer(text)["input_ids"]
+    (found,), truncated = token_ids([text], tokenizer, limit)
+    assert (found, truncated) == (whole[:limit], int(len(whole) > limit))
+
+
+@pytest.mark.parametrize("text", ["word " * (1 << 20), " " * (1 << 24), "x" * (1 << 24)])
+def test_no_more_of_a_text_is_read_than_is_needed(tokenizer, text):
+    read = []
+
+    def noted(texts, **options):
+        read.extend([texts] if isinstance(texts, str) else texts)
+        return tokenizer(texts, **options)
+
+    noted.bos_token_id = noted.eos_token_id = noted.pad_token_id = 1
+    token_ids([text], noted, 50)
+    assert max(map(len, read)) <= 1 << 20

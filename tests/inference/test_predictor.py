@@ -108,7 +108,7 @@ def test_what_is_kept_in_memory_is_bounded_and_somebodys_own_choice_is_left_alon
         ({"text": ["a"], "audoi": [None]}, r"'audoi' \(did you mean 'audio'\?\)"),
         ({"text": ["a", "b"], "audio": [None]}, "audio: 1 sequences for 2 texts"),
         ({"text": ["a", "b"], "audio": [None, np.ones((4, 7))]}, r"utterance 1: audio: .*\[4, 7\].*\[frames, 3\]"),
-        ({"text": ["a"], "audio": [np.ones(3)]}, r"utterance 0: audio: .*\[3\]"),
+        ({"text": ["a"], "audio": [np.ones(4)]}, r"utterance 0: audio: .*\[4\]"),
         ({"text": ["a"], "audio": [[["x"]]]}, "no table of numbers"),
         ({"text": [None]}, "utterance 0: text is NoneType"),
     ],
@@ -116,3 +116,20 @@ def test_what_is_kept_in_memory_is_bounded_and_somebodys_own_choice_is_left_alon
 def test_bad_input_is_named(predictor, call, message):
     with pytest.raises(DataError, match=message):
         predictor.predict(**call)
+
+
+def test_one_vector_is_one_frame(predictor):
+    (one,) = predictor.predict(["a word"], audio=[[1.0, 2.0, 3.0]])
+    (same,) = predictor.predict(["a word"], audio=[np.array([[1.0, 2.0, 3.0]])])
+    assert one == same
+
+
+def test_a_text_of_any_length_is_cut_before_it_is_read(predictor, monkeypatch):
+    long = "well it was " * 50
+    (expected,) = predictor.predict([long])
+    read = []
+    tokenizer = predictor.tokenizer
+    monkeypatch.setattr(predictor, "tokenizer", lambda text, **options: read.append(text) or tokenizer(text, **options))
+    (found,) = predictor.predict([long * 100_000])
+    assert found.polarity == expected.polarity
+    assert max(len(text) for texts in read for text in ([texts] if isinstance(texts, str) else texts)) < 10_000

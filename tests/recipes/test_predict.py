@@ -81,18 +81,19 @@ def test_predicts_a_file_in_order_as_the_predictor_does(predict: Any, adapter: P
 def killed(predict: Any, source: Path, output: Path, *words: Any) -> None:
     """A run that is ended between its second and third batch of lines."""
     import deepmlf_llm.inference.prediction_file as room
+    from deepmlf_llm.inference.output_file import PartialOutput
 
-    chunk, write = room.CHUNK_BATCHES, room._write
+    chunk, write = room.CHUNK_BATCHES, PartialOutput.write
 
-    def torn(file: Any, lines: list[dict[str, Any]]) -> None:
-        if file.tell():
-            file.write('{"id": "cl')
+    def torn(partial: PartialOutput, lines: list[dict[str, Any]]) -> None:
+        if partial.file.tell():
+            partial.file.write('{"id": "cl')
             raise SystemExit(9)
-        write(file, lines)
+        write(partial, lines)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "CHUNK_BATCHES", 1)
-        patch.setattr(room, "_write", torn)
+        patch.setattr(PartialOutput, "write", torn)
         assert predict("--input", source, "--output", output, "--batch_size", 4, *words) == 9
     assert chunk == room.CHUNK_BATCHES
 
@@ -137,6 +138,8 @@ BAD = [
     ({"id": 1, "text": "x", "audio": [[1, 2, 3], [1]]}, "no table of numbers"),
     ({"id": 1, "text": "x", "audio": {"a": 1}}, "no table of numbers"),
     ({"id": 1, "text": "x", "vision": [[1, None]]}, "NaN or infinity"),
+    ({"id": 1, "text": "x", "vision": [["1", "2"]]}, "it holds text ('1')"),
+    ({"id": 1, "text": "x", "acoustic": [[1, 2, 3]]}, "--rename acoustic=audio"),
     ({"id": 1, "text": "\ud800"}, "half a surrogate pair"),
     ("no json", "not JSON"),
     ("[1]", "expected an object"),
@@ -146,7 +149,7 @@ BAD = [
 def test_bad_rows_are_named_and_keep_their_place(predict: Any, tmp_path: Path, capsys: Any) -> None:
     good = {"id": "\ud801", "text": "fine", "audio": [], "vision": [[float("nan"), 1]][:0]}
     source = write(tmp_path / "in.jsonl", [good, *(row for row, _ in BAD), good])
-    assert predict("--input", source, "--output", tmp_path / "out.jsonl") == 0
+    assert predict("--input", source, "--output", tmp_path / "out.jsonl") == 3
     first, *errors, last = read(tmp_path / "out.jsonl")
     assert first.keys() == last.keys() == KEYS
     assert (first["id"], last["polarity"]) == ("\ud801", pytest.approx(first["polarity"], abs=1e-5))
