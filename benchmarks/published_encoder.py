@@ -1,7 +1,9 @@
-"""The yardstick's AV encoder: one small Transformer a modality over all padded frames, attention maps written out.
+"""The yardstick's AV encoder: all padded frames are pooled in time, then one small Transformer a modality over the
+windows, attention maps written out.
 
-The published shape (arXiv 2504.11082): width 30, 3 pre-norm layers, 6 heads, FFW 120, exact GELU, dropout 0.1, pooled
-in time. Masks, positions and pooling are the method's. See `published_layout.py` for what a yardstick is.
+The published order and shape (arXiv 2504.11082): 500 raw frames come in, 50 pooled ones go through the layers; width
+30, 3 pre-norm layers, 6 heads, FFW 120, exact GELU, dropout 0.1. Masks, positions and pooling are the method's. See
+`published_layout.py` for what a yardstick is.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class EncoderLayer(nn.Module):
 
 
 class ModalityEncoder(nn.Module):
-    """One modality over all its padded frames, then pooled in time to ``frames`` windows."""
+    """One modality: all its padded frames pooled in time to ``frames`` windows, which then go through the layers."""
 
     def __init__(self, dim: int, frames: int, width: int = 30, layers: int = 3, heads: int = 6, ffw: int = 120) -> None:
         super().__init__()
@@ -53,12 +55,14 @@ class ModalityEncoder(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor, windows: Tensor) -> Tensor:
         """Features [b x t x f], lengths [b] and windows wanted [b] -> [b x T x c], zero past the windows wanted."""
-        x = self.project(features) * math.sqrt(self.width)
-        x = self.dropout(x + sinusoids(features.shape[1], self.width, features.device))
-        bias = key_bias(torch.arange(features.shape[1], device=x.device) < lengths[:, None])
+        pooled = pooling_weights(lengths, windows, features.shape[1], self.frames) @ features
+        x = self.project(pooled) * math.sqrt(self.width)
+        x = self.dropout(x + sinusoids(self.frames, self.width, features.device))
+        heard = (torch.arange(self.frames, device=x.device) < windows[:, None]) & (lengths > 0)[:, None]
+        bias = key_bias(heard | ~heard.any(dim=1, keepdim=True))  # a softmax over nothing is NaN
         for layer in self.layers:
             x = layer(x, bias)
-        return pooling_weights(lengths, windows, features.shape[1], self.frames) @ x
+        return x * heard[..., None]
 
 
 def pooling_weights(lengths: Tensor, windows: Tensor, frames: int, most: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 The cost is the published one (arXiv 2504.11082 and what its authors' loop does at each step): text right-padded to its
 limit, fusion tokens after the padding, an fp32 copy of each FFW, the FFW of every MM Block over text and padding too,
-logits at every position kept in the graph, gradients through the whole LM, attention maps of the AV encoder written out
-over all padded frames, the text tokenised inside the loop. The results are the method's: masks, positions, scales and
-pooling are right, so that `tests/benchmarks` can hold it against the package. What is slow here is meant to be.
+logits at every position kept in the graph, gradients through the whole LM, padded frames pooled to 50 windows whatever
+an utterance has, attention maps of the AV encoder written out over all 50, the text tokenised inside the loop. The
+results are the method's: masks, positions, scales and pooling are right, so that `tests/benchmarks` can hold it against
+the package. What is slow here is meant to be.
 
     python benchmarks/published_layout.py --steps 5 --batch 32 [--tiny] [--output FILE.json]
 """

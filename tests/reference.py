@@ -224,6 +224,7 @@ class Settings:
     lora_scale: float = 1.0
     av_heads: int = 6
     max_frames: int = 50
+    pool: str = "before"
 
 
 def mm_block(
@@ -255,7 +256,10 @@ def mm_block(
 
 
 def encode_modality(frames: Tensor, w: Weights, heads: int) -> Tensor:
-    """One modality's encoder E_m [t x d_m] -> [t x d_av]."""
+    """One modality's encoder E_m [t x d_m] -> [t x d_av]; BatchNorm of its features, if any, by running statistics."""
+    if "feature_norm.weight" in w:
+        scale = w["feature_norm.weight"] / (w["feature_norm.running_var"] + 1e-5).sqrt()
+        frames = (frames - w["feature_norm.running_mean"]) * scale + w["feature_norm.bias"]
     x = frames @ w["projection.weight"].T * math.sqrt(len(w["projection.weight"]))
     half = x.shape[1] // 2
     for t in range(len(x)):
@@ -283,12 +287,16 @@ def av_context(frames: Mapping[str, Tensor], w: Weights, settings: Settings) -> 
     windows, width = min(settings.max_frames, max(len(x) for x in frames.values())), len(w["join.weight"])
     if not windows:
         return torch.zeros(0, width).double()
-    encoded = {
-        name: encode_modality(x, under(w, f"encoders.{name}."), settings.av_heads) if len(x) else x.new_zeros(0, width)
-        for name, x in frames.items()
-    }
-    pooled = [pool(encoded[name], windows) for name in sorted(frames)]
-    return layer_norm(linear(torch.cat(pooled, dim=1), w, "join"), w, "norm", 1e-5)
+    parts = []
+    for name in sorted(frames):
+        at, x = under(w, f"encoders.{name}."), frames[name]
+        if not len(x):
+            parts.append(x.new_zeros(windows, width))
+        elif settings.pool == "before":
+            parts.append(encode_modality(pool(x, windows), at, settings.av_heads))
+        else:
+            parts.append(pool(encode_modality(x, at, settings.av_heads), windows))
+    return layer_norm(linear(torch.cat(parts, dim=1), w, "join"), w, "norm", 1e-5)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deepmlf_llm.errors import BaseModelError
 from deepmlf_llm.extras import require
-from deepmlf_llm.modules.feed_forward import at_least_fp32
+from deepmlf_llm.modules.precision import at_least_fp32
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 

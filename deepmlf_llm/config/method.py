@@ -52,7 +52,7 @@ from deepmlf_llm.config.sections import (
 from deepmlf_llm.errors import ConfigError, Problems, suggest
 
 PEFT_TYPE = "DEEPMLF"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NO_LM_LORA = "dummy-target-modules"  # PEFT's own word for "adapt no module of the base model"
 _VERSION = Rule(
     lambda value: is_integer(value) and 1 <= value <= SCHEMA_VERSION,
@@ -84,6 +84,7 @@ class DeepMLFConfig(LoraConfig):
     ffw_lora_r: int = setting("LoRA rank on a shared FFW; 0 = frozen as it is", integer(0, WIDEST), 16)
     ffw_lora_alpha: float = setting("scale of that LoRA is alpha / r", number(0, LOUDEST), 16.0)
     ffw_lora_dropout: float = setting("dropout before that LoRA", share(), 0.0)
+    ffw_dropout: float = setting("dropout on the output of an MM Block's FFW; 0.1 in the authors' code", share(), 0.0)
     dequantize_copy: bool = setting(
         "allow ffw_weights='copy' of a 4-bit or 8-bit FFW: it is dequantised to fp32", flag(), False
     )
@@ -101,6 +102,7 @@ class DeepMLFConfig(LoraConfig):
     gca_head_width: int | None = setting(
         "width of one such head; default: LM width / heads", optional(integer(1, WIDEST)), None
     )
+    gca_dropout: float = setting("dropout on its attention and its output; 0.1 in the authors' code", share(), 0.0)
     modalities: dict[str, ModalityConfig] = setting(
         "name -> settings of each modality beside the text", None, factory=dict
     )
@@ -134,6 +136,7 @@ class DeepMLFConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         problems = Problems(ConfigError, "DeepMLFConfig")
+        self._read_version_1()
         for name, section in SECTIONS.items():
             setattr(self, name, build_section(section, getattr(self, name), name, problems))
         # By name: PEFT sorts the keys of what it saves, and the AV encoder joins modalities in this order.
@@ -162,6 +165,14 @@ class DeepMLFConfig(LoraConfig):
     @property
     def has_lm_lora(self) -> bool:
         return self.r > 0
+
+    def _read_version_1(self) -> None:
+        """Settings of format 1 say nothing of the order of pooling and layers: it was pooled after them."""
+        if self.schema_version == 1 and not isinstance(self.schema_version, bool):
+            given: Any = self.av_encoder
+            if isinstance(given, dict):
+                self.av_encoder = {"pool": "after", **given}  # type: ignore[assignment]
+            self.schema_version = SCHEMA_VERSION
 
     def _check_lm_lora(self, problems: Problems) -> None:
         target: Any = self.target_modules

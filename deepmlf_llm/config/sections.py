@@ -27,7 +27,7 @@ class ModalityConfig:
 
 @dataclass
 class AVEncoderConfig:
-    """E_AV: a small Transformer per modality, pooled in time and joined (paper, section 3)."""
+    """E_AV: features pooled in time, a small Transformer per modality, joined (paper, section 3)."""
 
     width: int = setting("d_av, width of the AV context", integer(2, WIDEST), 30)
     num_layers: int = setting("pre-norm Transformer layers per modality", integer(0, 1000), 3)
@@ -36,6 +36,12 @@ class AVEncoderConfig:
     dropout: float = setting("dropout after the positions, on attention and on both residuals", share(), 0.1)
     input_dropout: float = setting("dropout on the raw features", share(), 0.0)
     max_frames: int = setting("T, frames of the AV context after pooling in time", integer(1, LONGEST), 50)
+    pool: str = setting(
+        "frames are pooled in time before the layers (paper) or after them", choice("before", "after"), "before"
+    )
+    feature_norm: str = setting(
+        "norm of the features in front of the projection: none or batch", choice("none", "batch"), "none"
+    )
 
     def problems(self) -> list[str]:
         """What is wrong with the settings together, one phrase each."""

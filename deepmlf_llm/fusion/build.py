@@ -21,7 +21,7 @@ from deepmlf_llm.modules import (
     Heads,
     MMBlock,
 )
-from deepmlf_llm.modules.feed_forward import at_least_fp32
+from deepmlf_llm.modules.precision import at_least_fp32
 
 
 def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
@@ -60,6 +60,8 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             av.dropout,
             av.input_dropout,
             av.max_frames,
+            av.pool,
+            av.feature_norm,
         ),
         {index: _build_block(decoder, index, config) for index in layers},
         Heads(decoder.width, av.width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs),
@@ -71,7 +73,11 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
 def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock:
     try:
         attention = GatedCrossAttention(
-            decoder.width, config.gca_heads or decoder.num_heads, config.gca_head_width, config.gate
+            decoder.width,
+            config.gca_heads or decoder.num_heads,
+            config.gca_head_width,
+            config.gate,
+            config.gca_dropout,
         )
     except ValueError as error:
         raise ConfigError(f"gca_heads, gca_head_width: {error}") from error
@@ -84,6 +90,7 @@ def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock
             config.ffw_lora_r,
             config.ffw_lora_alpha,
             config.ffw_lora_dropout,
+            config.ffw_dropout,
         )
         norms = [_build_norm(decoder, source, config.norm_init) for _ in range(2)]
     return MMBlock(norms[0], attention, norms[1], ffw, config.gate, config.ffw_scope)

@@ -22,7 +22,7 @@ from deepmlf_llm.modules import (
     FusionStack,
     MMBlock,
 )
-from deepmlf_llm.modules.feed_forward import at_least_fp32
+from deepmlf_llm.modules.precision import at_least_fp32
 
 # transformers 5.17 recomputes a layer with its hooks, later ones its bare forward.
 _HOOKS_ARE_RECOMPUTED = "__call__" in vars(GradientCheckpointingLayer)

@@ -1,12 +1,18 @@
-"""The loss and its parts: ``L = L_task + lambda_f L_fusion + lambda_av L_av + lambda_t L_text + gamma L_LM``.
+"""The loss and its terms: ``L = L_task + lambda_f L_fusion + lambda_av L_av + lambda_t L_text + gamma L_LM``.
 
 DeepMLF section 3 (arXiv 2504.11082). The first four regress the polarity; L_LM is next-token cross-entropy on the
 transcript: each real token but the last predicts the next real one, mean over all of the batch.
+
+Every term is a mean over what it counts: a sum over this batch, divided by a count. A mean of means is not the mean
+where batches differ in those counts, so a step over several batches and processes divides every batch's sums by the
+counts of the whole step (:func:`term_counts` of all its batches, added up). It then has exactly the gradient of one
+large batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +21,106 @@ from torch.utils.checkpoint import checkpoint
 
 from deepmlf_llm.config.method import ObjectiveConfig
 from deepmlf_llm.modules.heads import Predictions
+from deepmlf_llm.modules.precision import at_least_fp32
 
 LOGIT_CHUNKS = 4  # parts of the batch whose logits are alive in turn; a batch of 32 MOSI texts makes 100 MB each
 REGRESSION = {"l1": torch.abs, "mse": torch.square}
 
 
-def next_token_loss(logits: Callable[[Tensor], Tensor], states: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """L_LM: mean cross-entropy over real tokens that have a real successor; 0 if there are none.
+@dataclass(frozen=True)
+class LossTerm:
+    """One part of the loss.
+
+    Args:
+        name: in logs and in ``output.losses``.
+        sum: over what it counts in this batch, scalar.
+        count: how many that are, scalar.
+        weight: in the loss.
+    """
+
+    name: str
+    sum: Tensor
+    count: Tensor
+    weight: float
+
+    def mean(self, count: Tensor | None = None) -> Tensor:
+        """The sum over ``count``, by default its own; 0 where there is nothing to count."""
+        count = self.count if count is None else count
+        return self.sum / torch.where(count > 0, count, 1).to(self.sum.dtype)
+
+
+def combine(terms: Iterable[LossTerm], counts: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss and its unweighted parts, scalars.
+
+    Args:
+        terms: of this batch.
+        counts: term -> what its sum is divided by; default: each term's own count, which gives means over the batch.
+    """
+    terms = list(terms)
+    parts = {term.name: term.mean(None if counts is None else counts[term.name]) for term in terms}
+    return torch.stack([term.weight * parts[term.name] for term in terms]).sum(), parts
+
+
+def term_counts(mask: Tensor, present: Tensor) -> dict[str, Tensor]:
+    """Term -> what it is a mean over, told from the inputs alone: whole numbers, scalars.
+
+    Args:
+        mask: 1 where a text token is real [b x l].
+        present: True where any audio or vision frame is real [b].
+    """
+    utterances = torch.full_like(present.sum(), len(present))
+    return {
+        "task": utterances,
+        "fusion": utterances,
+        "av": present.sum(),  # the AV head has nothing to read in the others
+        "text": utterances,
+        "lm": predicts_next(mask).sum(),
+    }
+
+
+def loss_terms(
+    config: ObjectiveConfig,
+    predictions: Predictions,
+    labels: Tensor,
+    mask: Tensor,
+    present: Tensor,
+    next_token: Callable[[], Tensor] | None = None,
+) -> list[LossTerm]:
+    """The terms of a batch; fp32 (fp64 where the heads are).
+
+    Notation used for tensor shapes: b batch size, l text tokens, o outputs.
+
+    Args:
+        predictions: see :class:`Predictions`.
+        labels: polarity [b], or [b x o].
+        mask, present: as for :func:`term_counts`.
+        next_token: gives the sum of L_LM over the batch (:func:`next_token_sum`); None: it is not computed.
+    """
+    target = labels.to(predictions.task.dtype).reshape(labels.shape[0], 1, -1)  # [b x 1 x o]
+
+    def error(found: Tensor) -> Tensor:
+        """Of each utterance [b]: a mean over what it has of ``found`` [b x .. x o]."""
+        return REGRESSION[config.loss](found.reshape(len(found), -1, found.shape[-1]) - target).mean(dim=(1, 2))
+
+    counts = term_counts(mask, present)
+    terms = [
+        LossTerm("task", error(predictions.task).sum(), counts["task"], 1.0),
+        LossTerm("fusion", error(predictions.fusion).sum(), counts["fusion"], config.lambda_fusion),
+        LossTerm("av", (error(predictions.av) * present).sum(), counts["av"], config.lambda_av),
+        LossTerm("text", error(predictions.text).sum(), counts["text"], config.lambda_text),
+    ]
+    if next_token is not None:
+        terms.append(LossTerm("lm", next_token(), counts["lm"], config.gamma))
+    return terms
+
+
+def predicts_next(mask: Tensor) -> Tensor:
+    """True where a real token has a real successor [b x (l - 1)]."""
+    return (mask[:, :-1] * mask[:, 1:]).bool()
+
+
+def next_token_sum(logits: Callable[[Tensor], Tensor], states: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """Sum of L_LM: cross-entropy over real tokens that have a real successor; 0 if there are none.
 
     Logits are made at those positions only, a chunk at a time, and again in the backward pass instead of being kept.
     The number of chunks is fixed: ranks whose batches differ must call the output embeddings equally often (ZeRO-3).
@@ -32,47 +131,14 @@ def next_token_loss(logits: Callable[[Tensor], Tensor], states: Tensor, input_id
         input_ids: [b x l].
         mask: 1 where a token is real [b x l].
     """
-    predicts = (mask[:, :-1] * mask[:, 1:]).bool()
+    predicts = predicts_next(mask)
     hidden, targets = states[:, :-1][predicts], input_ids[:, 1:][predicts]
 
     def cross_entropy(chunk: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits(chunk).float(), target, reduction="sum")
+        scores = logits(chunk)
+        return F.cross_entropy(scores.to(at_least_fp32(scores)), target, reduction="sum")
 
-    total = states.new_zeros((), dtype=torch.float32)
+    total = states.new_zeros((), dtype=at_least_fp32(states))
     for chunk, target in zip(hidden.tensor_split(LOGIT_CHUNKS), targets.tensor_split(LOGIT_CHUNKS), strict=True):
         total = total + checkpoint(cross_entropy, chunk, target, use_reentrant=False)
-    return total / predicts.sum().clamp(min=1)
-
-
-def combine_losses(
-    config: ObjectiveConfig,
-    predictions: Predictions,
-    labels: Tensor,
-    av_present: Tensor,
-    lm_loss: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss and its unweighted parts, fp32 scalars.
-
-    Notation used for tensor shapes: b batch size, n fusion tokens, o outputs.
-
-    Args:
-        predictions: see :class:`Predictions`.
-        labels: polarity [b], or [b x o].
-        av_present: True where any frame is real [b]; L_av is the mean over those rows (the AV head has nothing to read
-            in the others).
-        lm_loss: L_LM, where it is computed.
-    """
-    error = REGRESSION[config.loss]
-    target = labels.to(predictions.task.dtype).reshape(labels.shape[0], -1)  # [b x o]
-    av_error = error(predictions.av - target).mean(dim=-1) * av_present
-    parts = {
-        "task": error(predictions.task - target).mean(),
-        "fusion": error(predictions.fusion - target[:, None]).mean(),
-        "av": av_error.sum() / av_present.sum().clamp(min=1),
-        "text": error(predictions.text - target).mean(),
-    }
-    weights = {"task": 1.0, "fusion": config.lambda_fusion, "av": config.lambda_av, "text": config.lambda_text}
-    if lm_loss is not None:
-        parts["lm"], weights["lm"] = lm_loss, config.gamma
-    total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-    return total, parts
+    return total

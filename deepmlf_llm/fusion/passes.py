@@ -35,18 +35,19 @@ from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.fusion.hooks import FusionState, Injection
-from deepmlf_llm.fusion.objective import combine_losses, next_token_loss
+from deepmlf_llm.fusion.objective import combine, loss_terms, next_token_sum
 from deepmlf_llm.fusion.token_cache import TokenCache
 from deepmlf_llm.modules import AVContext, FusionStack, seqaug
 
 
 @dataclass
 class DeepMLFOutput(ModelOutput):
-    """What the model says. All fp32; shapes for one output per utterance (else a last dimension more).
+    """What the model says, in fp32 (fp64 on a base in fp64); shapes for one output per utterance (else a last dimension
+    more).
 
     Args:
         loss: scalar, with labels only.
-        losses: unweighted parts by name: task, fusion, av, text and (gamma > 0) lm.
+        losses: unweighted terms by name: task, fusion, av, text and (gamma > 0) lm.
         polarity: the prediction [b].
         fusion_polarity: mean over the fusion tokens' own heads [b].
         text_polarity: from the last text token [b].
@@ -98,6 +99,7 @@ class FusedDecoder:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        loss_counts: Mapping[str, Tensor] | None = None,
         **features: Tensor | None,
     ) -> DeepMLFOutput:
         """See :meth:`deepmlf_llm.model.DeepMLFModel.forward`."""
@@ -107,7 +109,7 @@ class FusedDecoder:
         context, key_values = stack.encode(inputs)
         state = FusionState(stack.blocks, key_values, context.mask, stack.num_tokens)
         states = self._states(stack, config, state, input_ids, mask)
-        return self._output(stack, config, states, context, input_ids, mask, labels)
+        return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts)
 
     def _features(
         self, config: DeepMLFConfig, given: Mapping[str, Tensor | None], batch: int, stack: FusionStack
@@ -199,6 +201,7 @@ class FusedDecoder:
         input_ids: Tensor,
         mask: Tensor,
         labels: Tensor | None,
+        loss_counts: Mapping[str, Tensor] | None,
     ) -> DeepMLFOutput:
         predictions = stack.heads(states.tokens, states.last_text, context.mean())
         output = DeepMLFOutput(
@@ -208,12 +211,11 @@ class FusedDecoder:
             av_polarity=_per_utterance(predictions.av),
         )
         if labels is not None:
-            lm_loss = None
+            next_token = None
             if config.objective.gamma > 0 and states.text is not None:
-                lm_loss = next_token_loss(self.decoder.logits, states.text, input_ids, mask)
-            output.loss, output.losses = combine_losses(
-                config.objective, predictions, labels, context.mask.any(dim=1), lm_loss
-            )
+                next_token = partial(next_token_sum, self.decoder.logits, states.text, input_ids, mask)
+            terms = loss_terms(config.objective, predictions, labels, mask, context.mask.any(dim=1), next_token)
+            output.loss, output.losses = combine(terms, loss_counts)
         return output
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        loss_counts: Mapping[str, Tensor] | None = None,
         **features: Tensor | None,
     ) -> DeepMLFOutput:
         """Polarity of a batch of utterances, and with labels the loss and its parts.
@@ -67,13 +69,17 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
             input_ids: [b x l], padded on either side, at least one real token a row.
             attention_mask: 1 where a token is real [b x l]; default: all.
             labels: polarity [b].
+            loss_counts: term of the loss -> what its sum over this batch is divided by, where the batch is part of a
+                larger step (see :mod:`~deepmlf_llm.fusion.objective`); default: what the batch has, which gives means.
             features: for each modality of the config ``<name>`` [b x t x d_m] and ``<name>_mask``, True where a frame
                 is real [b x t] (default: all). A modality that is not given, or a row masked out, is absent.
 
         Raises:
             ConfigError: a feature the config does not name, or of another width.
         """
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **features)
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, labels=labels, loss_counts=loss_counts, **features
+        )
 
     @property
     def deepmlf_config(self) -> DeepMLFConfig:

@@ -1,12 +1,13 @@
 """DeepMLF's own modules, one idea a file. They know nothing of Hugging Face, of training or of any modality's name."""
 
-from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder, pool_time
+from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder
 from deepmlf_llm.modules.cross_attention import Gate, GatedCrossAttention
 from deepmlf_llm.modules.feed_forward import FeedForward, FFWParts
 from deepmlf_llm.modules.fusion_stack import FusionStack
 from deepmlf_llm.modules.fusion_tokens import FusionTokens
 from deepmlf_llm.modules.heads import Heads
 from deepmlf_llm.modules.mm_block import MMBlock
+from deepmlf_llm.modules.pooling import pool_time
 from deepmlf_llm.modules.seqaug import seqaug
 
 __all__ = [

@@ -1,20 +1,24 @@
 """AV encoder: sequences of audio and vision features -> one context Z for the fusion tokens.
 
-DeepMLF section 3 (arXiv 2504.11082) and its published settings: per modality a bias-free projection to d_av times
-sqrt(d_av), sinusoidal positions, dropout, pre-norm Transformer layers; pooled in time to at most T frames; the
-modalities side by side through one Linear; a LayerNorm. Pooling takes contiguous windows of real frames (the published
-code's strided reshape scrambles time), masks are obeyed everywhere, and any number of modalities goes through the same
-code.
+DeepMLF section 3 (arXiv 2504.11082) and its published settings, in the order of its authors' code: per modality the raw
+frames are pooled in time to at most T; optional BatchNorm; a bias-free projection to d_av times sqrt(d_av), sinusoidal
+positions (of pooled frames), dropout, pre-norm Transformer layers; then the modalities side by side through one Linear;
+a LayerNorm. Masks are obeyed everywhere, and any number of modalities goes through the same code.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from deepmlf_llm.modules.frame_norm import FRAME_NORMS
+from deepmlf_llm.modules.pooling import pool_time
+from deepmlf_llm.modules.precision import at_least_fp32
 
 MAP_ELEMENTS = 2**22  # of an attention map that is alive at once on a CPU: 16 MB in fp32
 
@@ -35,32 +39,6 @@ class AVContext:
         """Mean over real frames [b x d_av]; zero for a row without any."""
         count = self.mask.sum(dim=1, keepdim=True).clamp(min=1)
         return (self.frames * self.mask[..., None]).sum(dim=1) / count
-
-
-def pool_time(x: Tensor, mask: Tensor, lengths_out: Tensor, frames_out: int) -> Tensor:
-    """Means over contiguous windows of real frames, as adaptive average pooling over each row's own length.
-
-    Window i of a row with ``length`` real frames covers those of rank ``floor(i length / out)`` to
-    ``ceil((i + 1) length / out) - 1``; where ``out`` exceeds ``length``, frames repeat.
-
-    Args:
-        x: [b x t x d].
-        mask: True where a frame is real [b x t].
-        lengths_out: windows per row [b], each at most ``frames_out``.
-        frames_out: number of windows computed; those past a row's own count are zero.
-
-    Returns:
-        [b x frames_out x d]
-    """
-    length = mask.sum(dim=1)[:, None]  # [b x 1]
-    out = lengths_out.clamp(min=1)[:, None]
-    window = torch.arange(frames_out, device=x.device)[None]
-    start = (window * length).div(out, rounding_mode="floor")
-    stop = -((-(window + 1) * length).div(out, rounding_mode="floor"))
-    rank = (mask.cumsum(dim=1) - 1)[:, None]  # [b x 1 x t]
-    inside = mask[:, None] & (rank >= start[..., None]) & (rank < stop[..., None]) & (window < out)[..., None]
-    sums = inside.to(x.dtype) @ x.masked_fill(~mask[..., None], 0.0)  # [b x frames_out x d]
-    return sums / (stop - start).clamp(min=1)[..., None]
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
@@ -132,7 +110,16 @@ class EncoderLayer(nn.Module):
 
 
 class ModalityEncoder(nn.Module):
-    """One modality's frames [b x t x d_in] -> [b x t x d_av]."""
+    """One modality's frames, pooled or raw [b x t x d_in] -> [b x t x d_av].
+
+    Args:
+        dim: width of one frame.
+        width: d_av.
+        num_layers, num_heads, ffw_width: of the Transformer layers.
+        dropout: after the positions, on attention and on both residuals.
+        input_dropout: on the frames, in front of the projection.
+        feature_norm: ``"none"``, or ``"batch"``: BatchNorm of the frames, over real ones.
+    """
 
     def __init__(
         self,
@@ -143,9 +130,11 @@ class ModalityEncoder(nn.Module):
         ffw_width: int,
         dropout: float,
         input_dropout: float = 0.0,
+        feature_norm: str = "none",
     ) -> None:
         super().__init__()
         self.width = width
+        self.feature_norm = FRAME_NORMS[feature_norm](dim)
         self.input_dropout = nn.Dropout(input_dropout)
         self.projection = nn.Linear(dim, width, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -154,10 +143,10 @@ class ModalityEncoder(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """``mask``: True where a frame is real [b x t]. Positions count real frames only."""
         # Padding may hold anything, NaN included; it must not reach a sum, not even times zero.
-        x = x.masked_fill(~mask[..., None], 0.0)
+        x = self.feature_norm(x.masked_fill(~mask[..., None], 0.0), mask)
         x = self.projection(self.input_dropout(x)) * math.sqrt(self.width)
         # At least fp32: bf16, as autocast has it here, cannot count beyond 256.
-        positions = mask.cumsum(dim=1).to(torch.promote_types(x.dtype, torch.float32))
+        positions = mask.cumsum(dim=1).to(at_least_fp32(x))
         x = self.dropout(x + sinusoids(positions, self.width).to(x.dtype))
         attend = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing is NaN
         for layer in self.layers:
@@ -165,14 +154,45 @@ class ModalityEncoder(nn.Module):
         return x
 
 
+def encode_pooled(encoder: ModalityEncoder, x: Tensor, mask: Tensor, windows: Tensor, pooled: Tensor) -> Tensor:
+    """The authors' order: raw frames are pooled, then encoded; attention costs (t / T)^2 times less.
+
+    Args:
+        encoder: of this modality.
+        x: its raw frames [b x t x d_in].
+        mask: True where they are real [b x t].
+        windows: that each row is pooled to [b].
+        pooled: True where a window is one of its row's [b x T].
+
+    Returns:
+        [b x T x d_av], zero where the row has no frame of this modality.
+    """
+    with torch.autocast(x.device.type, enabled=False):  # raw features are averaged as exactly as they come
+        means = pool_time(x, mask, windows, pooled.shape[1])
+    heard = pooled & mask.any(dim=1, keepdim=True)
+    return encoder(means, heard).masked_fill(~heard[..., None], 0.0)
+
+
+def pool_encoded(encoder: ModalityEncoder, x: Tensor, mask: Tensor, windows: Tensor, pooled: Tensor) -> Tensor:
+    """All raw frames are encoded, then pooled, as adapters of format 1 were trained. See :func:`encode_pooled`."""
+    return pool_time(encoder(x, mask), mask, windows, pooled.shape[1])
+
+
+POOLING: dict[str, Callable[[ModalityEncoder, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "before": encode_pooled,
+    "after": pool_encoded,
+}
+
+
 class AVEncoder(nn.Module):
-    """E_AV over any modalities: ``Z = LayerNorm(Linear([pool(E_1(X_1)) ; pool(E_2(X_2)) ; ...]))``.
+    """E_AV over any modalities: ``Z = LayerNorm(Linear([E_1(pool(X_1)) ; E_2(pool(X_2)) ; ...]))``.
 
     Args:
         dims: frame width of each modality, by name, in order.
         width: d_av.
-        max_frames: T. A row gets ``min(T, frames of its longest modality)`` windows; shorter modalities spread over
-            them.
+        max_frames: T. A row gets ``min(T, frames of its longest modality)`` windows, the same for all its modalities:
+            window i of each covers the same part of the utterance, and shorter modalities spread over them.
+        pool: ``"before"`` the layers, or ``"after"`` them: ``pool(E_m(X_m))``.
         The rest as in :class:`ModalityEncoder`.
     """
 
@@ -186,12 +206,17 @@ class AVEncoder(nn.Module):
         dropout: float = 0.1,
         input_dropout: float = 0.0,
         max_frames: int = 50,
+        pool: str = "before",
+        feature_norm: str = "none",
     ) -> None:
         super().__init__()
         self.max_frames = max_frames
+        self.pool = pool
         self.encoders = nn.ModuleDict(
             {
-                name: ModalityEncoder(dim, width, num_layers, num_heads, ffw_width, dropout, input_dropout)
+                name: ModalityEncoder(
+                    dim, width, num_layers, num_heads, ffw_width, dropout, input_dropout, feature_norm
+                )
                 for name, dim in dims.items()
             }
         )
@@ -201,12 +226,13 @@ class AVEncoder(nn.Module):
     def forward(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> AVContext:
         """``features``: name -> (frames [b x t_m x d_m], mask [b x t_m]), every modality of ``dims``."""
         lengths = torch.stack([features[name][1].sum(dim=1) for name in self.encoders])  # [modalities x b]
-        lengths_out = lengths.amax(dim=0).clamp(max=self.max_frames)  # [b]
+        windows = lengths.amax(dim=0).clamp(max=self.max_frames)  # [b]
         frames_out = min(self.max_frames, max(features[name][1].shape[1] for name in self.encoders))
-        pooled = [
-            pool_time(encoder(*features[name]), features[name][1], lengths_out, frames_out)
+        pooled = torch.arange(frames_out, device=windows.device) < windows[:, None]  # [b x T]
+        encode = POOLING[self.pool]
+        parts = [
+            encode(cast(ModalityEncoder, encoder), *features[name], windows, pooled)
             for name, encoder in self.encoders.items()
         ]
-        mask = torch.arange(frames_out, device=lengths_out.device) < lengths_out[:, None]
-        frames = self.norm(self.join(torch.cat(pooled, dim=-1)))
-        return AVContext(frames * mask[..., None], mask)
+        frames = self.norm(self.join(torch.cat(parts, dim=-1)))
+        return AVContext(frames * pooled[..., None], pooled)

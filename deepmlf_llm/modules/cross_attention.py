@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepmlf_llm.modules.precision import at_least_fp32
+
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
 
 
 class Gate(nn.Module):
-    """One learnable scalar ``a`` through a squashing function; kept in fp32.
+    """One learnable scalar ``a`` through a squashing function; computed in fp32 (fp64 beside an fp64 LM).
 
     Args:
         kind: ``"sigmoid"`` (the paper: opens at 0.5), ``"tanh"`` (Flamingo: starts shut) or
@@ -37,9 +39,10 @@ class Gate(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1), requires_grad=kind != "none")
 
     def forward(self) -> Tensor:
+        dtype = at_least_fp32(self.alpha)
         if self.shut:
-            return torch.zeros_like(self.alpha, dtype=torch.float32)[0]
-        return GATES[self.kind](self.alpha.float())[0]
+            return torch.zeros_like(self.alpha, dtype=dtype)[0]
+        return GATES[self.kind](self.alpha.to(dtype))[0]
 
 
 class GatedCrossAttention(nn.Module):
@@ -57,12 +60,15 @@ class GatedCrossAttention(nn.Module):
         num_heads: h.
         head_width: e; default ``width // num_heads``. A narrow inner width is what keeps a block small on a wide LM.
         gate: see :class:`Gate`.
+        dropout: on the attention weights and on the output, in training; 0.1 in the authors' code.
 
     Raises:
         ValueError: ``width`` is no multiple of ``num_heads`` and no ``head_width`` is given.
     """
 
-    def __init__(self, width: int, num_heads: int, head_width: int | None = None, gate: str = "sigmoid") -> None:
+    def __init__(
+        self, width: int, num_heads: int, head_width: int | None = None, gate: str = "sigmoid", dropout: float = 0.0
+    ) -> None:
         super().__init__()
         if head_width is None and width % num_heads:
             raise ValueError(
@@ -72,6 +78,7 @@ class GatedCrossAttention(nn.Module):
         self.inner_width = num_heads * (head_width or width // num_heads)
         self.mm_query = nn.Linear(width, self.inner_width, bias=False)
         self.mm_output = nn.Linear(self.inner_width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
         self.gate = Gate(gate)
 
     def forward(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
@@ -93,8 +100,9 @@ class GatedCrossAttention(nn.Module):
 
         query = self._heads(self.mm_query(tokens))  # [b x h x n x e]
         key, value = map(self._heads, key_value.to(query.dtype).chunk(2, dim=-1))  # [b x h x t x e]
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None, None, :])
-        update = self.mm_output(read.transpose(1, 2).flatten(2))  # [b x n x d]
+        drop = self.dropout.p if self.training else 0.0
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None, None, :], dropout_p=drop)
+        update = self.dropout(self.mm_output(read.transpose(1, 2).flatten(2)))  # [b x n x d]
         return self.gate() * update * present[:, None, None]
 
     def _heads(self, x: Tensor) -> Tensor:

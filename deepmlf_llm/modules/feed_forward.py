@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from deepmlf_llm.modules.precision import at_least_fp32
+
 
 @dataclass
 class FFWParts:
@@ -62,11 +64,6 @@ class LowRank(nn.Module):
         return self.scale * self.high.weight.to(dtype) @ self.low.weight.to(dtype)
 
 
-def at_least_fp32(weight: Tensor) -> torch.dtype:
-    """What masters of such a weight are kept in: fp32, and fp64 for an LM in fp64."""
-    return torch.promote_types(weight.dtype, torch.float32)
-
-
 def _dense_weight(projection: Any, parts: FFWParts) -> Tensor:
     if parts.dequantised is not None:
         return parts.dequantised(projection)
@@ -82,12 +79,20 @@ class FeedForward(nn.Module):
             stay frozen, in the LM's state dict only, 4-bit if the LM is. Each MM Block owns just its LoRA.
         weights: ``"shared"`` or ``"copy"`` (own fp32 weights, fully trained, no LoRA).
         r, alpha, dropout: LoRA on each projection of a shared FFW; ``r=0``: the FFW as it is.
+        output_dropout: on what it returns, in training, where GPT-2's own has it; 0.1 in the authors' code.
     """
 
     def __init__(
-        self, parts: FFWParts, weights: str = "shared", r: int = 16, alpha: float = 16.0, dropout: float = 0.0
+        self,
+        parts: FFWParts,
+        weights: str = "shared",
+        r: int = 16,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        output_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.output_dropout = nn.Dropout(output_dropout)
         self._parts = (parts,)  # in a tuple: a reference that nn.Module does not register
         self.ffw_lora = nn.ModuleDict()
         self.own = nn.ModuleDict()
@@ -131,7 +136,7 @@ class FeedForward(nn.Module):
         else:
             hidden = parts.activation(self._project("up", x))
         out = self._project("down", hidden)
-        return out if parts.post_norm is None else parts.post_norm(out)
+        return self.output_dropout(out if parts.post_norm is None else parts.post_norm(out))
 
     def _project(self, role: str, x: Tensor) -> Tensor:
         if role in self.own:

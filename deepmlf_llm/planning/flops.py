@@ -106,12 +106,14 @@ def _block(
 
 
 def _encoder(stack: Any, config: DeepMLFConfig, geometry: StepGeometry) -> int:
-    """E_AV, its own head, and pooling in time (one product with a matrix of windows)."""
-    encoder, pooled = stack.av_encoder, _context_frames(config, geometry)
+    """E_AV, its own head, and pooling in time (one product with a matrix of windows) before or after its layers."""
+    encoder, pooled, width = stack.av_encoder, _context_frames(config, geometry), config.av_encoder.width
+    first = config.av_encoder.pool == "before"
     total = pooled * _weights([encoder.join]) + _weights([stack.heads.av])
     for name, modality in encoder.encoders.items():
-        frames = geometry.frames[name]
-        attention = 2 * frames * frames * config.av_encoder.width * config.av_encoder.num_layers
-        total += frames * (_weights([modality]) - modality.projection.weight.numel() // _TRAINED) + attention
-        total += pooled * frames * config.av_encoder.width * _FROZEN // _TRAINED
+        raw, dim = geometry.frames[name], config.modalities[name].dim
+        frames = pooled if first else raw
+        needless = modality.projection.weight.numel() // _TRAINED  # nobody asks for the gradient of raw features
+        total += frames * (_weights([modality]) - needless) + 2 * frames**2 * width * config.av_encoder.num_layers
+        total += pooled * raw * (dim * _FORWARD if first else width * _FROZEN) // _TRAINED
     return 2 * _TRAINED * total

@@ -1,8 +1,7 @@
-"""Weighing batches: a step over several batches and processes has exactly the gradient of one large batch.
+"""Over how many utterances and tokens the loss of a step goes: all of its batches, on all processes.
 
-Each part of the loss is a mean over what it counts: utterances (task, fusion, text), utterances with any audiovisual
-frame (av), predicted tokens (lm). A mean of means is not the mean where batches differ in those counts, so each part of
-each batch is weighted by its batch's share of the count.
+With that a step over several batches and processes has exactly the gradient of one large batch (see
+:mod:`~deepmlf_llm.fusion.objective`, which holds the terms and combines them).
 """
 
 from __future__ import annotations
@@ -12,41 +11,40 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from deepmlf_llm.config.method import ObjectiveConfig
-
-COUNTED_BY = {"task": 0, "fusion": 0, "text": 0, "av": 1, "lm": 2}
+from deepmlf_llm.fusion.objective import term_counts
 
 
-def batch_counts(batch: Mapping[str, Tensor], modalities: Iterable[str]) -> Tensor:
-    """Utterances, utterances with any frame of any modality, tokens that predict a real one: [3], float."""
+def batch_counts(batch: Mapping[str, Tensor], modalities: Iterable[str]) -> dict[str, Tensor]:
+    """Term of the loss -> what it is a mean over in this batch, whole numbers."""
     mask = batch["attention_mask"]
     present = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     for name in modalities:
         present |= batch[f"{name}_mask"].any(dim=1)
-    predicted = (mask[:, 1:] * mask[:, :-1]).sum()
-    return torch.stack([torch.full_like(predicted, len(mask)), present.sum(), predicted]).float()
+    return term_counts(mask, present)
 
 
-def weighted_loss(
-    objective: ObjectiveConfig, losses: Mapping[str, Tensor], share: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch as its part of the step's, and the parts, detached.
+def step_counts(
+    batches: Iterable[Mapping[str, Tensor]], modalities: Iterable[str], device: torch.device | str, processes: int = 1
+) -> dict[str, Tensor]:
+    """Term of the loss -> what each batch's sum is divided by, scalars on ``device``.
 
     Args:
-        objective: the weights.
-        losses: unweighted parts of this batch, means.
-        share: this batch's share of each count, times the number of processes (which average their gradients) [3].
+        batches: of one step, on this process.
+        modalities: names of them.
+        processes: how many train together; all of them call this. They average their gradients, so each divides by its
+            share of the total.
     """
-    weights = {
-        "task": 1.0,
-        "fusion": objective.lambda_fusion,
-        "av": objective.lambda_av,
-        "text": objective.lambda_text,
-        "lm": objective.gamma,
-    }
-    parts = {name: part * share[COUNTED_BY[name]] for name, part in losses.items()}
-    total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-    return total, {"loss": total.detach(), **{f"loss_{name}": part.detach() for name, part in parts.items()}}
+    modalities = tuple(modalities)
+    counted = [batch_counts(batch, modalities) for batch in batches]
+    totals = torch.stack([torch.stack([counts[name] for counts in counted]).sum() for name in counted[0]]).to(device)
+    if processes > 1:
+        torch.distributed.all_reduce(totals)
+    return dict(zip(counted[0], (totals.double() / processes).unbind(), strict=True))
+
+
+def logged_parts(loss: Tensor, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The loss of a batch and its terms by their names in the log, detached."""
+    return {"loss": loss.detach(), **{f"loss_{name}": part.detach() for name, part in losses.items()}}
 
 
 class LossWindow:

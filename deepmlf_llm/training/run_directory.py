@@ -64,6 +64,14 @@ class RunDirectory:
         if stored != self.fingerprint:
             raise RunError(f"output_dir={name}: holds another run ({self._difference()}); choose another directory")
 
+    def holds_this_run(self) -> bool:
+        """Whether this very run was begun here before."""
+        try:
+            facts = json.loads((self.path / FACTS).read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(facts, dict) and facts.get("fingerprint") == self.fingerprint
+
     def finished(self) -> dict[str, Any] | None:
         """The result, where this run has ended before."""
         path = self.path / RESULT

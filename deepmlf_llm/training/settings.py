@@ -35,6 +35,10 @@ VOLATILE = {
 }
 """Keys that may differ between a run and its continuation: they change nothing that is computed."""
 
+FIRST_RUNS = {"av_encoder.pool": "after", "av_encoder.feature_norm": "none", "gca_dropout": 0.0, "ffw_dropout": 0.0}
+"""Keys that came later than the first runs -> what those computed. With that value a key is no part of the fingerprint,
+so a run from before the key is known again."""
+
 
 def _key(help_text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": help_text})
@@ -139,6 +143,14 @@ class RunSettings:
         """DeepMLFConfig by its own names (``lora_r`` is ``r`` there)."""
         return {RENAMED.get(name, name): value for name, value in self.method.items()}
 
+    def of_first_runs(self) -> RunSettings:
+        """The same settings as the first runs understood them: a key of :data:`FIRST_RUNS` that is not given means what
+        they computed."""
+        values = {**FIRST_RUNS, **flatten(self.method)}
+        settings = dataclasses.replace(self, method=_nest(values))
+        settings._given_batch_size = self._given_batch_size
+        return settings
+
     def fingerprint(self, processes: int, base_model: str, data: str) -> str:
         """The same for a run and its continuation: sha256 of all that changes what is computed.
 
@@ -147,7 +159,9 @@ class RunSettings:
             base_model: what ``base_model`` stands for here (``auto`` depends on what is installed).
             data: fingerprint of the data.
         """
-        kept = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
+        all_of_it = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
+        missing = object()
+        kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != FIRST_RUNS.get(k, missing)})
         engine = shipped.locate(shipped.DEEPSPEED, self.deepspeed) if self.deepspeed else None
         if engine is not None and engine.is_file():
             kept["deepspeed"] = json.loads(engine.read_text())

@@ -25,7 +25,7 @@ from deepmlf_llm.training.batching import BalancedBatches, LongestFirst
 from deepmlf_llm.training.callbacks import RunIsOver
 from deepmlf_llm.training.gradients import FirstGradients, average_running_statistics
 from deepmlf_llm.training.launch import wait_for_everyone
-from deepmlf_llm.training.losses import LossWindow, batch_counts, weighted_loss
+from deepmlf_llm.training.losses import LossWindow, logged_parts, step_counts
 
 HEADS = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
 
@@ -124,14 +124,11 @@ class DeepMLFTrainer(Trainer):
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
             return TrainOutput(self.state.global_step, math.nan, {})
 
-    def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Tensor]], device: Any) -> Tensor | None:
-        """What the parts of the loss are means over, in all batches of this step on all processes (see losses.py)."""
+    def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Tensor]], device: Any) -> Any:
+        """What the terms of the loss are means over, in all batches of this step on all processes (see losses.py)."""
         if not batch_samples:
             return None
-        counts = torch.stack([batch_counts(batch, self.modalities) for batch in batch_samples]).sum(dim=0).to(device)
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(counts)
-        return counts
+        return step_counts(batch_samples, self.modalities, device, self.args.world_size)
 
     @property
     def modalities(self) -> list[str]:
@@ -142,16 +139,13 @@ class DeepMLFTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: dict[str, Tensor] | None = None,
     ) -> Any:
-        """The model's own loss; in training, its parts weighted by this batch's share of the step."""
-        outputs = model(**inputs)
+        """The model's own loss; in training, this batch's part of the step's."""
+        outputs = model(**inputs, loss_counts=num_items_in_batch if model.training else None)
         loss = outputs.loss
         if num_items_in_batch is not None and model.training:
-            share = batch_counts(inputs, self.modalities).to(num_items_in_batch) / num_items_in_batch.clamp(min=1)
-            objective = self.model.deepmlf_config.objective
-            loss, parts = weighted_loss(objective, outputs.losses, share * self.args.world_size)
-            self.window.add(parts)
+            self.window.add(logged_parts(loss, outputs.losses))
             if self.first_gradients is not None:
                 self.first_gradients.saw_batch(inputs[f"{name}_mask"] for name in self.modalities)
         return (loss, outputs) if return_outputs else loss

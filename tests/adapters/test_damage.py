@@ -217,7 +217,7 @@ SHAPED: dict[str, st.SearchStrategy[Any]] = {  # settings that the tensors' name
     "base_fingerprint.vocabulary": SIZES | NONSENSE,
     "base_fingerprint.weights": st.text(max_size=16) | st.integers(),
     "peft_type": st.sampled_from(["LORA", "DEEPMLX", "IA3"]) | NONSENSE,
-    "schema_version": st.integers(2, 10**30) | NONSENSE,
+    "schema_version": st.integers(3, 10**30) | NONSENSE,
     "weights_sha256": st.text("0123456789abcdef", min_size=64, max_size=64) | NONSENSE,
     "runtime_config": st.just({"ephemeral_gpu_offload": True}),
     "lora_alpha": st.sampled_from([10**400, -1, "2"]),

@@ -95,7 +95,7 @@ def test_the_file_holds_what_was_trained_and_little_else(model, saved):
 
 def test_the_config_says_what_it_belongs_to(saved):
     values = json.loads((saved / files.CONFIG).read_text())
-    assert values["schema_version"] == 1
+    assert values["schema_version"] == 2
     assert values["base_model_name_or_path"] == "tiny-llama"
     assert values["base_fingerprint"].keys() == {"family", "width", "layers", "vocabulary", "weights"}
     assert "torch" in values["package_versions"]

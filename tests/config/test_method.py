@@ -34,7 +34,8 @@ def test_defaults_follow_the_paper_and_the_design():
         0.8,
         0.0,
     )
-    assert dataclasses.astuple(config.av_encoder) == (30, 3, 6, 120, 0.1, 0.0, 50)
+    assert dataclasses.astuple(config.av_encoder) == (30, 3, 6, 120, 0.1, 0.0, 50, "before", "none")
+    assert (config.gca_dropout, config.ffw_dropout) == (0.0, 0.0)
     assert config.task_type == "CAUSAL_LM"
     assert isinstance(config, peft.LoraConfig)
 
@@ -61,6 +62,20 @@ def test_round_trips_are_exact(settings, tmp_path):
         # PEFT marks what it saves as meant for inference, we with the digest of its settings.
         apart = {"inference_mode": False, "settings_sha256": None}
         assert {**again.to_dict(), **apart} == {**config.to_dict(), **apart}
+
+
+def test_settings_of_format_1_pool_after_the_layers():
+    """They say nothing of it; new settings mean the paper's order, and say so from then on."""
+    old = DeepMLFConfig().to_dict() | {"schema_version": 1}
+    for key in ("pool", "feature_norm"):
+        del old["av_encoder"][key]
+    config = DeepMLFConfig.from_dict(old)
+    assert (config.av_encoder.pool, config.av_encoder.feature_norm, config.schema_version) == ("after", "none", 2)
+    assert DeepMLFConfig.from_dict(config.to_dict()).av_encoder.pool == "after"
+    assert DeepMLFConfig.from_dict(old | {"schema_version": 2}).av_encoder.pool == "before"
+    assert DeepMLFConfig(av_encoder={"width": 12}).av_encoder.pool == "before"
+    old["av_encoder"]["pool"] = "before"
+    assert DeepMLFConfig.from_dict(old).av_encoder.pool == "before"
 
 
 def test_modalities_have_one_order_whatever_wrote_them():
@@ -108,7 +123,12 @@ def test_every_problem_is_named_at_once():
         ({"objective": {"loss": "huber"}}, "objective.loss='huber': expected one of 'l1', 'mse'"),
         ({"text": {"template": "no place"}}, "expected a string that holds {text} once"),
         ({"text": {"case": "upper"}}, "text.case='upper'"),
-        ({"schema_version": 99}, "reads up to 1; upgrade deepmlf_llm"),
+        ({"schema_version": 99}, "reads up to 2; upgrade deepmlf_llm"),
+        ({"av_encoder": {"pool": "first"}}, "av_encoder.pool='first': expected one of 'before', 'after'"),
+        ({"av_encoder": {"feature_norm": "layer"}}, "av_encoder.feature_norm='layer': expected one of 'none', 'batch'"),
+        ({"gca_dropout": 1}, r"gca_dropout=1: expected a number in \[0, 1\)"),
+        ({"ffw_dropout": "a"}, "ffw_dropout='a': expected a number"),
+        ({"modalities": {"loss_counts": {"dim": 1}}}, "'loss_counts' cannot name a modality"),
         ({"r": -1, "target_modules": ["q_proj"]}, "r=-1: expected an integer >= 0"),
         ({"num_outputs": True}, "num_outputs=True: expected an integer >= 1"),
         ({"av_encoder": {"width": 15, "num_heads": 3}}, "positions need an even width"),

@@ -13,10 +13,12 @@ from torch.testing import assert_close
 
 from deepmlf_llm.config.method import ObjectiveConfig
 from deepmlf_llm.fusion import objective
-from deepmlf_llm.fusion.objective import combine_losses, next_token_loss
+from deepmlf_llm.fusion.objective import LossTerm, combine, loss_terms, next_token_sum, predicts_next, term_counts
 from deepmlf_llm.modules.heads import Predictions
 
 B, N = 4, 3
+MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1]])  # 1 + 3 + 0 + 2 tokens to predict
+ALL = torch.ones(B).bool()
 
 
 def predictions(outputs=1):
@@ -29,7 +31,8 @@ def predictions(outputs=1):
 def test_the_sum_and_its_parts(present, kind):
     config = ObjectiveConfig(lambda_fusion=0.3, lambda_av=0.5, lambda_text=0.7, gamma=1.1, loss=kind)
     p, y, lm = predictions(), torch.randn(B).double(), torch.tensor(2.5).double()
-    total, parts = combine_losses(config, p, y, torch.tensor(present), lm)
+    terms = loss_terms(config, p, y, MASK, torch.tensor(present), lambda: 6 * lm)
+    total, parts = combine(terms)
 
     def error(prediction, target):
         return abs(prediction - target) if kind == "l1" else (prediction - target) ** 2
@@ -43,25 +46,75 @@ def test_the_sum_and_its_parts(present, kind):
     }
     assert parts.keys() == expected.keys()
     for name, part in expected.items():
-        assert_close(parts[name], part.double(), msg=name)
+        assert_close(parts[name], part.double(), rtol=0, atol=1e-14, msg=name)
     weights = {"task": 1.0, "fusion": 0.3, "av": 0.5, "text": 0.7, "lm": 1.1}
-    assert_close(total, sum(weights[name] * part.double() for name, part in expected.items()))
+    assert {term.name: term.weight for term in terms} == weights
+    assert_close(total, sum(weights[name] * part.double() for name, part in expected.items()), rtol=0, atol=1e-14)
     total.backward()
     assert all(x.grad.isfinite().all() for x in (p.task, p.fusion, p.text, p.av))
     assert not p.av.grad[~torch.tensor(present)].count_nonzero()
 
 
 def test_without_a_language_model_loss():
-    total, parts = combine_losses(ObjectiveConfig(), predictions(), torch.randn(B), torch.ones(B).bool())
+    total, parts = combine(loss_terms(ObjectiveConfig(), predictions(), torch.randn(B), MASK, ALL))
     assert list(parts) == ["task", "fusion", "av", "text"]
     assert total.dtype == torch.float64
 
 
 def test_several_outputs():
     p, y = predictions(2), torch.randn(B, 2)
-    _, parts = combine_losses(ObjectiveConfig(), p, y, torch.ones(B).bool())
+    _, parts = combine(loss_terms(ObjectiveConfig(), p, y, MASK, ALL))
     assert_close(parts["fusion"], (p.fusion - y[:, None]).abs().mean())
     assert_close(parts["av"], (p.av - y).abs().mean())
+
+
+def test_counts_are_told_from_the_inputs_alone():
+    counts = term_counts(MASK, torch.tensor([True, False, True, False]))
+    assert {name: count.item() for name, count in counts.items()} == {
+        "task": 4, "fusion": 4, "av": 2, "text": 4, "lm": 6
+    }  # fmt: skip
+    assert not any(count.is_floating_point() for count in counts.values())
+    assert counts.keys() == {
+        term.name
+        for term in loss_terms(ObjectiveConfig(), predictions(), torch.zeros(B), MASK, ALL, lambda: torch.zeros(()))
+    }
+
+
+def test_a_term_is_its_sum_over_a_count():
+    terms = [
+        LossTerm("a", torch.tensor(6.0), torch.tensor(3), 1.0),
+        LossTerm("b", torch.tensor(0.0), torch.tensor(0), 0.5),
+    ]
+    total, parts = combine(terms)
+    assert (total, parts) == (2.0, {"a": 2.0, "b": 0.0})
+    # of a larger step, shared by two processes: 5 of each
+    total, parts = combine(terms, {"a": torch.tensor(2.5), "b": torch.tensor(0.5), "c": torch.tensor(7.0)})
+    assert (total, parts) == (torch.tensor(6.0) / 2.5, {"a": torch.tensor(6.0) / 2.5, "b": 0.0})
+    assert LossTerm("a", torch.tensor(6.0), torch.tensor(3), 1.0).mean(torch.tensor(0)) == 6.0
+
+
+def test_parts_of_a_batch_add_up_to_the_whole_batch():
+    """In float64 to rounding, whatever the parts have of audio, vision and tokens to predict."""
+    config, y = ObjectiveConfig(gamma=0.9), torch.randn(B).double()
+    p, present, surprise = predictions(), torch.tensor([False, True, True, False]), torch.rand(B, 3).double()
+    names = ("task", "fusion", "text", "av")
+
+    def terms(rows):
+        part = Predictions(**{name: getattr(p, name)[rows] for name in names})
+        mask = MASK[rows]
+        return loss_terms(config, part, y[rows], mask, present[rows], lambda: surprise[rows][predicts_next(mask)].sum())
+
+    whole, parts = combine(terms(slice(None)))
+    gradients = torch.autograd.grad(whole, [getattr(p, name) for name in names])
+    counts = term_counts(MASK, present)
+    for cut in ([[0], [1, 2, 3]], [[0, 3], [1], [2]], [[i] for i in range(B)]):
+        found = [combine(terms(rows), counts) for rows in cut]
+        total = sum(loss for loss, _ in found)
+        assert_close(total, whole, rtol=0, atol=1e-14)
+        for name, part in parts.items():
+            assert_close(sum(losses[name] for _, losses in found), part, rtol=0, atol=1e-14)
+        for one, other in zip(torch.autograd.grad(total, [getattr(p, n) for n in names]), gradients, strict=True):
+            assert_close(one, other, rtol=0, atol=1e-15)
 
 
 class Readout(nn.Module):
@@ -96,10 +149,20 @@ def test_every_real_token_but_the_last_predicts_the_next_real_one(lengths, right
     mask = mask if right else mask.flip(1)
     losses = by_hand(readout, states, ids, mask)
     assert len(losses) == sum(lengths) - rows
-    expected = torch.stack(losses).mean() if losses else torch.zeros(()).double()
-    found = next_token_loss(readout, states, ids, mask)
+    assert predicts_next(mask).sum() == len(losses)
+    expected = torch.stack(losses).sum() if losses else torch.zeros(()).double()
+    found = next_token_sum(readout, states, ids, mask)
+    assert found.dtype == torch.float64
+    assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_the_language_models_loss_is_fp32_beside_a_bf16_lm():
+    readout = nn.Linear(5, 11, bias=False).bfloat16()
+    ids, states, mask = torch.randint(0, 11, (2, 6)), torch.randn(2, 6, 5).bfloat16(), torch.ones(2, 6).long()
+    found = next_token_sum(readout, states, ids, mask)
+    expected = torch.nn.functional.cross_entropy(readout(states[:, :-1]).float().flatten(0, 1), ids[:, 1:].flatten())
     assert found.dtype == torch.float32
-    assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert_close(found / 10, expected)
 
 
 def test_gradients_are_those_of_the_formula_without_keeping_logits():
@@ -109,17 +172,17 @@ def test_gradients_are_those_of_the_formula_without_keeping_logits():
     mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        loss = next_token_loss(readout, states, ids, mask)
+        loss = next_token_sum(readout, states, ids, mask)
     assert not any(shape[-1:] == (11,) for shape in kept)
     loss.backward()
     found, states.grad = states.grad, None
-    torch.stack(by_hand(readout, states, ids, mask)).mean().backward()
-    assert_close(found, states.grad, rtol=1e-5, atol=1e-7)
+    torch.stack(by_hand(readout, states, ids, mask)).sum().backward()
+    assert_close(found, states.grad, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("length", [1, 2, 40])
 def test_ranks_with_other_batches_call_the_readout_equally_often(length):
     """Under ZeRO-3 each call gathers the output embeddings from all ranks: another number of them would hang."""
     readout = Readout()
-    next_token_loss(readout, torch.randn(2, length, 5).double(), torch.ones(2, length).long(), torch.ones(2, length))
+    next_token_sum(readout, torch.randn(2, length, 5).double(), torch.ones(2, length).long(), torch.ones(2, length))
     assert readout.calls == objective.LOGIT_CHUNKS

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from deepmlf_llm.modules import AVContext, AVEncoder, av_encoder, pool_time
+from deepmlf_llm.modules import AVContext, AVEncoder, av_encoder
 from deepmlf_llm.modules.av_encoder import self_attention, sinusoids
 from tests import reference
 
+POOLS = ("before", "after")
 DIMS = {"audio": 4, "vision": 6, "pulse": 1}
 
 
@@ -22,9 +21,10 @@ def encoder(names=("audio", "vision"), **settings):
     torch.manual_seed(0)
     module = AVEncoder({name: DIMS[name] for name in names}, **{**sizes, **settings}).double().eval()
     with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, tensor in module.state_dict().items():
+            if tensor.dim() == 1:
+                noise = 0.3 * torch.randn_like(tensor)
+                tensor.add_(noise.abs() if "running_var" in name else noise)
     return module
 
 
@@ -47,28 +47,47 @@ COUNTS = {"audio": [9, 2, 0, 1, 0], "vision": [4, 5, 3, 0, 0]}
 THREE = {**COUNTS, "pulse": [0, 7, 1, 0, 0]}
 
 
-@pytest.mark.parametrize("max_frames", [3, 5, 50])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("max_frames", [1, 3, 5, 50])
 @pytest.mark.parametrize("names", [["audio"], ["audio", "vision"], ["audio", "pulse", "vision"]], ids="-".join)
-def test_equals_its_formulas(names, max_frames):
+def test_equals_its_formulas(names, max_frames, pool, norm):
+    """Rows with more frames than windows, with fewer, with one, with one modality only, with none."""
     counts = {name: THREE[name] for name in names}
-    module, features = encoder(names, max_frames=max_frames), batch(counts)
+    module, features = encoder(names, max_frames=max_frames, pool=pool, feature_norm=norm), batch(counts)
     with torch.no_grad():
         context = module(features)
-    settings = reference.Settings(heads=1, av_heads=3, max_frames=max_frames)
+    settings = reference.Settings(heads=1, av_heads=3, max_frames=max_frames, pool=pool)
     for row in range(5):
         frames = {name: features[name][0][row, : counts[name][row]] for name in names}
         expected = reference.av_context(frames, reference.weights_of(module), settings)
         assert int(context.mask[row].sum()) == len(expected) == min(max_frames, max(c[row] for c in counts.values()))
         assert context.mask[row, : len(expected)].all()
-        assert_close(context.frames[row, : len(expected)], expected, rtol=1e-9, atol=1e-12)
+        assert_close(context.frames[row, : len(expected)], expected, rtol=0, atol=1e-13)
         assert not context.frames[row, len(expected) :].count_nonzero()
         mean = expected.mean(0) if len(expected) else torch.zeros(12).double()
-        assert_close(context.mean()[row], mean, rtol=1e-9, atol=1e-12)
+        assert_close(context.mean()[row], mean, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_windows_past_those_of_a_row_are_never_read(pool):
+    """A row's context is the same alone and in a batch of longer ones."""
+    module, features = encoder(pool=pool), batch(COUNTS)
+    with torch.no_grad():
+        together = module(features)
+        for row in range(4):
+            counts = {name: rows[row] for name, rows in COUNTS.items()}
+            alone = module({name: (x[row : row + 1, : max(n, 1)], m[row : row + 1, : max(n, 1)])
+                            for (name, (x, m)), n in zip(features.items(), counts.values(), strict=True)})  # fmt: skip
+            windows = min(5, max(counts.values()))
+            assert_close(alone.frames[0, :windows], together.frames[row, :windows], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("noise", [1e6, float("nan"), float("inf")])
-def test_padding_of_any_content_and_amount_is_never_read(noise):
-    module = encoder()
+def test_padding_of_any_content_and_amount_is_never_read(noise, pool, norm):
+    module = encoder(pool=pool, feature_norm=norm)
     with torch.no_grad():
         expected, found = module(batch(COUNTS)), module(batch(COUNTS, padding=4, noise=noise))
     frames = expected.frames.shape[1]
@@ -87,8 +106,10 @@ def test_real_frames_may_sit_anywhere():
         assert_close(module(flipped).frames, module(features).frames)
 
 
-def test_gradients_are_finite_where_a_modality_is_absent():
-    module, features = encoder(), batch(COUNTS)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_gradients_are_finite_where_a_modality_is_absent(pool, norm):
+    module, features = encoder(pool=pool, feature_norm=norm).train(), batch(COUNTS, padding=2)
     for frames, _ in features.values():
         frames.requires_grad_()
     module(features).mean().sum().backward()
@@ -98,16 +119,25 @@ def test_gradients_are_finite_where_a_modality_is_absent():
         assert not frames.grad[~mask].count_nonzero()
 
 
-@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3))
-def test_pooling_takes_contiguous_windows_that_cover_every_frame(length, out, padding):
-    x = torch.arange(1.0, length + 1).double().reshape(1, -1, 1)
-    padded = torch.cat([x, torch.full((1, padding, 1), 1e9).double()], dim=1)
-    mask = torch.arange(length + padding)[None] < length
-    found = pool_time(padded, mask, torch.tensor([out]), out + 2)
-    assert_close(found[:, :out], reference.pool(x[0], out)[None])
-    assert not found[:, out:].count_nonzero()
-    assert_close(found[0, :out], torch.nn.functional.adaptive_avg_pool1d(x[0].T, out).T)
-    assert (found[0, :out].diff(dim=0) >= 0).all(), "time keeps its order"
+def test_by_default_pooled_frames_go_through_the_layers():
+    seen = []
+    module = encoder(max_frames=3)
+    for part in module.encoders.values():
+        part.layers[0].register_forward_hook(lambda layer, args, out: seen.append(args[0].shape[1]))
+    module(batch(COUNTS))
+    encoder(max_frames=3, pool="after")(batch(COUNTS))
+    assert seen == [3, 3]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_batch_without_any_frame_is_finite_and_trains(pool):
+    module = encoder(pool=pool, feature_norm="batch").train()
+    context = module(batch({"audio": [0, 0], "vision": [0, 0]}, padding=2, noise=float("nan")))
+    assert not context.mask.any()
+    assert not context.frames.count_nonzero()
+    context.mean().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert all(buffer.isfinite().all() for buffer in module.buffers())
 
 
 def test_positions_start_at_one_sines_before_cosines():

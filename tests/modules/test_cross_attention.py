@@ -45,8 +45,8 @@ def test_equals_the_textbook_formula(head_width, kind):
             part = slice(i * e, (i + 1) * e)
             score = query[:, part] @ key[:, part].T / e**0.5
             heads.append((score.exp() / score.exp().sum(-1, keepdim=True)) @ value[:, part])
-        # The gate is fp32 by contract; the rest is exact to float64.
-        assert_close(update[b], OPENING[kind] * torch.cat(heads, -1) @ gca.mm_output.weight.T, rtol=1e-6, atol=1e-9)
+        expected = OPENING[kind] * torch.cat(heads, -1) @ gca.mm_output.weight.T
+        assert_close(update[b], expected, rtol=0, atol=1e-13)
 
 
 def test_an_absent_modality_adds_exactly_nothing_and_keeps_gradients_finite(gca, inputs):
@@ -101,6 +101,30 @@ def test_width_that_no_head_divides_is_refused_unless_head_width_is_set():
     assert GatedCrossAttention(25, 4, head_width=8).mm_output.weight.shape == (25, 32)
 
 
+def test_dropout_acts_on_attention_and_output_in_training_only(inputs):
+    tokens, key_value, mask = inputs
+    plain, gca = GatedCrossAttention(D, H).double(), GatedCrossAttention(D, H, dropout=0.5).double()
+    gca.load_state_dict(plain.state_dict())
+    assert torch.equal(gca.eval()(tokens, key_value, mask), plain(tokens, key_value, mask))
+    found = gca.train()(tokens, key_value, mask)
+    assert 0.3 < (found[:2] == 0).double().mean() < 0.7  # of the output
+    assert not found[2].count_nonzero()
+    with torch.no_grad():  # one frame: its weight of 1 is dropped whole, or doubled
+        gca.dropout = torch.nn.Identity()
+        gca.dropout.p = 0.5
+        values = torch.ones_like(key_value)
+        gca.mm_output.weight.copy_(torch.eye(D))
+        read = gca(tokens, values, torch.arange(T)[None].expand(B, T) == 0) / gca.gate()
+    assert set(read.unique().tolist()) == {0.0, 2.0}
+
+
+def test_without_dropout_training_is_evaluation(inputs):
+    gca = GatedCrossAttention(D, H).double()
+    state = torch.get_rng_state()
+    assert torch.equal(gca.train()(*inputs), gca.eval()(*inputs))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_gate_stays_in_fp32(inputs):
     tokens, key_value, mask = inputs
     gca = GatedCrossAttention(D, H)
@@ -108,3 +132,12 @@ def test_the_gate_stays_in_fp32(inputs):
         assert gca(tokens.float(), key_value.float(), mask).dtype == torch.bfloat16
         assert gca.gate().dtype == torch.float32
     assert gca.bfloat16().gate().dtype == torch.float32
+
+
+def test_beside_an_fp64_lm_the_gate_is_fp64():
+    gate = Gate().double()
+    with torch.no_grad():
+        gate.alpha.fill_(0.1)
+    assert gate().item() == pytest.approx(1 / (1 + math.exp(-0.1)), abs=1e-16)
+    gate.shut = True
+    assert (gate().dtype, gate().item()) == (torch.float64, 0.0)

@@ -82,7 +82,8 @@ def test_lora_belongs_on_the_projections_before_activation_and_product(form, lea
         expected = parts.post_norm(expected)
     assert_close(ffw(x), expected)
     ffw.take_ownership()
-    assert_close(ffw.double()(x), expected, rtol=1e-5, atol=1e-6)  # own weights are fp32 masters
+    assert {p.dtype for p in ffw.parameters()} == {torch.float64}
+    assert_close(ffw(x), expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -152,3 +153,15 @@ def test_low_rank_delta_and_scale():
 def test_widths_of_every_kind_of_projection():
     assert projection_widths(nn.Linear(D, HIDDEN)) == (D, HIDDEN)
     assert projection_widths(Conv1D(HIDDEN, D)) == (D, HIDDEN)
+
+
+@pytest.mark.parametrize("weights", ["copy", "shared"])
+def test_dropout_on_the_output_in_training_only(weights):
+    parts = biased_conv()
+    plain, ffw = FeedForward(parts, weights, r=0), FeedForward(parts, weights, r=0, output_dropout=0.25)
+    x = torch.randn(40, D)
+    assert torch.equal(ffw.eval()(x), plain(x))
+    found = ffw.train()(x)
+    dropped = found == 0
+    assert 0.15 < dropped.float().mean() < 0.35
+    assert_close(found[~dropped], plain(x)[~dropped] / 0.75)

@@ -34,6 +34,8 @@ def batch() -> dict[str, torch.Tensor]:
         {"ffw_scope": "joint", "r": 4},
         {"ffw_scope": "joint", "objective": {"gamma": 1.0}},
         {"ffw_scope": "fusion", "ffw_weights": "copy"},
+        {"ffw_scope": "fusion", "av_encoder": {"pool": "before", "max_frames": 9}},
+        {"ffw_scope": "fusion", "av_encoder": {"pool": "after", "max_frames": 9}},
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.training.settings import RunSettings
+from deepmlf_llm.training.settings import VOLATILE, RunSettings
 
 
 def test_round_trip_through_yaml() -> None:
@@ -80,3 +81,31 @@ def test_out_of_range_values_are_named_together() -> None:
     with pytest.raises(ConfigError) as caught:
         RunSettings.from_dict({"data_fraction": 0, "batch_size": 0, "warmup_epochs": -1, "modalities": ["a", "a"]})
     assert all(word in str(caught.value) for word in ("data_fraction=0", "batch_size=0", "warmup_epochs=-1", "twice"))
+
+
+def test_a_run_from_before_a_key_is_known_again() -> None:
+    """What such a run computed is no part of the fingerprint; a key that is given means what it says."""
+    given_values = {"seed": 1, "av_encoder": {"num_layers": 1}}
+    settings = RunSettings.from_dict(given_values)
+    old = settings.of_first_runs()
+    assert old.to_dict()["av_encoder"]["pool"] == "after"
+    assert settings.to_dict()["av_encoder"]["pool"] == "before"
+    assert settings.fingerprint(1, "lm", "d") != old.fingerprint(1, "lm", "d")
+    stored = old.to_dict()
+    for name in ("pool", "feature_norm"):
+        del stored["av_encoder"][name]
+    for name in ("gca_dropout", "ffw_dropout"):
+        del stored[name]
+    digest = hashlib.sha256(
+        json.dumps(
+            {name: value for name, value in stored.items() if name not in VOLATILE}
+            | {"base_model": "lm", "data": "d", "processes": 1},
+            sort_keys=True,
+        ).encode()
+    ).hexdigest()
+    assert old.fingerprint(1, "lm", "d") == digest
+    said = RunSettings.from_dict({**given_values, "av_encoder.pool": "before", "gca_dropout": 0.1})
+    assert said.of_first_runs().to_dict() == said.to_dict()
+    asked = RunSettings.from_dict({**given_values, "batch_size": 8, "per_device_train_batch_size": 3})
+    with pytest.raises(ConfigError, match="give one of them only"):
+        asked.of_first_runs().resolve_batch(1)
