@@ -166,6 +166,7 @@ class RunSettings:
         if engine is not None and engine.is_file():
             kept["deepspeed"] = json.loads(engine.read_text())
         kept.update(base_model=base_model, data=data, processes=processes)
+        kept["settings_sha256"] = None  # was a key in the first runs, though it never said anything
         text = json.dumps(kept, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -99,7 +99,7 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
     digest = hashlib.sha256(
         json.dumps(
             {name: value for name, value in stored.items() if name not in VOLATILE}
-            | {"base_model": "lm", "data": "d", "processes": 1},
+            | {"base_model": "lm", "data": "d", "processes": 1, "settings_sha256": None},
             sort_keys=True,
         ).encode()
     ).hexdigest()
