@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.reading import read_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -89,7 +90,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         raise DataError(f"{directory}: no data directory (no {FILE_NAME}); make one with `deepmlf prepare`")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error})") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:

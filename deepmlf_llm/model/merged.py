@@ -24,6 +24,7 @@ from deepmlf_llm.fusion.build import build_stack
 from deepmlf_llm.fusion.passes import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.model.base import FusedModel
 from deepmlf_llm.modules import FusionStack
+from deepmlf_llm.reading import read_json
 
 REPORT, LISTED = "merge.json", "files.json"
 FUSION = "fusion"  # folder of a merged directory that holds all but the LM, in the adapter's own file format
@@ -166,7 +167,7 @@ def _check_files(directory: Path) -> None:
     """
     listed = directory / FUSION / LISTED
     try:
-        facts = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in json.loads(listed.read_bytes()).items()}
+        facts = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in read_json(listed).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{listed}: damaged or missing: {error}") from error
     for name, (size, digest) in facts.items():

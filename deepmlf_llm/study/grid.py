@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deepmlf_llm.config.placement import parse_fusion_layers
 from deepmlf_llm.errors import ConfigError, Problems, suggest
+from deepmlf_llm.reading import read_yaml
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 from deepmlf_llm.training.keys import all_keys, refuse
 from deepmlf_llm.training.settings import flatten
@@ -90,10 +89,10 @@ class Grid:
             ConfigError: not there, no YAML, or wrong; one message names everything that is.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = read_yaml(path)
         except OSError as error:
             raise ConfigError(f"--grid {path}: cannot be read ({error.strerror})") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ConfigError(f"--grid {path}: is no YAML ({' '.join(str(error).split())})") from None
         return cls.from_dict(content, f"--grid {path}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import sha256, sync, write_aside, writing
+from deepmlf_llm.reading import read_json
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -46,7 +47,7 @@ def being_written(directory: Path) -> Iterator[None]:
 def flaw(directory: Path) -> str | None:
     """Why ``directory`` is no whole checkpoint; None where it is one."""
     try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
+        files = read_json(directory / MANIFEST)["files"]
     except FileNotFoundError:
         return "it was cut while being written"
     except (OSError, ValueError, KeyError, TypeError):
