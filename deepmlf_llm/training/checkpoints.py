@@ -84,11 +84,15 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, skipped
 
 
-def prune(run: Path, keep: int | None, best_step: int | None) -> None:
-    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all."""
+def prune(run: Path, keep: int | None, best_step: int | None, newest: int | None = None) -> None:
+    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all.
+
+    Those after step ``newest`` do not count: they are what a kill left, and would push out whole ones.
+    """
     if keep is None:
         return
-    for directory in all_checkpoints(run)[max(keep, 1) :]:
+    known = [p for p in all_checkpoints(run) if newest is None or int(step_of(p) or 0) <= newest]
+    for directory in known[max(keep, 1) :]:
         if step_of(directory) != best_step:
             remove(directory)
 
