@@ -20,8 +20,14 @@ SPLIT_NAMES = {
 }
 """How files call a split -> how it is called here."""
 
-MODALITY_NAMES = {"acoustic": "audio", "visual": "vision", "video": "vision"}
-"""Usual other names of a modality -> the name it is read under, unless that one is taken or the other is asked for."""
+MODALITY_NAMES = {
+    "audio": "audio",
+    "acoustic": "audio",
+    "vision": "vision",
+    "visual": "vision",
+    "video": "vision",
+}
+"""Usual names of a modality, in any case -> the name it is read under, unless that is taken or another is asked for."""
 
 TEXT_FEATURES = ("text", "text_bert", "bert", "glove", "glove_vectors", "text_features")
 """Features of the text, which a language model does not need: it reads the transcript."""

@@ -67,7 +67,10 @@ def open_source(
     path = Path(source)
     check_dataset_name(dataset)
     reading = Reading(dataset, None if modalities is None else tuple(modalities), dict(rename or {}), labelled)
-    corpus = _read_folder(path, reading) if path.is_dir() else _read_file(path, reading)
+    try:
+        corpus = _read_folder(path, reading) if path.is_dir() else _read_file(path, reading)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
     if labelled:
         check_corpus(corpus, dataset)
     return corpus
@@ -90,7 +93,7 @@ def _contents(path: Path, fallback: str) -> tuple[dict[str, Any], str]:
         return by_split(list(read_json_lines(path)), fallback, str(path)), "jsonl"
     if kind.name != PICKLE:
         raise kind.refuse(path)
-    contents = _splits_of(_load(path), fallback, path)
+    contents = _splits_of(_text_keys(_load(path)), fallback, path)
     tuples = any(isinstance(content, list) and are_word_tuples(content) for content in contents.values())
     return contents, "word_tuples" if tuples else "mmsa"
 
@@ -106,6 +109,14 @@ def _load(path: Path) -> Any:
             raise
         told = f"it has {path.stat().st_size} bytes and does not end as a pickle does: download or copy it again"
         raise DataError(f"{error}; {told}") from None
+
+
+def _text_keys(tree: Any) -> Any:
+    """Names that a pickle has as bytes, as strings: of the splits and of their columns."""
+    if not isinstance(tree, dict):
+        return tree
+    named = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in tree.items()}
+    return {key: _text_keys(value) if key in SPLIT_NAMES else value for key, value in named.items()}
 
 
 def _splits_of(tree: Any, fallback: str, path: Path) -> dict[str, Any]:
