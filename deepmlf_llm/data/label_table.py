@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS
-from deepmlf_llm.data.naming import SPLIT_NAMES, split_name
+from deepmlf_llm.data.source_names import SPLIT_NAMES, split_name
 from deepmlf_llm.data.values import listed, parse_number
 from deepmlf_llm.errors import DataError, suggest
 

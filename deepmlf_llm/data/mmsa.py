@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
-from deepmlf_llm.data.naming import MODALITY_NAMES, TEXT_FEATURES, Reading
+from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import is_column, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
 

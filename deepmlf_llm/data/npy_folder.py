@@ -24,7 +24,7 @@ import numpy as np
 from deepmlf_llm.data.corpus import SPLITS, UNIMODAL_LABELS, Corpus, Utterances
 from deepmlf_llm.data.file_kind import CSV, NPY, NPZ, TEXT, UNKNOWN, file_kind
 from deepmlf_llm.data.label_table import LabelTable, read_label_table
-from deepmlf_llm.data.naming import TEXT_FEATURES, Reading
+from deepmlf_llm.data.source_names import TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import read_frames
 from deepmlf_llm.errors import DataError
 

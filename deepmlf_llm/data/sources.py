@@ -25,10 +25,10 @@ from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus, check_data
 from deepmlf_llm.data.csd import SUFFIX, read_csd_folder
 from deepmlf_llm.data.file_kind import FORMATS, JSON_LINES, PICKLE, file_kind
 from deepmlf_llm.data.mmsa import left_out, modality_columns, read_columns
-from deepmlf_llm.data.naming import SPLIT_NAMES, Reading, split_keys, split_name
 from deepmlf_llm.data.npy_folder import TABLE, read_npy_folder
 from deepmlf_llm.data.records import by_split, modality_keys, read_json_lines, read_records
 from deepmlf_llm.data.single_clip import is_single_clip
+from deepmlf_llm.data.source_names import SPLIT_NAMES, Reading, split_keys, split_name
 from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.data.word_tuples import PLACES, are_word_tuples, read_word_tuples
 from deepmlf_llm.errors import DataError

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deepmlf_llm.data.corpus import SPLITS, check_modality_names
-from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.data.names import did_you_mean
+from deepmlf_llm.errors import DataError
 
 SPLIT_NAMES = {
     "train": "train",
@@ -67,7 +68,7 @@ class Reading:
         listed = ", ".join(present) or "none"
         for key in self.rename:
             if key not in present:
-                raise DataError(f"{where}: no {key!r} to rename{suggest(key, present)}; there are {listed}")
+                raise DataError(f"{where}: no {key!r} to rename{did_you_mean(key, present)}; there are {listed}")
         wanted = None if self.modalities is None else list(dict.fromkeys(self.modalities))
         kept = {*present} - {*self.rename} | {*self.rename.values()}
         found: dict[str, str] = {}
@@ -79,7 +80,7 @@ class Reading:
             found[name] = key
         for name in wanted or ():
             if name not in found:
-                raise DataError(f"{where}: no modality {name!r}{suggest(name, found)}; there are {listed}")
+                raise DataError(f"{where}: no modality {name!r}{did_you_mean(name, found)}; there are {listed}")
         names = list(found) if wanted is None else wanted
         if not names:
             raise DataError(f"{where}: no modality found, expected at least one such as audio or vision")
