@@ -42,7 +42,7 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
     if not path.is_file():
         raise AdapterError(f"{directory}: no {CONFIG}: expected the directory of a saved adapter")
     try:
-        values = parse_json(_content(path))
+        values = parse_json(_content(path), settings=True)
         digest = settings_digest(values) if isinstance(values, dict) else None
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: damaged, no JSON: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 from deepmlf_llm.training.keys import all_keys, refuse
 from deepmlf_llm.training.settings import flatten
 
+CELLS_LIMIT = 10_000  # at a minute each they take a week
 _BACKBONE_KEYS = ("base_model", "num_layers", "revision", "otherwise")
 _NOT_HERE = {
     "seed": "list the seeds under seeds",
@@ -105,6 +107,10 @@ class Grid:
         """
         return _Reader(source).grid(content)
 
+    def size(self) -> int:
+        """How many cells it crosses, those that are left out included."""
+        return sum(math.prod(map(len, row.values())) for row in self.rows) * len(self.seeds)
+
     def combinations(self) -> Iterator[tuple[Backbone, dict[str, Any], int]]:
         """Backbone, the row's other settings, seed: in the order of the file, each once."""
         seen = set()
@@ -156,6 +162,8 @@ class _Reader:
             processes=processes,
             metric=metric,
         )
+        cells = grid.size()
+        self.problems.check(cells <= CELLS_LIMIT, f"{cells:,} cells; a study has at most {CELLS_LIMIT:,}: cross less")
         self.problems.raise_if_any()
         return grid
 

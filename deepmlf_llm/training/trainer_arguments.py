@@ -30,7 +30,7 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         return None
     require("deepspeed", f"--ds {path}")
     try:
-        config = read_json(shipped.locate(shipped.DEEPSPEED, path))
+        config = read_json(shipped.locate(shipped.DEEPSPEED, path), settings=True)
     except OSError as error:
         known = shipped.hint(shipped.DEEPSPEED, path) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"--ds {path}: cannot be read ({error.strerror}){known}") from None
