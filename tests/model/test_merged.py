@@ -194,7 +194,8 @@ def test_an_empty_or_foreign_list_is_a_refusal(whole, tmp_path, listed):
 
 @pytest.mark.parametrize(
     "name", ["model-00002-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-             "adapter_config.json", "merges.txt", "chat_template.jinja", "modeling_evil.py", "custom_generate/generate.py"]
+             "adapter_config.json", "merges.txt", "chat_template.jinja", "modeling_evil.py",
+             "custom_generate/generate.py"]
 )  # fmt: skip
 def test_what_is_not_listed_and_would_be_loaded_is_refused(whole, tmp_path, name):
     place = tmp_path / "merged"
