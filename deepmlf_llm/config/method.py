@@ -50,6 +50,7 @@ from deepmlf_llm.config.sections import (
 )
 from deepmlf_llm.errors import ConfigError, Problems, suggest
 from deepmlf_llm.reading import read_yaml
+from deepmlf_llm.tasks.regression import TASKS
 
 PEFT_TYPE = "DEEPMLF"
 SCHEMA_VERSION = 2
@@ -114,7 +115,7 @@ class DeepMLFConfig(LoraConfig):
     head_norm: str = setting("norm inside the task head: batch (paper) or layer", choice("batch", "layer"), "batch")
     head_dropout: float = setting("dropout before the task head", share(), 0.0)
     num_outputs: int = setting("values regressed per utterance", integer(1, WIDEST), 1)
-    dataset: str = setting("label rule: mosi, mosei or sims", choice("mosi", "mosei", "sims"), "mosi")
+    dataset: str = setting(f"label rule: {', '.join(TASKS)}", choice(*TASKS), "mosi")
     schema_version: int = setting("version of the adapter format", _VERSION, SCHEMA_VERSION)
     base_fingerprint: dict[str, Any] | None = setting("what identifies the base model", None, None)
     base_quantization: str | None = setting(

@@ -15,13 +15,11 @@ from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
 from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import is_column, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.tasks.regression import TASKS
 
 LABELS = "regression_labels"
 _ALIASES = {"id": (), "raw_text": ("text", "transcript"), LABELS: ("labels", "label")}
 """Required columns, and the names under which they are read as well, if these hold what is expected."""
-
-MOSEI_LABELS = 7
-"""CMU-MOSEI's label rows: sentiment first, then six emotions."""
 
 
 def modality_columns(split: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> list[str]:
@@ -122,20 +120,23 @@ def _fits(name: str, values: Any) -> bool:
 def read_labels(
     values: Any, reading: Reading, where: str, ids: list[str] | None = None, notes: list[str] | None = None
 ) -> np.ndarray:
-    """Polarity [N]; of CMU-MOSEI's seven labels a row the first, which is the sentiment.
+    """Polarity [N]; where the data set has rows of several labels, the first.
 
     Raises:
-        DataError: no number a row, or seven where the data set is another.
+        DataError: no number a row, or the rows of another data set.
     """
     rows = values.reshape(len(values), -1) if isinstance(values, np.ndarray) and values.ndim and values.size else None
-    if rows is not None and rows.shape[1] == MOSEI_LABELS:
-        told = "CMU-MOSEI's sentiment and six emotions"
-        if reading.dataset != "mosei":
+    width = 1 if rows is None else rows.shape[1]
+    for name, task in TASKS.items():
+        if rows is None or width not in task.label_rows:
+            continue
+        told = task.label_rows[width]
+        if reading.dataset != name:
             raise DataError(
-                f"{where}: expected one number a row, found {MOSEI_LABELS}, which is how {told} are written: prepare "
-                "it as dataset mosei, or keep the column of the sentiment"
+                f"{where}: expected one number a row, found {width}, which is how {told} are written: prepare it as "
+                f"dataset {name}, or keep the column of the sentiment"
             )
-        note = f"seven labels a row ({told}): the first, sentiment, was read"
+        note = f"{width} labels a row ({told}): the first was read"
         if notes is not None and note not in notes:
             notes.append(note)
         values = rows[:, 0]

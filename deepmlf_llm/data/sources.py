@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus, check_dataset_name
+from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus
 from deepmlf_llm.data.csd import SUFFIX, read_csd_folder
 from deepmlf_llm.data.file_kind import FORMATS, JSON_LINES, PICKLE, file_kind
 from deepmlf_llm.data.mmsa import left_out, modality_columns, read_columns
@@ -33,6 +33,7 @@ from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.data.word_tuples import PLACES, are_word_tuples, read_word_tuples
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.files import sha256
+from deepmlf_llm.tasks.regression import task_of
 
 SUFFIXES = (".pkl", ".pickle", ".jsonl")
 
@@ -65,7 +66,7 @@ def open_source(
             or which row is wrong. Nothing in it is executed.
     """
     path = Path(source)
-    check_dataset_name(dataset)
+    task_of(dataset)  # an unknown one is refused before anything is read
     reading = Reading(dataset, None if modalities is None else tuple(modalities), dict(rename or {}), labelled)
     try:
         corpus = _read_folder(path, reading) if path.is_dir() else _read_file(path, reading)

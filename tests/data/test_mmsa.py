@@ -232,8 +232,6 @@ def test_seven_labels_a_row_are_moseis(write_pickle, tree):
     path = write_pickle(tree)
     corpus = open_source(path, "mosei")
     np.testing.assert_array_equal(corpus.splits["train"].labels, sentiment)
-    assert corpus.notes == [
-        "seven labels a row (CMU-MOSEI's sentiment and six emotions): the first, sentiment, was read"
-    ]
+    assert corpus.notes == ["7 labels a row (CMU-MOSEI's sentiment and six emotions): the first was read"]
     with pytest.raises(DataError, match="expected one number a row, found 7, which is how CMU-MOSEI's"):
         open_source(path, "mosi")
