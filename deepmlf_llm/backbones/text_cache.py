@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepmlf_llm.backbones.fingerprint import base_fingerprint, weights_digest
+from deepmlf_llm.backbones.fingerprint import base_sizes, weights_digest
 from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.quantisation import is_quantised
 from deepmlf_llm.backbones.stream import TextStream, read_text
@@ -64,7 +64,7 @@ class TextCache:
         quantisation = getattr(lm.config, "quantization_config", None) if is_quantised(lm) else None
         described = quantisation if isinstance(quantisation, dict) or quantisation is None else quantisation.to_dict()
         return {
-            "base": base_fingerprint(lm),
+            "base": base_sizes(lm),
             "weights": weights_digest(self._weights()),
             "attention": lm.config._attn_implementation,
             "config": _settings(lm.config.get_text_config().to_dict()),

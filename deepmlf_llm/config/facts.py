@@ -31,6 +31,7 @@ _FINGERPRINT: dict[str, Callable[[Any], bool]] = {
     "stored": _text,
     "quantization": _text,
 }
+_VERSION = 2
 _ALWAYS = {"family", "width", "layers", "vocabulary"}  # the rest may lack: weights can be shards, or of version 1
 
 
@@ -43,6 +44,9 @@ def fingerprint_problems(value: Any) -> list[str]:
     if not _ALWAYS <= value.keys() <= _FINGERPRINT.keys():
         given = brief(", ".join(map(str, value)) or "nothing")
         return [f"base_fingerprint has {given}: expected {', '.join(_FINGERPRINT)}"]
+    version = value.get("version", 1)
+    if is_integer(version) and version > _VERSION:
+        return [f"base_fingerprint.version={brief(version)}: this package reads up to {_VERSION}; upgrade deepmlf_llm"]
     return [
         f"base_fingerprint.{key}={brief(value[key])}: expected {'a string' if good is _text else 'an integer >= 1'}"
         for key, good in _FINGERPRINT.items()

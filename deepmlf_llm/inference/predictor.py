@@ -16,6 +16,7 @@ import torch
 from deepmlf_llm.adapters.hub import local_directory
 from deepmlf_llm.backbones import is_quantised
 from deepmlf_llm.backbones.text_store import MemoryStore
+from deepmlf_llm.backbones.vocabulary import check_ids, check_tokenizer, embedding_rows
 from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, most_characters, token_ids
 from deepmlf_llm.data.facts import feature_problems
@@ -103,6 +104,7 @@ class SentimentPredictor:
         if not is_quantised(model.get_base_model()):  # those are where they were loaded
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer = tokenizer_beside(directory, model.deepmlf_config)
+        check_tokenizer(tokenizer, embedding_rows(model.get_base_model()), str(directory))
         if compile:
             model.get_base_model().get_decoder().compile(dynamic=True)
         return cls(model, tokenizer, batch_size)
@@ -161,6 +163,7 @@ class SentimentPredictor:
         ids, _ = token_ids(
             [normalise_text(text, settings.case)], self.tokenizer, settings.max_tokens, settings.template
         )
+        check_ids(ids, embedding_rows(self.model.get_base_model()), self.tokenizer)
         item: dict[str, Any] = {"input_ids": ids[0]}
         for name, frames in features.items():
             if frames is None or name not in self.config.modalities:

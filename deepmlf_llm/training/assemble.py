@@ -69,10 +69,13 @@ def load_model(
     from transformers import set_seed
 
     from deepmlf_llm.backbones import load_base_model, load_tokenizer
+    from deepmlf_llm.backbones.vocabulary import check_text
     from deepmlf_llm.model.peft_model import DeepMLFModel
 
     with arguments.main_process_first(desc="base model"):  # it may convert or download
         tokenizer = load_tokenizer(base_name, settings.revision)
+    if zero_stage(deepspeed) != 3:  # under which transformers would split what is made here
+        check_before_loading(settings, base_name, config, tokenizer)
     packed = settings.quantization in ("nf4", "fp4") and zero_stage(deepspeed) == 3
     base = load_base_model(
         base_name,
@@ -84,10 +87,29 @@ def load_model(
         storage_dtype=("bfloat16" if torch.cuda.is_available() else "float32") if packed else None,
         num_layers=settings.num_layers,
     )
+    check_text(tokenizer, base, config.text, config.num_fusion_tokens, base_name)
     set_seed(arguments.seed)
     model = DeepMLFModel(base, config)
     model.enable_text_cache(settings.text_cache, storage=settings.text_cache_dtype)
     return model, tokenizer
+
+
+def check_before_loading(settings: RunSettings, base_name: str, config: Any, tokenizer: Any) -> None:
+    """Whether the base takes these settings, told from its shape before its weights are read.
+
+    Raises:
+        BaseModelError: not there, its files are not whole, or the tokenizer is of another base.
+        ConfigError: a placement, a width or a text that does not fit.
+    """
+    from deepmlf_llm.backbones import Decoder
+    from deepmlf_llm.backbones.shape import base_model_shape
+    from deepmlf_llm.backbones.vocabulary import check_text
+    from deepmlf_llm.fusion.build import build_stack
+
+    shape = base_model_shape(base_name, settings.num_layers, settings.revision)
+    check_text(tokenizer, shape, config.text, config.num_fusion_tokens, base_name)
+    with torch.device("meta"):
+        build_stack(Decoder(shape), config)
 
 
 def make_trainer(
@@ -104,9 +126,8 @@ def make_trainer(
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.training.batching import BalancedBatches
     from deepmlf_llm.training.callbacks import EarlyStopping, MetricsLog
-    from deepmlf_llm.training.head_metrics import compute_metrics_for
     from deepmlf_llm.training.progress import show_progress
-    from deepmlf_llm.training.trainer import DeepMLFTrainer
+    from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for
 
     train = splits["train"]
     batches = BalancedBatches(

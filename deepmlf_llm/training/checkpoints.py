@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import sha256, sync, write_aside, writing
-from deepmlf_llm.reading import read_json
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -47,7 +46,7 @@ def being_written(directory: Path) -> Iterator[None]:
 def flaw(directory: Path) -> str | None:
     """Why ``directory`` is no whole checkpoint; None where it is one."""
     try:
-        files = read_json(directory / MANIFEST)["files"]
+        files = json.loads((directory / MANIFEST).read_text())["files"]
     except FileNotFoundError:
         return "it was cut while being written"
     except (OSError, ValueError, KeyError, TypeError):
@@ -84,15 +83,11 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, skipped
 
 
-def prune(run: Path, keep: int | None, best_step: int | None, newest: int | None = None) -> None:
-    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all.
-
-    Those after step ``newest`` do not count: they are what a kill left, and would push out whole ones.
-    """
+def prune(run: Path, keep: int | None, best_step: int | None) -> None:
+    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all."""
     if keep is None:
         return
-    known = [p for p in all_checkpoints(run) if newest is None or int(step_of(p) or 0) <= newest]
-    for directory in known[max(keep, 1) :]:
+    for directory in all_checkpoints(run)[max(keep, 1) :]:
         if step_of(directory) != best_step:
             remove(directory)
 

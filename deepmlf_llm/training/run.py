@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.backbones.vocabulary import check_ids, embedding_rows
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.training import launch as launching
@@ -145,7 +146,10 @@ class _Run:
         arguments = make_arguments(self.settings, self.directory.path, self.launch.processes, size, self.deepspeed)
         launching.start_process_group(self.deepspeed is not None)
         model, tokenizer = load_model(self.settings, self.base_name, self.config, arguments, self.deepspeed)
-        return arguments, model, tokenizer, self.tokenise(tokenizer)
+        splits = self.tokenise(tokenizer)
+        for name, split in splits.items():
+            check_ids(split.input_ids, embedding_rows(model.get_base_model()), tokenizer, name)
+        return arguments, model, tokenizer, splits
 
     def tokenise(self, tokenizer: Any) -> dict[str, Any]:
         """The three splits with token ids."""
@@ -216,7 +220,7 @@ class _Run:
 
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:
         """The best adapter, its metrics on validation and, this once, on test; written out."""
-        from deepmlf_llm.training.head_metrics import split_metrics
+        from deepmlf_llm.training.trainer import split_metrics
 
         trainer.load_best()
         validation = split_metrics(trainer.evaluate(splits["valid"], metric_key_prefix="best"), "best")

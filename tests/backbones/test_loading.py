@@ -57,7 +57,7 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path):
     load_base_model("tiny-llama").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BaseModelError, match="with a causal LM"):
+    with pytest.raises(BaseModelError, match=r"model.safetensors is no safetensors file, or damaged"):
         load_base_model(str(tmp_path))
 
 
@@ -139,8 +139,10 @@ def test_what_is_asked_of_transformers(monkeypatch):
     asked = []
 
     def from_pretrained(source, **options):
+        checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        assert {key: options.pop(key) for key in checked} == checked
         asked.append((source, options))
-        return tiny_family("llama")
+        return tiny_family("llama"), {}
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     load_base_model("someone/some-lm", dtype="float16", attn_implementation="sdpa", revision="v1.2")

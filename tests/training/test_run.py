@@ -312,3 +312,25 @@ def test_another_run_in_the_directory_is_refused(
     with pytest.raises(RunError, match="other data"):
         run_training(toy_settings(max_steps=1), toy_data)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fusion_layers": "even:7"}, r"'even:4' would fit"),
+        ({"text__max_tokens": 254}, r"make 257 positions; this LM has 256: text.max_tokens=253 would fit"),
+        ({"text__max_tokens": 250, "text__template": "{text} so:"}, r"4 tokens of the template .* text.max_tokens=249"),
+        ({"num_layers": 9}, r"num_layers=9: this decoder has 4 layers"),
+        ({"gca_heads": 7}, r"gca_heads, gca_head_width"),
+    ],
+)  # fmt: skip
+def test_what_a_base_does_not_take_is_refused_before_its_weights_load(
+    toy_data, toy_settings, monkeypatch, changes, message
+):
+    import deepmlf_llm.backbones as room
+
+    monkeypatch.setattr(room, "load_base_model", lambda *a, **k: pytest.fail("loaded"))
+    settings = toy_settings(**changes)
+    with pytest.raises(DeepMLFError, match=message):
+        run_training(settings, toy_data)
+    assert not Path(settings.output_dir).exists()
