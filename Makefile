@@ -39,7 +39,7 @@ coverage: setup ## the whole suite with branch coverage, subprocesses included; 
 	  --cov --cov-report=term:skip-covered --cov-report=html:.cache/coverage/html $(ARGS)
 
 docs: setup ## the site in .cache/site: these pages and the API from the docstrings; a warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(INTERPRETER) -m mkdocs --quiet build --strict
+	@NO_MKDOCS_2_WARNING=1 $(INTERPRETER) -m mkdocs build --strict
 	@echo "make docs: .cache/site/index.html"
 
 docs-serve: setup ## the site at http://127.0.0.1:8000, made again as files change

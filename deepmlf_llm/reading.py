@@ -17,36 +17,40 @@ JSON_LIMIT = 64 << 20  # bytes of one JSON file; the largest of ours lists the c
 YAML_LIMIT = 512 << 10  # bytes of one YAML file: PyYAML takes some ten seconds for that
 UNFOLDED_LIMIT = 100_000  # values of a YAML file once its aliases are put in
 NUMBER_LIMIT = 1_000  # characters of a number
+KEYS_LIMIT = 5_000  # of one mapping of settings: each unknown one is compared with all known ones
 
 
-def parse_json(text: str | bytes, nan: bool = False) -> Any:
+def parse_json(text: str | bytes, nan: bool = False, settings: bool = False) -> Any:
     """What a JSON text says.
 
     Args:
         text: of one value.
         nan: read ``NaN`` and ``Infinity``, which JSON does not have and Python's writer makes.
+        settings: refuse an object of more keys than settings have.
 
     Raises:
         ValueError: no JSON, a key that stands twice, ``NaN`` or ``Infinity``, nested too deep, no UTF-8.
     """
     try:
-        return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=None if nan else _no_constant)
+        hook = _settings if settings else _each_key_once
+        return json.loads(text, object_pairs_hook=hook, parse_constant=None if nan else _no_constant)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
 
-def read_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
+def read_json(path: str | Path, limit: int = JSON_LIMIT, settings: bool = False) -> Any:
     """What a JSON file says.
 
     Args:
         path: of the file.
         limit: bytes; a larger file is not read.
+        settings: as for :func:`parse_json`.
 
     Raises:
         OSError: it cannot be read.
         ValueError: too large, or as for :func:`parse_json`.
     """
-    return parse_json(_content(Path(path), limit))
+    return parse_json(_content(Path(path), limit), settings=settings)
 
 
 def parse_yaml(text: str | bytes) -> Any:
@@ -100,6 +104,12 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _settings(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > KEYS_LIMIT:
+        raise ValueError(f"{len(pairs)} keys; settings have at most {KEYS_LIMIT}")
+    return _each_key_once(pairs)
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
@@ -108,6 +118,8 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, strict about keys and about the length of numbers."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if len(node.value) > KEYS_LIMIT:
+            raise ValueError(f"line {node.start_mark.line + 1}: {len(node.value)} keys; at most {KEYS_LIMIT}")
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == "tag:yaml.org,2002:merge":

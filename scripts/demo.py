@@ -1,7 +1,8 @@
 """What `make demo` does after setting up: train on the embedded set, evaluate, predict, show what came out.
 
 Every command is printed before it runs, as one would type it. Further options go to the training recipe:
-``make demo ARGS="--num_train_epochs 3 --base_model tiny-llama"``.
+``make demo ARGS="--num_train_epochs 3 --base_model tiny-llama"``; ``--verbose`` goes to all, and shows what other
+libraries say.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CPU_PROCESSES = 2
 SHOWN_EXAMPLES = 6
+LONGEST_TEXT = 34  # characters: a row on one line of a terminal
+VERBOSE = "--verbose"
 HEADS = {
     "polarity": "all three (the prediction)",
     "text_polarity": "its text head alone",
@@ -46,27 +49,29 @@ def main(extra: list[str], runs: Path = Path("runs")) -> int:
     files = {name: run / name for name in ("evaluation.json", "utterances.jsonl", "predictions.jsonl")}
     adapter = str(run / "adapter")
 
+    verbose = [VERBOSE] * (VERBOSE in extra)
     train = ["recipes/train_llama.py", "--ds", "ds_configs/zero2.json", "--output_dir", str(run), *extra]
-    step(["deepspeed", *processes(), *train])
+    step(["deepspeed", *([] if verbose else ["--quiet"]), *processes(), *train])
     on_data = ["--adapter", adapter, "--data", str(data), "--split", "test", "--output", str(files["evaluation.json"])]
-    step(["python", "recipes/evaluate.py", *on_data])
+    step(["python", "recipes/evaluate.py", *on_data, *verbose])
     test = store.split("test")
     write_utterances(files["utterances.jsonl"], test, store.modalities)
     on_file = ["--input", str(files["utterances.jsonl"]), "--output", str(files["predictions.jsonl"])]
-    step(["python", "recipes/predict.py", "--adapter", adapter, *on_file])
+    step(["python", "recipes/predict.py", "--adapter", adapter, *on_file, *verbose])
 
     report(test, store.manifest.dataset, read_lines(files["predictions.jsonl"]))
-    print(f"Where everything lies ({time.monotonic() - start:.0f} s in all):")
-    for what, path in {
-        "data": data,
-        "adapter": Path(adapter),
-        "settings, metrics, versions": run / "result.json",
-        "losses by step": run / "metrics.jsonl",
-        "test metrics": files["evaluation.json"],
-        "predictions": files["predictions.jsonl"],
-    }.items():
-        print(f"  {what:<28}{shown(path)}")
+    print(f"\nThat took {time.monotonic() - start:.0f} s. The data are {shown(data)};")
+    print(f"the rest lies in {shown(run)}: adapter/, result.json, metrics.jsonl, evaluation.json, predictions.jsonl.")
+    print(next_step(Path(sys.executable).parent))
     return 0
+
+
+def next_step(scripts: Path) -> str:
+    """How to go on in the environment that this program runs in."""
+    from deepmlf_llm.commands.environment import entered, entry
+
+    enter = "" if entered(scripts.parent) or not (scripts / "activate").is_file() else f"{entry(scripts.parent)}, then "
+    return f"To train on your data: {enter}the commands of README.md."
 
 
 def step(command: list[str]) -> None:
@@ -76,6 +81,8 @@ def step(command: list[str]) -> None:
     # Named by path: a `python` found first on the PATH may be another one.
     program = sys.executable if command[0] == "python" else shutil.which(command[0], path=path) or command[0]
     environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PATH": path}  # nothing here needs a hub
+    if processes():
+        environment.setdefault("DS_ACCELERATOR", "cpu")  # else the launcher warns that it found nothing better
     code = subprocess.run([program, *command[1:]], env=environment).returncode
     if code:
         sys.exit(f"make demo: error: {command[0]} {command[1]} ended with code {code}; see above")
@@ -130,15 +137,17 @@ def report(split: PolarityDataset, dataset: str, predictions: dict[str, dict[str
     print()
     print_table(f"The trained model on {len(split)} test utterances", rows, ["what it goes by", *shown_metrics])
 
+    print()
     misleading = np.argsort(-np.abs(split.unimodal["T"] - split.labels))[: SHOWN_EXAMPLES // 2]
     honest = np.flatnonzero(split.unimodal["T"] == split.labels)[: SHOWN_EXAMPLES - len(misleading)]
     rows = []
     for index in (*misleading, *honest):
         predicted = predictions[split.ids[index]]
-        text = split.texts[index] if len(split.texts[index]) <= 60 else split.texts[index][:59] + "…"
+        text = split.texts[index]
+        text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
         numbers = (split.labels[index], predicted["text_polarity"], predicted["polarity"])
-        rows.append([text, *(f"{number:+.1f}" for number in numbers), predicted["label"]])
-    columns = ["utterance", "true", "text head", "prediction", "label"]
+        rows.append([*(f"{number:+.1f}" for number in numbers), predicted["label"], text])
+    columns = ["true", "text head", "prediction", "label", "utterance"]
     print_table("Words that mislead, then words that do not (polarity from -3 to 3)", rows, columns)
 
 

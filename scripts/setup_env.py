@@ -96,7 +96,17 @@ def main(python: Path) -> None:
     )
     has_texts = texts.is_file() or fetch_texts(pip, texts)
     stamp.write(without_base_model=not base_model, without_texts=not has_texts)
-    print(f"make setup: done in {time.monotonic() - start:.0f} s", flush=True)
+    print(f"make setup: done in {time.monotonic() - start:.0f} s{in_a_shell(python)}", flush=True)
+
+
+def in_a_shell(python: Path) -> str:
+    """How a shell enters the environment, unless it has."""
+    from deepmlf_llm.commands.environment import entered, entry
+
+    environment = python.parent.parent
+    if entered(environment) or not (python.parent / "activate").is_file():
+        return ""
+    return f"; `make` finds it by itself, a shell enters it with: {entry(environment)}"
 
 
 def make_environment(python: Path) -> None:

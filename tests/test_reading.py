@@ -32,6 +32,14 @@ def test_json_that_is_refused(text, message):
         parse_json(text)
 
 
+def test_settings_of_too_many_keys_are_not_looked_at_one_by_one():
+    many = "{" + ", ".join(f'"k{i}": 1' for i in range(reading.KEYS_LIMIT + 1)) + "}"
+    assert len(parse_json(many)) == reading.KEYS_LIMIT + 1
+    for parse in (parse_yaml, lambda text: parse_json(text, settings=True)):
+        with pytest.raises(ValueError, match="5001 keys"):
+            parse(many)
+
+
 def test_json_as_python_writes_it_is_read_on_request():
     assert parse_json("[1, null, -Infinity]", nan=True) == [1, None, float("-inf")]
 

@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -74,25 +76,55 @@ def stand_ins(tmp_path_factory) -> tuple[dict[str, str], dict[str, str]]:
     return words, shorter
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the checkout, whose ``.venv`` is the environment of this interpreter."""
+    copy = tmp_path_factory.mktemp("newcomer") / "checkout"
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "docs", "runs", "tests", "*.egg-info")
+    shutil.copytree(REPOSITORY, copy, ignore=left_out)
+    scripts = Path(sys.executable).parent
+    if (scripts / "activate").is_file():
+        (copy / ".venv").symlink_to(scripts.parent)
+    else:  # an interpreter of its own, as on a CI machine
+        (copy / ".venv" / "bin").mkdir(parents=True)
+        (copy / ".venv" / "bin" / "activate").write_text(f'export PATH="{scripts}:$PATH"\n')
+    return copy
+
+
+def in_a_new_shell(checkout: Path, lines: str) -> subprocess.CompletedProcess[str]:
+    """Lines typed into a shell that knows nothing: no variables, no profile; only the cache of the tests is given."""
+    kept = {name: os.environ[name] for name in ("DEEPMLF_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")}
+    bare = {"HOME": str(checkout.parent), "PATH": "/usr/bin:/bin", **kept}
+    command = ["/usr/bin/env", "bash", "--noprofile", "--norc", "-c", lines]
+    return subprocess.run(command, cwd=checkout, env=bare, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_its_commands_run(stand_ins):
+def test_its_commands_run_as_a_newcomer_types_them(stand_ins, checkout):
     words, shorter = stand_ins
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    for line in blocks("bash")[1].splitlines():
+    _, entry, commands = blocks("bash")
+    for line in commands.splitlines():
         command = [words.get(word, word) for word in shlex.split(line)]
         recipe = next(Path(word).name for word in command if word.startswith("recipes/"))
         if command[0] == "deepspeed":
             command[1:1] = ["--num_accelerators", "2", "--master_port", "29571"]
-        done = subprocess.run(
-            [*command, *shlex.split(shorter.get(recipe, ""))],
-            cwd=REPOSITORY,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = in_a_new_shell(checkout, f"{entry}{shlex.join(command)} {shorter.get(recipe, '')}")
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     assert json.loads(Path(words["polarity.jsonl"]).read_text())["id"] == "a"
     assert "mae" in json.loads(Path(words["test.json"]).read_text())["metrics"]
+
+
+def test_the_way_in_is_the_only_one_needed(checkout):
+    """Without it the shell has no such Python; with it the very same line works."""
+    _, entry, _ = blocks("bash")
+    line = "python -c 'import torch' && command -v deepspeed"
+    assert in_a_new_shell(checkout, f"export PATH=\n{line}").returncode != 0
+    assert in_a_new_shell(checkout, f"{entry}{line}").returncode == 0
+
+
+def test_its_extras_are_those_of_the_project():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"pip install .*?\[([\w,-]+)\]", README)
+    assert named
+    assert all(set(names.split(",")) <= extras.keys() for names in named)

@@ -20,6 +20,7 @@ from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
 from deepmlf_llm.config.method import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
 from deepmlf_llm.errors import AdapterError, DeepMLFError
 from deepmlf_llm.files import files_aside, sha256
+from deepmlf_llm.reading import parse_json
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
@@ -41,7 +42,7 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
     if not path.is_file():
         raise AdapterError(f"{directory}: no {CONFIG}: expected the directory of a saved adapter")
     try:
-        values = json.loads(_content(path))
+        values = parse_json(_content(path), settings=True)
         digest = settings_digest(values) if isinstance(values, dict) else None
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: damaged, no JSON: {error}") from error

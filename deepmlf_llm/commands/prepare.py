@@ -13,10 +13,10 @@ from pathlib import Path
 
 from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_table, run_recipe
 from deepmlf_llm.data.clean import DEFAULT_CLIP
-from deepmlf_llm.data.corpus import LABEL_RANGES
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.text import CASES
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.tasks.regression import TASKS, described_ranges
 
 
 def build_parser() -> RecipeParser:
@@ -25,10 +25,10 @@ def build_parser() -> RecipeParser:
     add("--source", type=Path, required=True, help="file or folder to read, see above")
     add(
         "--dataset",
-        type=one_of(*LABEL_RANGES),
+        type=one_of(*TASKS),
         required=True,
-        metavar="|".join(LABEL_RANGES),
-        help="whose label range and metrics: mosi and mosei [-3, 3], sims [-1, 1]",
+        metavar="|".join(TASKS),
+        help=f"whose label range and metrics: {described_ranges()}",
     )
     add("--out", type=Path, required=True, help="data directory to make (must be new or empty)")
     add(

@@ -157,10 +157,15 @@ def is_ours(frame: FrameType | None) -> bool:
                 return True
         root = module.partition(".")[0]
         if root not in _RENDERERS:
-            return root in _OURS
+            return root in _OURS or _folder_of(frame) in _OURS
         draws_bar |= root == "tqdm"
         frame = frame.f_back
     return not draws_bar  # tqdm's own thread draws anybody's bars again; ours are drawn at their next step
+
+
+def _folder_of(frame: FrameType) -> str:
+    """Name of the folder that a module without a package lies in: our benchmarks import one another like that."""
+    return "" if frame.f_globals.get("__package__") else Path(frame.f_globals.get("__file__") or "").parent.name
 
 
 def _format(

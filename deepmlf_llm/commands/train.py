@@ -1,8 +1,8 @@
 """Trains a DeepMLF adapter on a LLaMA-class decoder (any supported family), or goes on with the run that was cut.
 
-  deepspeed recipes/train_llama.py --ds ds_configs/zero2.json [--config recipes/configs/X.yaml] [--key value ...]
-  torchrun --nproc_per_node 2 recipes/train_llama.py [...]
-  python recipes/train_llama.py [...]
+    deepspeed recipes/train_llama.py --ds ds_configs/zero2.json [--config recipes/configs/X.yaml] [--key value ...]
+    torchrun --nproc_per_node 2 recipes/train_llama.py [...]
+    python recipes/train_llama.py [...]
 
 With no options: the embedded data set with recipes/configs/demo.yaml. The same command again goes on with a run
 that was cut, or says that it is finished.

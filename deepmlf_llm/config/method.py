@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -50,6 +49,8 @@ from deepmlf_llm.config.sections import (
     build_section,
 )
 from deepmlf_llm.errors import ConfigError, Problems, suggest
+from deepmlf_llm.reading import read_yaml
+from deepmlf_llm.tasks.regression import TASKS
 
 PEFT_TYPE = "DEEPMLF"
 SCHEMA_VERSION = 2
@@ -114,7 +115,7 @@ class DeepMLFConfig(LoraConfig):
     head_norm: str = setting("norm inside the task head: batch (paper) or layer", choice("batch", "layer"), "batch")
     head_dropout: float = setting("dropout before the task head", share(), 0.0)
     num_outputs: int = setting("values regressed per utterance", integer(1, WIDEST), 1)
-    dataset: str = setting("label rule: mosi, mosei or sims", choice("mosi", "mosei", "sims"), "mosi")
+    dataset: str = setting(f"label rule: {', '.join(TASKS)}", choice(*TASKS), "mosi")
     schema_version: int = setting("version of the adapter format", _VERSION, SCHEMA_VERSION)
     base_fingerprint: dict[str, Any] | None = setting("what identifies the base model", None, None)
     base_quantization: str | None = setting(
@@ -247,11 +248,11 @@ class DeepMLFConfig(LoraConfig):
             ConfigError: no such file, no mapping, or as :meth:`from_dict`; the message names the file.
         """
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = read_yaml(path)
             if not isinstance(values, dict):
                 raise ConfigError("expected a mapping of settings")
             return cls.from_dict(values)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from deepmlf_llm.config.rules import Rule, brief, choice, integer, mapping, number, optional, setting, share
 from deepmlf_llm.errors import Problems, suggest
+from deepmlf_llm.tasks.regression import TEXT_CASES
 
 WIDEST = 1 << 20  # of anything that is a width: tensors beyond would not fit into memory
 LOUDEST = 1e6  # weight of a loss
@@ -88,9 +89,7 @@ class SeqAugConfig:
 class TextConfig:
     """How transcripts become tokens."""
 
-    case: str = setting(
-        "lower, sentence or keep: MOSI's transcripts are upper case", choice("lower", "sentence", "keep"), "keep"
-    )
+    case: str = setting("lower, sentence or keep: MOSI's transcripts are upper case", choice(*TEXT_CASES), "keep")
     max_tokens: int = setting("longer transcripts are cut, and counted", integer(1, LONGEST), 50)
     template: str = setting(
         "what the LM reads, with {text} for the transcript, e.g. '{text} Sentiment:'",

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.errors import DataError
+from deepmlf_llm.tasks.regression import task_of
 
 SPLITS = ("train", "valid", "test")
-LABEL_RANGES = {"mosi": (-3.0, 3.0), "mosei": (-3.0, 3.0), "sims": (-1.0, 1.0)}
 UNIMODAL_LABELS = ("T", "A", "V")
 """Suffixes of the optional polarity labels of one modality alone (text, audio, vision), as MMSA names them."""
 
@@ -58,13 +58,6 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
 
 
-def check_dataset_name(dataset: str) -> None:
-    """Raises DataError unless the label rule of ``dataset`` is known."""
-    if dataset not in LABEL_RANGES:
-        known = ", ".join(LABEL_RANGES)
-        raise DataError(f"dataset={dataset!r}: expected one of {known}{suggest(dataset, LABEL_RANGES)}")
-
-
 def check_modality_names(names: Iterable[str]) -> None:
     """Raises DataError for a modality name that could not be a keyword of the model beside its mask."""
     for name in names:
@@ -82,7 +75,8 @@ def check_corpus(corpus: Corpus, dataset: str) -> dict[str, int]:
         DataError: an empty split; a label that is not a number or out of the data set's range; dimensions that differ
             between utterances or splits; a split without one real frame in any modality.
     """
-    low, high = LABEL_RANGES[dataset]
+    task = task_of(dataset)
+    low, high = task.low, task.high
     name = corpus.source["name"]
     for split, rows in corpus.splits.items():
         if not len(rows):

@@ -25,7 +25,7 @@ import numpy as np
 from deepmlf_llm.data.corpus import Corpus, Utterances
 from deepmlf_llm.data.hdf5 import groups, open_hdf5, read_array
 from deepmlf_llm.data.mmsa import read_labels
-from deepmlf_llm.data.naming import Reading, split_keys
+from deepmlf_llm.data.source_names import Reading, split_keys
 from deepmlf_llm.data.values import read_frames, read_text
 from deepmlf_llm.data.word_tuples import PAUSES
 from deepmlf_llm.errors import DataError

@@ -14,7 +14,7 @@ from pathlib import Path
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.reading import parse_json
 
-PICKLE, JSON_LINES, HDF5, NPZ, NPY, CSV = "pickle", "jsonl", "hdf5", "npz", "npy", "csv"
+PICKLE, JSON_LINES, HDF5, NPZ, NPY, CSV, TEXT, UNKNOWN = "pickle", "jsonl", "hdf5", "npz", "npy", "csv", "text", "?"
 _HEAD = 8192
 LFS = b"version https://git-lfs.github.com/spec/"
 FORMATS = "an MMSA pickle, a folder with label.csv, JSON Lines, or a folder of .csd files"
@@ -76,7 +76,7 @@ _SIGNATURES = [
     (0, b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
 ]
 _LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-_OLD_PICKLE = re.compile(rb"\(?[(\]}]?(?:[dlt]p?\d*\n?|q\x00|c[\w.]+\n|[SVIFLN])")
+_OLD_PICKLE = re.compile(rb"[(})\]]|c[\w.]+\n|[SVIFLN][^\n]*\n")
 """Protocols 0 and 1, which have no mark of their own: how a dictionary, list, class or value begins."""
 
 
@@ -103,7 +103,7 @@ def file_kind(path: Path) -> FileKind:
     if not head:
         raise DataError(f"{path}: is empty (0 bytes): download or copy it again")
     return (
-        _binary_kind(path, head, last) or _text_kind(head, last) or FileKind("other", "binary, of no kind known here")
+        _binary_kind(path, head, last) or _text_kind(head, last) or FileKind(UNKNOWN, "binary, of no kind known here")
     )
 
 
@@ -185,7 +185,7 @@ def _written(text: str, cut: bool) -> FileKind:
         if line.count(mark) >= 2:
             todo = "give the folder that holds it as label.csv, beside one folder of .npy files a modality"
             return FileKind(CSV, "a table (CSV)", todo)
-    return FileKind("other", f"text ({line[:40]!r})")
+    return FileKind(TEXT, f"text ({line[:40]!r})")
 
 
 def _is_json(line: str) -> bool:

@@ -13,14 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS
-from deepmlf_llm.data.naming import SPLIT_NAMES, split_name
+from deepmlf_llm.data.source_names import SPLIT_NAMES, split_name
 from deepmlf_llm.data.values import listed, parse_number
 from deepmlf_llm.errors import DataError, suggest
 
 COLUMNS = ("video_id", "clip_id", "text", "label", "mode")
 NUMBERS = ("label", *(f"label_{suffix}" for suffix in UNIMODAL_LABELS))
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_FIELD_LIMIT = 1 << 20
+_OTHER_NAMES = {
+    "text": ("transcript", "transcription", "raw_text", "sentence", "utterance", "transcripts"),
+    "label": ("sentiment", "score", "polarity", "regression_labels", "labels", "y"),
+    "mode": ("split", "fold", "set", "partition", "subset"),
+    "video_id": ("video", "id", "file", "name"),
+    "clip_id": ("clip", "segment", "segment_id", "utterance_id"),
+}
+"""What other tables call these columns: for messages only."""
 
 
 @dataclass
@@ -56,11 +63,13 @@ def read_label_table(content: bytes, path: Path, labelled: bool = True) -> Label
         DataError: no such table; every wrong row is named by its line, the first few of many.
     """
     lines = list(io.StringIO(_decode(content, path), newline=""))
+    if lines and lines[0].startswith("sep="):  # Excel's own line
+        lines[0] = "\n"
     if not any(line.strip() for line in lines):
         raise DataError(f"{path}: is empty, expected a header with {', '.join(COLUMNS)}")
     delimiter = _delimiter(lines, path)
     records = list(_records(lines, delimiter, path))
-    columns = [name.strip() for name in records[0][1]]
+    columns = [_column(name) for name in records[0][1]]
     _check_columns(columns, path)
     _check_swallowed(records, lines, columns, delimiter, path)
     table = LabelTable([])
@@ -84,6 +93,9 @@ def read_label_table(content: bytes, path: Path, labelled: bool = True) -> Label
 def _decode(content: bytes, path: Path) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path}: no CSV table in UTF-8 (it is UTF-16); save it as UTF-8")
+    if b"\0" in content:
+        line = content[: content.index(b"\0")].count(b"\n") + 1
+        raise DataError(f"{path}: no CSV table in UTF-8: line {line} has a NUL byte (UTF-16?); save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,8 +116,9 @@ def _delimiter(lines: Sequence[str], path: Path) -> str:
 
 def _records(lines: Sequence[str], delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line and cells of each record; blank lines are left out."""
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = next(line for line in lines if line.strip()).split(delimiter)
+    spaced = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
     while True:
         start = reader.line_num + 1
         try:
@@ -113,11 +126,18 @@ def _records(lines: Sequence[str], delimiter: str, path: Path) -> Iterator[tuple
         except StopIteration:
             return
         except csv.Error as error:
-            opened = _opened(lines, start, min(reader.line_num, len(lines)))
-            if opened == reader.line_num:
-                told = "quotes inside a field are doubled, and the whole field is quoted"
-                raise DataError(f"{path}: line {opened}: wrong quotes ({error}); {told}") from None
-            raise DataError(_unclosed(path, opened, min(reader.line_num, len(lines)))) from None
+            end = min(reader.line_num, len(lines))
+            opened = _opened(lines, start, end)
+            if "limit" in str(error) and opened == end:
+                raise DataError(
+                    f"{path}: line {end} has a field of more than {csv.field_size_limit()} letters"
+                ) from None
+            if opened < end or "end of data" in str(error):
+                raise DataError(_unclosed(path, opened, end)) from None
+            raise DataError(
+                f"{path}: line {end}: wrong quotes ({error}): a field that begins with a quote ends with one, and "
+                'those inside it are doubled ("")'
+            ) from None
         if any(cell.strip() for cell in cells):
             yield start, cells
 
@@ -135,20 +155,32 @@ def _opened(lines: Sequence[str], start: int, end: int) -> int:
 
 
 def _unclosed(path: Path, opened: int, end: int) -> str:
+    swallowed = f", and would swallow the rows down to line {end}" if end > opened else ""
     return (
-        f"{path}: line {opened} opens a quote that is not closed there, and would swallow the rows down to line {end}; "
-        'close it, or double the quotes inside the transcript ("")'
+        f"{path}: line {opened} opens a quote that is not closed there{swallowed}; close it, or double the quotes "
+        'inside the transcript ("")'
     )
+
+
+def _column(name: str) -> str:
+    """A column's name, in the spelling of this module where only its case is another."""
+    known = {column.lower(): column for column in (*COLUMNS, *NUMBERS)}
+    return known.get(name.strip().lower(), name.strip())
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
-        hints = "".join(f"; {column}{hint}" for column in missing if (hint := suggest(column, columns)))
+        hints = "".join(f"; {column}{hint}" for column in missing if (hint := _nearest(column, columns)))
         raise DataError(f"{path}: lacks the columns {', '.join(missing)}{hints}; it has {', '.join(columns)}")
     twice = sorted({column for column in columns if column and columns.count(column) > 1})
     if twice:
         raise DataError(f"{path}: has the columns {', '.join(twice)} twice")
+
+
+def _nearest(column: str, columns: list[str]) -> str:
+    other = next((name for name in columns if name.lower() in _OTHER_NAMES[column]), None)
+    return f" (is {other!r} meant?)" if other else suggest(column, columns)
 
 
 def _check_swallowed(

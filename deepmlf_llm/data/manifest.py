@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.files import sha256
+from deepmlf_llm.reading import read_json
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+HASH_NAME = "manifest.sha256"  # as ``sha256sum -c`` reads it; data of the first version have none
+_SPLIT_FACTS = {"rows": int, "sha256": str}
+_MODALITY_FACTS = {"dim": int, "features": dict, "standardisation": dict}
 
 
 def package_version() -> str:
@@ -74,9 +79,10 @@ class Manifest:
         )
 
     def write(self, directory: Path) -> None:
-        """Writes ``manifest.json`` into ``directory``."""
+        """Writes ``manifest.json`` into ``directory``, and its hash beside it."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        (directory / HASH_NAME).write_text(f"{sha256(directory / FILE_NAME)}  {FILE_NAME}\n", encoding="ascii")
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -89,7 +95,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         raise DataError(f"{directory}: no data directory (no {FILE_NAME}); make one with `deepmlf prepare`")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error})") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
@@ -98,4 +104,36 @@ def read_manifest(directory: Path) -> Manifest:
     odd = ", ".join(sorted({item.name for item in fields(Manifest)} ^ set(content)))
     if odd:
         raise DataError(f"{path}: damaged (missing or unknown: {odd})")
+    _check_hash(path)
+    if wrong := _misshapen(content):
+        raise DataError(f"{path}: damaged ({wrong})")
     return Manifest(**content)
+
+
+def _check_hash(path: Path) -> None:
+    """The manifest is the one that was written, where its hash was written too."""
+    beside = path.with_name(HASH_NAME)
+    if not beside.is_file():
+        return
+    with beside.open("rb") as file:
+        noted = file.read(64).decode("ascii", errors="replace")
+    if noted != sha256(path):
+        raise DataError(
+            f"{path}: damaged or edited: its sha256 is not the one in {HASH_NAME}; prepare the data again, or delete "
+            f"{HASH_NAME} if it was changed on purpose"
+        )
+
+
+def _misshapen(content: dict[str, Any]) -> str:
+    """Names the first fact that is not of its kind; empty where all are."""
+    kinds = {"dataset": str, "source": dict, "settings": dict, "splits": dict, "modalities": dict, "labels": dict}
+    kinds |= {"text": dict, "notes": list, "storage": str, "package": str}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            return f"{name} is a {type(content[name]).__name__}"
+    for section, needed in (("splits", _SPLIT_FACTS), ("modalities", _MODALITY_FACTS)):
+        for name, facts in content[section].items():
+            for fact, kind in needed.items():
+                if not isinstance(facts, dict) or not isinstance(facts.get(fact), kind):
+                    return f"{section}: {fact} of {name} is missing or not a {kind.__name__}"
+    return ""

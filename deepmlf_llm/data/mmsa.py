@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
-from deepmlf_llm.data.naming import MODALITY_NAMES, TEXT_FEATURES, Reading
+from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import is_column, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.tasks.regression import TASKS
 
 LABELS = "regression_labels"
-MOSEI_LABELS = 7
-"""CMU-MOSEI's label rows: sentiment first, then six emotions."""
+_ALIASES = {"id": (), "raw_text": ("text", "transcript"), LABELS: ("labels", "label")}
+"""Required columns, and the names under which they are read as well, if these hold what is expected."""
 
 
 def modality_columns(split: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> list[str]:
     """The columns that hold features: audio and vision under any usual name, what has lengths, and what is wanted."""
-    usual = {"audio", "vision", *MODALITY_NAMES}
     return sorted(
         (
             name
@@ -31,7 +31,7 @@ def modality_columns(split: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> 
             if isinstance(name, str)
             and not name.endswith("_lengths")
             and name not in TEXT_FEATURES
-            and (name.lower() in usual or f"{name}_lengths" in split or name in wanted)
+            and (name.lower() in MODALITY_NAMES or f"{name}_lengths" in split or name in wanted)
         ),
         key=lambda name: name not in ("audio", "vision"),  # stable: the rest in the order of the file
     )
@@ -39,7 +39,7 @@ def modality_columns(split: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> 
 
 def left_out(split: Mapping[str, Any]) -> list[str]:
     """Columns that look like features [N x T x d] and are read by nobody."""
-    known = modality_columns(split)
+    known = [*modality_columns(split), *_ALIASES, *(name for names in _ALIASES.values() for name in names)]
     return [
         str(name)
         for name, value in split.items()
@@ -65,14 +65,14 @@ def read_columns(
     Raises:
         DataError: a column is missing, or does not fit the others.
     """
-    _check_columns(split, reading, where)
-    values = split[LABELS] if LABELS in split else [None] * len(split["id"])
+    found = _required(split, reading, where, notes)
+    values = split[found[LABELS]] if LABELS in found else [None] * len(split["id"])
     count = len(values) if is_column(values) else 0
     ids = read_texts(split["id"], count, f"{where}: id", "id") if count else None
     labels = read_labels(values, reading, f"{where}: {LABELS}", ids, notes)
     rows = Utterances(
         ids=ids or [],
-        texts=read_texts(split["raw_text"], count, f"{where}: raw_text", "transcript", ids),
+        texts=read_texts(split[found["raw_text"]], count, f"{where}: raw_text", "transcript", ids),
         labels=labels,
         features={},
     )
@@ -87,35 +87,56 @@ def read_columns(
     return rows
 
 
-def _check_columns(split: Mapping[str, Any], reading: Reading, where: str) -> None:
-    required = ["id", "raw_text", *([LABELS] if reading.labelled else [])]
-    missing = [key for key in required if key not in split]
-    if not missing:
-        return
-    found = [str(key) for key in split]
-    hint = "".join(suggest(key, found) for key in missing)
-    if "raw_text" in missing and any(key in split for key in TEXT_FEATURES):
-        hint += "; a language model reads transcripts, not text features"
-    raise DataError(f"{where} lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'}{hint}")
+def _required(split: Mapping[str, Any], reading: Reading, where: str, notes: list[str]) -> dict[str, str]:
+    """Required columns -> the columns that hold them.
+
+    Raises:
+        DataError: one is not there.
+    """
+    found = {}
+    for name, others in _ALIASES.items():
+        key = next((key for key in (name, *others) if key in split and (key == name or _fits(name, split[key]))), None)
+        if key is not None:
+            found[name] = key
+            note = f"{key!r} was read as {name}"
+            notes += [note] if key != name and note not in notes else []
+    missing = [name for name in _ALIASES if name not in found and (name != LABELS or reading.labelled)]
+    if missing:
+        columns = [str(key) for key in split]
+        hint = "".join(suggest(name, [key for key in columns if key not in TEXT_FEATURES]) for name in missing)
+        if "raw_text" in missing and any(key in split for key in TEXT_FEATURES):
+            hint += "; a language model reads transcripts, not text features"
+        raise DataError(f"{where} lacks {', '.join(missing)}; it has {', '.join(columns) or 'nothing'}{hint}")
+    return found
+
+
+def _fits(name: str, values: Any) -> bool:
+    """Whether a column that another name holds can be what is looked for: strings, or one number a row."""
+    if not is_column(values) or not len(values):
+        return False
+    return isinstance(values[0], (str, bytes)) if name == "raw_text" else np.size(values[0]) == 1
 
 
 def read_labels(
     values: Any, reading: Reading, where: str, ids: list[str] | None = None, notes: list[str] | None = None
 ) -> np.ndarray:
-    """Polarity [N]; of CMU-MOSEI's seven labels a row the first, which is the sentiment.
+    """Polarity [N]; where the data set has rows of several labels, the first.
 
     Raises:
-        DataError: no number a row, or seven where the data set is another.
+        DataError: no number a row, or the rows of another data set.
     """
-    rows = values.reshape(len(values), -1) if isinstance(values, np.ndarray) and values.size else None
-    if rows is not None and rows.shape[1] == MOSEI_LABELS:
-        told = "CMU-MOSEI's sentiment and six emotions"
-        if reading.dataset != "mosei":
+    rows = values.reshape(len(values), -1) if isinstance(values, np.ndarray) and values.ndim and values.size else None
+    width = 1 if rows is None else rows.shape[1]
+    for name, task in TASKS.items():
+        if rows is None or width not in task.label_rows:
+            continue
+        told = task.label_rows[width]
+        if reading.dataset != name:
             raise DataError(
-                f"{where}: expected one number a row, found {MOSEI_LABELS}, which is how {told} are written: prepare "
-                "it as dataset mosei, or keep the column of the sentiment"
+                f"{where}: expected one number a row, found {width}, which is how {told} are written: prepare it as "
+                f"dataset {name}, or keep the column of the sentiment"
             )
-        note = f"seven labels a row ({told}): the first, sentiment, was read"
+        note = f"{width} labels a row ({told}): the first was read"
         if notes is not None and note not in notes:
             notes.append(note)
         values = rows[:, 0]
@@ -124,7 +145,7 @@ def read_labels(
 
 def _unimodal(values: Any, count: int, where: str, ids: list[str] | None) -> np.ndarray | None:
     """One modality's own labels, None where the file has an empty column for them, as some do."""
-    if values is None or (isinstance(values, (str, list, tuple, np.ndarray)) and not np.size(values)):
+    if values is None or (isinstance(values, (str, list, tuple)) and not values) or not np.size(values):
         return None
     numbers = read_numbers(values, where, ids)
     if len(numbers) != count:

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from deepmlf_llm.data.corpus import SPLITS, UNIMODAL_LABELS, Corpus, Utterances
+from deepmlf_llm.data.file_kind import CSV, NPY, NPZ, TEXT, UNKNOWN, file_kind
 from deepmlf_llm.data.label_table import LabelTable, read_label_table
-from deepmlf_llm.data.naming import TEXT_FEATURES, Reading
+from deepmlf_llm.data.source_names import TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import read_frames
 from deepmlf_llm.errors import DataError
 
@@ -47,6 +48,9 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
     table_path = directory / TABLE
     if not table_path.is_file():
         raise DataError(f"{directory}: no {TABLE} in this folder")
+    kind = file_kind(table_path)
+    if kind.name not in (CSV, TEXT, UNKNOWN):
+        raise kind.refuse(table_path)
     content = table_path.read_bytes()
     digest = hashlib.sha256(content)
     table = read_label_table(content, table_path, reading.labelled)
@@ -79,10 +83,14 @@ def _what_there_is(folders: dict[str, Path]) -> str:
 def _arrays(folder: Path) -> Iterator[Path]:
     """Array files of a modality, of its folder and of one folder a video; links are followed."""
     for entry in sorted(folder.iterdir()):
-        if entry.suffix in ARRAYS:
+        if _is_array(entry):
             yield entry
         elif entry.is_dir():
-            yield from (inner for inner in sorted(entry.iterdir()) if inner.suffix in ARRAYS)
+            yield from filter(_is_array, sorted(entry.iterdir()))
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() in ARRAYS and not path.name.startswith(".")
 
 
 def _read_modality(folder: Path, table: LabelTable, digest: Any, notes: list[str]) -> list[np.ndarray]:
@@ -144,18 +152,19 @@ def _read_array(path: Path, folder: Path, digest: Any) -> np.ndarray:
     if not path.is_file():
         told = "a link to what is not there" if path.is_symlink() else "no ordinary file"
         raise DataError(f"{path}: is {told}")
+    kind = file_kind(path)
+    if kind.name not in (NPY, NPZ):
+        raise DataError(f"{path}: no plain numpy array: is {kind.what}")
     content = path.read_bytes()
     digest.update(f"{folder.name}/{path.relative_to(folder)}".encode("utf-8", "surrogateescape"))
     digest.update(content)
     try:
-        array = _from_zip(content) if path.suffix == ".npz" else np.load(io.BytesIO(content), allow_pickle=False)
+        array = _from_zip(content) if kind.name == NPZ else np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header can fail in any way
         told = f"{type(error).__name__}: {error}"
         if "allow_pickle" in told:
             told = "an object array, which is a pickle: save the numbers, np.save(path, x.astype(np.float32))"
         raise DataError(f"{path}: no plain numpy array ({told})") from None
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: no plain numpy array (it is a zip, which belongs in .npz)")
     return read_frames(array, f"{path}:")
 
 

@@ -83,7 +83,7 @@ class Array:
         if dtype.dtype.kind == "O":
             if not isinstance(data, list) or len(data) != count:
                 raise DataError(f"object array of shape {shape} without its {count} values")
-            flat = np.fromiter(data, dtype=object, count=count)
+            flat, order = np.fromiter(data, dtype=object, count=count), "C"  # numpy lists objects in C order always
         else:
             flat = _flat_array(data, dtype.dtype, count)
         self.value = flat.reshape(shape, order=order)

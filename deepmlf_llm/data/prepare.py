@@ -12,11 +12,9 @@ import numpy as np
 
 from deepmlf_llm.data.clean import DEFAULT_CLIP, Standardisation, fit_standardisation, standardise
 from deepmlf_llm.data.corpus import (
-    LABEL_RANGES,
     SPLITS,
     Corpus,
     check_corpus,
-    check_dataset_name,
     label_statistics,
     length_statistics,
 )
@@ -26,8 +24,9 @@ from deepmlf_llm.data.ragged import Ragged
 from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.store import DataStore, check_output, open_store, write_store
-from deepmlf_llm.data.text import CASES, DEFAULT_CASE, normalise_text, word_statistics
+from deepmlf_llm.data.text import CASES, normalise_text, word_statistics
 from deepmlf_llm.errors import ConfigError, DataError, Problems, suggest
+from deepmlf_llm.tasks.regression import task_of
 
 
 @dataclass
@@ -102,7 +101,7 @@ def prepare(
     source, output = Path(source), Path(output)
     settings = PreparationSettings(case, clip, dict(frame_rates or {}), storage)
     settings.check()
-    check_dataset_name(dataset)
+    task_of(dataset)
     check_output(output)
     if like is not None:
         settings = _settings_like(settings, open_store(like), dataset)
@@ -127,8 +126,8 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
     for name in settings.frame_rates:
         if name not in names:
             raise ConfigError(f"frame rate given for {name!r}{suggest(name, names)}: there are {', '.join(names)}")
-    case = settings.case or DEFAULT_CASE[dataset]
-    low, high = LABEL_RANGES[dataset]
+    task = task_of(dataset)
+    case, low, high = settings.case or task.text_case, task.low, task.high
     manifest = Manifest(
         dataset=dataset,
         source=corpus.source,

@@ -14,7 +14,7 @@ import numpy as np
 
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
 from deepmlf_llm.data.mmsa import read_labels
-from deepmlf_llm.data.naming import TEXT_FEATURES, Reading, split_name
+from deepmlf_llm.data.source_names import TEXT_FEATURES, Reading, split_name
 from deepmlf_llm.data.values import listed, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.reading import parse_json

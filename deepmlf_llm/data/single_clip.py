@@ -10,7 +10,7 @@ import numpy as np
 
 from deepmlf_llm.data.file_kind import PICKLE, file_kind
 from deepmlf_llm.data.mmsa import modality_columns
-from deepmlf_llm.data.naming import Reading, split_keys
+from deepmlf_llm.data.source_names import Reading, split_keys
 from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.data.values import read_frames, read_numbers, read_text
 from deepmlf_llm.errors import DataError

@@ -21,18 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus, check_dataset_name
+from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus
 from deepmlf_llm.data.csd import SUFFIX, read_csd_folder
 from deepmlf_llm.data.file_kind import FORMATS, JSON_LINES, PICKLE, file_kind
 from deepmlf_llm.data.mmsa import left_out, modality_columns, read_columns
-from deepmlf_llm.data.naming import SPLIT_NAMES, Reading, split_keys, split_name
 from deepmlf_llm.data.npy_folder import TABLE, read_npy_folder
 from deepmlf_llm.data.records import by_split, modality_keys, read_json_lines, read_records
 from deepmlf_llm.data.single_clip import is_single_clip
+from deepmlf_llm.data.source_names import SPLIT_NAMES, Reading, split_keys, split_name
 from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.data.word_tuples import PLACES, are_word_tuples, read_word_tuples
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.files import sha256
+from deepmlf_llm.tasks.regression import task_of
 
 SUFFIXES = (".pkl", ".pickle", ".jsonl")
 
@@ -65,9 +66,12 @@ def open_source(
             or which row is wrong. Nothing in it is executed.
     """
     path = Path(source)
-    check_dataset_name(dataset)
+    task_of(dataset)  # an unknown one is refused before anything is read
     reading = Reading(dataset, None if modalities is None else tuple(modalities), dict(rename or {}), labelled)
-    corpus = _read_folder(path, reading) if path.is_dir() else _read_file(path, reading)
+    try:
+        corpus = _read_folder(path, reading) if path.is_dir() else _read_file(path, reading)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
     if labelled:
         check_corpus(corpus, dataset)
     return corpus
@@ -90,7 +94,7 @@ def _contents(path: Path, fallback: str) -> tuple[dict[str, Any], str]:
         return by_split(list(read_json_lines(path)), fallback, str(path)), "jsonl"
     if kind.name != PICKLE:
         raise kind.refuse(path)
-    contents = _splits_of(_load(path), fallback, path)
+    contents = _splits_of(_text_keys(_load(path)), fallback, path)
     tuples = any(isinstance(content, list) and are_word_tuples(content) for content in contents.values())
     return contents, "word_tuples" if tuples else "mmsa"
 
@@ -106,6 +110,14 @@ def _load(path: Path) -> Any:
             raise
         told = f"it has {path.stat().st_size} bytes and does not end as a pickle does: download or copy it again"
         raise DataError(f"{error}; {told}") from None
+
+
+def _text_keys(tree: Any) -> Any:
+    """Names that a pickle has as bytes, as strings: of the splits and of their columns."""
+    if not isinstance(tree, dict):
+        return tree
+    named = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in tree.items()}
+    return {key: _text_keys(value) if key in SPLIT_NAMES else value for key, value in named.items()}
 
 
 def _splits_of(tree: Any, fallback: str, path: Path) -> dict[str, Any]:

@@ -18,12 +18,14 @@ import numpy as np
 from deepmlf_llm.data.ragged import Ragged
 from deepmlf_llm.errors import DataError, MissingPackageError
 from deepmlf_llm.extras import installed, missing
+from deepmlf_llm.reading import read_json
 
 if TYPE_CHECKING:
     import pyarrow
 
     from deepmlf_llm.data.dataset import PolarityDataset
 
+ROWS_LIMIT = 4 << 30  # bytes of the ids and texts of one split
 STORAGES = ("arrow", "numpy")
 _UNIMODAL = "label_"
 
@@ -150,7 +152,7 @@ def _read_numpy(path: Path, modalities: list[str]) -> PolarityDataset:
     def load(name: str) -> np.ndarray:
         return np.load(path / f"{name}.npy", allow_pickle=False)
 
-    rows = json.loads((path / "rows.json").read_text(encoding="utf-8"))
+    rows = read_json(path / "rows.json", ROWS_LIMIT)
     return PolarityDataset(
         rows["id"],
         rows["text"],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepmlf_llm.data.manifest import Manifest, read_manifest
+from deepmlf_llm.data.manifest import FILE_NAME, Manifest, read_manifest
 from deepmlf_llm.data.storage import read_split, write_splits
 from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.files import directory_aside
@@ -36,10 +36,10 @@ class DataStore:
         self._loaded: dict[str, PolarityDataset] = {}
 
     def split(self, name: str) -> PolarityDataset:
-        """A split, loaded into memory at the first call.
+        """A split, loaded into memory at the first call, and compared with its hash.
 
         Raises:
-            DataError: unknown split, damaged files, or another number of utterances than the manifest says.
+            DataError: unknown split, damaged or exchanged files.
         """
         if name not in self.manifest.splits:
             known = ", ".join(self.manifest.splits)
@@ -50,14 +50,18 @@ class DataStore:
             expected = self.manifest.splits[name]["rows"]
             if len(split) != expected or any(len(ragged) != expected for ragged in split.features.values()):
                 raise DataError(f"{self.directory}: split {name!r} is damaged: not the {expected} rows of its manifest")
+            if split.fingerprint() != self.manifest.splits[name]["sha256"]:
+                raise DataError(
+                    f"{self.directory}: split {name!r} is not what was prepared: its sha256 differs from that in "
+                    f"{FILE_NAME}; prepare the data again"
+                )
             self._loaded[name] = split
         return self._loaded[name]
 
     def verify(self) -> None:
-        """Compares every split with its hash; raises DataError for one that was changed."""
-        for name, facts in self.manifest.splits.items():
-            if self.split(name).fingerprint() != facts["sha256"]:
-                raise DataError(f"{self.directory}: split {name!r} is not what was prepared: its hash differs")
+        """Loads every split, which compares it with its hash; raises DataError for one that was changed."""
+        for name in self.manifest.splits:
+            self.split(name)
 
 
 def open_store(directory: Path | str) -> DataStore:

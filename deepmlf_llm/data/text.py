@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 
 from deepmlf_llm.errors import ConfigError, suggest
+from deepmlf_llm.tasks.regression import TEXT_CASES
 
-CASES = ("lower", "sentence", "keep")
-DEFAULT_CASE = {"mosi": "lower", "mosei": "keep", "sims": "keep"}
-"""MOSI transcripts are upper case throughout, which language models read badly; the others are written normally."""
+CASES = TEXT_CASES
 
 _PRONOUN = re.compile(r"(?<![\w'])i(?=$|[^\w'-]|'(?:m|ve|ll|d)\b)")
 _FIRST_LETTER = re.compile(r"[^\W\d_]")

@@ -13,7 +13,7 @@ import numpy as np
 
 from deepmlf_llm.data.corpus import Utterances
 from deepmlf_llm.data.mmsa import read_labels
-from deepmlf_llm.data.naming import Reading
+from deepmlf_llm.data.source_names import Reading
 from deepmlf_llm.data.values import is_column, listed, read_frames, read_text, row_name
 from deepmlf_llm.errors import DataError
 

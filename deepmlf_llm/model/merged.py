@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub
 from deepmlf_llm.adapters.card import merged_card
+from deepmlf_llm.adapters.listing import check_listed, list_files, listed_names
 from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantisation_of
 from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.config.method import NO_LM_LORA, DeepMLFConfig
@@ -27,6 +28,7 @@ from deepmlf_llm.modules import FusionStack
 
 REPORT, LISTED = "merge.json", "files.json"
 FUSION = "fusion"  # folder of a merged directory that holds all but the LM, in the adapter's own file format
+APART = (FUSION, files.CARD)  # the fusion modules carry hashes of their own; the card may be edited
 
 
 class MergedDeepMLF(FusedModel, nn.Module):
@@ -113,7 +115,10 @@ class MergedDeepMLF(FusedModel, nn.Module):
             if report is not None:
                 (fusion / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             (aside / files.CARD).write_text(merged_card(self.config, FUSION, report), encoding="utf-8")
-            _list_files(aside, [path for path in aside.iterdir() if path.suffix == ".safetensors"])
+            list_files(aside, fusion / LISTED, APART)
+            before, now = (listed_names(place / FUSION / LISTED) for place in (Path(directory), aside))
+        for name in before - now:  # of a merged model that was saved there earlier, in more parts perhaps
+            (Path(directory) / name).unlink(missing_ok=True)
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, commit_message: str | None = None) -> str:
         """As :meth:`deepmlf_llm.model.DeepMLFModel.push_to_hub`."""
@@ -138,7 +143,7 @@ class MergedDeepMLF(FusedModel, nn.Module):
         """
         fusion = Path(directory) / FUSION
         config, tensors = files.read_adapter(fusion)
-        _check_files(Path(directory))
+        check_listed(Path(directory), fusion / LISTED, APART)
         kind = "none" if quantization == "trained" else quantization
         try:
             shape = base_model_shape(str(directory))
@@ -150,31 +155,6 @@ class MergedDeepMLF(FusedModel, nn.Module):
         stack = build_stack(Decoder(lm), config)
         stack.load_state_dict(tensors)
         return cls(lm, stack, config)
-
-
-def _list_files(directory: Path, paths: list[Path]) -> None:
-    """Notes size and hash of these files, in ``fusion/files.json``."""
-    facts = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in sorted(paths)}
-    (directory / FUSION / LISTED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_files(directory: Path) -> None:
-    """The LM's weights are the ones that were saved.
-
-    Raises:
-        AdapterError: one is missing, truncated or changed.
-    """
-    listed = directory / FUSION / LISTED
-    try:
-        facts = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in json.loads(listed.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise AdapterError(f"{listed}: damaged or missing: {error}") from error
-    for name, (size, digest) in facts.items():
-        path = directory / name
-        if not path.is_file():
-            raise AdapterError(f"{path}: missing")
-        if path.stat().st_size != size or files.sha256(path) != digest:
-            raise AdapterError(f"{path}: damaged or exchanged: its size or sha256 is not the one in {LISTED}")
 
 
 def tokenizer_beside(directory: str | Path, config: DeepMLFConfig) -> Any:

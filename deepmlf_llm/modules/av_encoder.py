@@ -193,7 +193,7 @@ class AVEncoder(nn.Module):
         max_frames: T. A row gets ``min(T, frames of its longest modality)`` windows, the same for all its modalities:
             window i of each covers the same part of the utterance, and shorter modalities spread over them.
         pool: ``"before"`` the layers, or ``"after"`` them: ``pool(E_m(X_m))``.
-        The rest as in :class:`ModalityEncoder`.
+        others: as in :class:`ModalityEncoder`.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from typing import Any
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.files import make_directory, write_aside
 from deepmlf_llm.paths import shown
+from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import Plan, PlannedCell
 
 SCHEMA = 1
@@ -60,7 +61,7 @@ class StudyDirectory:
         """
         path = self.path / STUDY
         try:
-            study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            study: dict[str, Any] = read_json(path)
             schema = study["schema"]
         except FileNotFoundError:
             raise RunError(f"--output {shown(self.path)}: no study there (no {STUDY})") from None

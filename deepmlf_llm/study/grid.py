@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deepmlf_llm.config.placement import parse_fusion_layers
 from deepmlf_llm.errors import ConfigError, Problems, suggest
+from deepmlf_llm.reading import read_yaml
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 from deepmlf_llm.training.keys import all_keys, refuse
 from deepmlf_llm.training.settings import flatten
 
+CELLS_LIMIT = 10_000  # at a minute each they take a week
 _BACKBONE_KEYS = ("base_model", "num_layers", "revision", "otherwise")
 _NOT_HERE = {
     "seed": "list the seeds under seeds",
@@ -90,10 +91,10 @@ class Grid:
             ConfigError: not there, no YAML, or wrong; one message names everything that is.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = read_yaml(path)
         except OSError as error:
             raise ConfigError(f"--grid {path}: cannot be read ({error.strerror})") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ConfigError(f"--grid {path}: is no YAML ({' '.join(str(error).split())})") from None
         return cls.from_dict(content, f"--grid {path}")
 
@@ -105,6 +106,10 @@ class Grid:
             ConfigError: as for :meth:`from_yaml`.
         """
         return _Reader(source).grid(content)
+
+    def size(self) -> int:
+        """How many cells it crosses, those that are left out included."""
+        return sum(math.prod(map(len, row.values())) for row in self.rows) * len(self.seeds)
 
     def combinations(self) -> Iterator[tuple[Backbone, dict[str, Any], int]]:
         """Backbone, the row's other settings, seed: in the order of the file, each once."""
@@ -157,6 +162,8 @@ class _Reader:
             processes=processes,
             metric=metric,
         )
+        cells = grid.size()
+        self.problems.check(cells <= CELLS_LIMIT, f"{cells:,} cells; a study has at most {CELLS_LIMIT:,}: cross less")
         self.problems.raise_if_any()
         return grid
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from deepmlf_llm.extras import installed
 from deepmlf_llm.files import file_aside, write_aside
+from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
@@ -46,7 +47,7 @@ def finished_record(cell: PlannedCell, folder: Path, code: str, attempts: int) -
         code: version of the code that ran.
         attempts: how often it was started.
     """
-    result = json.loads((folder / RUN / "result.json").read_text(encoding="utf-8"))
+    result = read_json(folder / RUN / "result.json")
     train = result["train"]
     record = _record(cell, code, attempts, "finished")
     record["train_info"] |= {name: train.get(name) for name in ("steps", "best_step", "epochs", "total_seconds")}
@@ -129,7 +130,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def read_record(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """What is known of a cell; None where it has not ended, or what lies there is damaged or of another fingerprint."""
     try:
-        record: dict[str, Any] = json.loads((folder / CELL).read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(folder / CELL)
         same = record["schema"] == SCHEMA and record["run_info"]["fingerprint"] == fingerprint
     except (OSError, ValueError, KeyError, TypeError):
         return None

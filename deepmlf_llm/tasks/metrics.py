@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepmlf_llm.errors import ConfigError, DataError, suggest
+from deepmlf_llm.errors import DataError
 from deepmlf_llm.extras import require
-
-Floats = NDArray[np.floating[Any]]
+from deepmlf_llm.tasks.regression import Floats, task_of
 
 METRIC_DEFINITIONS: dict[str, str] = {
     "mae": "mean absolute error in units of the polarity scale (SIMS: both sides clipped to +-1 first)",
@@ -33,10 +32,6 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "acc2": "SIMS: bins (-1.01, 0], (0, 1.01]; share of equal classes",
     "f1": "SIMS: F1 on the classes of acc2, weighted by the labels' share of each class",
 }
-
-# Inner edges of the SIMS bins, each bin open below and closed above; the outer ones (+-1.01) hold all that is clipped.
-_SIMS_EDGES = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
-_DATASETS = ("mosi", "mosei", "sims")
 
 
 def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str) -> dict[str, float]:
@@ -56,13 +51,28 @@ def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str) ->
         ConfigError: unknown ``dataset``.
         DataError: shapes differ or are not [n], there are no samples, or a value is not finite.
     """
-    _check_dataset(dataset)
+    task = task_of(dataset)
     y_hat, y = _as_floats(predictions, "predictions"), _as_floats(labels, "labels")
     if y_hat.shape != y.shape:
         raise DataError(f"predictions of shape {y_hat.shape} against labels of shape {y.shape}: expected the same")
     if y.size == 0:
         raise DataError("predictions and labels are empty: expected at least one sample")
-    return _sims_metrics(y_hat, y) if dataset == "sims" else _mosi_metrics(y_hat, y)
+    if task.clipped:
+        # Never widen: a float32 label that is compared in float64 moves a bin up at -0.7, -0.1, 0.1 and 0.7.
+        y = y.astype(min(y.dtype, y_hat.dtype, key=lambda dtype: dtype.itemsize))
+        y_hat, y = np.clip(y_hat, task.low, task.high), np.clip(y, task.low, task.high)
+    metrics = {"mae": _mae(y_hat, y), "corr": _corr(y_hat, y)}
+    for name, classes in task.classes.items():
+        metrics[name] = _accuracy(classes(y_hat), classes(y))
+    for ending, signs in task.signs.items():
+        rows = signs.counted(y)
+        names = f"acc2{ending}", f"f1{ending}"
+        if rows.any():
+            values = _two_classes(signs(y_hat[rows]), signs(y[rows]))
+        else:
+            values = (_undefined(" and ".join(names), "every label is 0"),) * 2
+        metrics.update(zip(names, values, strict=True))
+    return metrics
 
 
 def polarity_label(y: float | np.floating[Any], dataset: str) -> str:
@@ -75,38 +85,11 @@ def polarity_label(y: float | np.floating[Any], dataset: str) -> str:
         ConfigError: unknown ``dataset``.
         DataError: ``y`` is not one finite number.
     """
-    _check_dataset(dataset)
+    task = task_of(dataset)
     value = _as_floats(np.atleast_1d(_to_numpy(y)), "polarity")
     if value.size != 1:
         raise DataError(f"polarity of shape {value.shape}: expected one number")
-    index = _sims_bins(value, 3) if dataset == "sims" else _rounded(value, 1) + 1
-    return ("negative", "neutral", "positive")[int(index[0])]
-
-
-def _mosi_metrics(y_hat: Floats, y: Floats) -> dict[str, float]:
-    metrics = {"mae": _mae(y_hat, y), "corr": _corr(y_hat, y)}
-    for limit in (3, 2, 1):
-        metrics[f"acc{2 * limit + 1}"] = _accuracy(_rounded(y_hat, limit), _rounded(y, limit))
-    metrics["acc2_has0"] = _accuracy(y_hat >= 0, y >= 0)
-    metrics["f1_has0"] = _weighted_f1(y_hat >= 0, y >= 0)
-    non0 = y != 0
-    if non0.any():
-        metrics["acc2_non0"] = _accuracy(y_hat[non0] > 0, y[non0] > 0)
-        metrics["f1_non0"] = _weighted_f1(y_hat[non0] > 0, y[non0] > 0)
-    else:
-        metrics["acc2_non0"] = metrics["f1_non0"] = _undefined("acc2_non0 and f1_non0", "every label is 0")
-    return metrics
-
-
-def _sims_metrics(y_hat: Floats, y: Floats) -> dict[str, float]:
-    # Never widen: a float32 label that is compared in float64 moves a bin up at -0.7, -0.1, 0.1 and 0.7.
-    y = y.astype(min(y.dtype, y_hat.dtype, key=lambda dtype: dtype.itemsize))
-    y_hat, y = np.clip(y_hat, -1, 1), np.clip(y, -1, 1)
-    metrics = {"mae": _mae(y_hat, y), "corr": _corr(y_hat, y)}
-    for classes in (5, 3, 2):
-        metrics[f"acc{classes}"] = _accuracy(_sims_bins(y_hat, classes), _sims_bins(y, classes))
-    metrics["f1"] = _weighted_f1(_sims_bins(y_hat, 2), _sims_bins(y, 2))
-    return metrics
+    return ("negative", "neutral", "positive")[int(task.classes["acc3"](value)[0])]
 
 
 def _mae(y_hat: Floats, y: Floats) -> float:
@@ -125,18 +108,12 @@ def _corr(y_hat: Floats, y: Floats) -> float:
     return _undefined("corr", "predictions or labels vary too little or too much for float64") if math.isnan(r) else r
 
 
-def _rounded(y: Floats, limit: int) -> NDArray[np.int64]:
-    """Classes -limit .. limit; halves go to the even neighbour."""
-    return np.round(np.clip(y, -limit, limit)).astype(np.int64)
-
-
-def _sims_bins(y: Floats, classes: int) -> NDArray[np.int64]:
-    """Index of the bin, 0 .. classes - 1: how many edges lie strictly below ``y``."""
-    return np.searchsorted(np.asarray(_SIMS_EDGES[classes], dtype=y.dtype), y, side="left").astype(np.int64)
-
-
 def _accuracy(predicted: NDArray[Any], true: NDArray[Any]) -> float:
     return float((predicted == true).mean())
+
+
+def _two_classes(predicted: NDArray[Any], true: NDArray[Any]) -> tuple[float, float]:
+    return _accuracy(predicted, true), _weighted_f1(predicted, true)
 
 
 def _weighted_f1(predicted: NDArray[Any], true: NDArray[Any]) -> float:
@@ -148,12 +125,6 @@ def _weighted_f1(predicted: NDArray[Any], true: NDArray[Any]) -> float:
 def _undefined(names: str, why: str) -> float:
     warnings.warn(f"{names}: NaN, because {why}", UserWarning, stacklevel=4)
     return math.nan
-
-
-def _check_dataset(dataset: str) -> None:
-    if dataset not in _DATASETS:
-        known = ", ".join(map(repr, _DATASETS))
-        raise ConfigError(f"dataset={dataset!r}: expected one of {known}{suggest(str(dataset), _DATASETS)}")
 
 
 def _to_numpy(values: Any) -> Any:

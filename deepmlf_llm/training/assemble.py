@@ -126,8 +126,9 @@ def make_trainer(
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.training.batching import BalancedBatches
     from deepmlf_llm.training.callbacks import EarlyStopping, MetricsLog
+    from deepmlf_llm.training.head_metrics import compute_metrics_for
     from deepmlf_llm.training.progress import show_progress
-    from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for
+    from deepmlf_llm.training.trainer import DeepMLFTrainer
 
     train = splits["train"]
     batches = BalancedBatches(

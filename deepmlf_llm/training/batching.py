@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import Dataset, Sampler
 
 from deepmlf_llm.errors import RunError
 
+INDEX = "utterance_index"
+"""Key of a training batch: which utterances of the split it holds [b]."""
 GROUPED_BATCHES = 50
 """Batches within which utterances are sorted by length: short rows meet short rows, and epochs still differ."""
 
@@ -88,3 +92,26 @@ class LongestFirst(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order)
+
+
+class Indexed(Dataset[dict[str, Any]]):
+    """A data set whose items also hold their own index, so that a message can name the utterances of a batch."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], INDEX: index}
+
+
+class CollatedWithIndex:
+    """Collates items of :class:`Indexed`; the indices are a tensor of the batch."""
+
+    def __init__(self, collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {**self.collate(items), INDEX: torch.tensor([item[INDEX] for item in items])}

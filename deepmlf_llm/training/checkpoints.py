@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import sha256, sync, write_aside, writing
+from deepmlf_llm.reading import read_json
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -46,7 +47,7 @@ def being_written(directory: Path) -> Iterator[None]:
 def flaw(directory: Path) -> str | None:
     """Why ``directory`` is no whole checkpoint; None where it is one."""
     try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
+        files = read_json(directory / MANIFEST)["files"]
     except FileNotFoundError:
         return "it was cut while being written"
     except (OSError, ValueError, KeyError, TypeError):
@@ -83,11 +84,15 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, skipped
 
 
-def prune(run: Path, keep: int | None, best_step: int | None) -> None:
-    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all."""
+def prune(run: Path, keep: int | None, best_step: int | None, newest: int | None = None) -> None:
+    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all.
+
+    Those after step ``newest`` do not count: they are what a kill left, and would push out whole ones.
+    """
     if keep is None:
         return
-    for directory in all_checkpoints(run)[max(keep, 1) :]:
+    known = [p for p in all_checkpoints(run) if newest is None or int(step_of(p) or 0) <= newest]
+    for directory in known[max(keep, 1) :]:
         if step_of(directory) != best_step:
             remove(directory)
 

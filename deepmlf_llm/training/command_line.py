@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError, Problems
+from deepmlf_llm.reading import parse_yaml, read_yaml
 from deepmlf_llm.training.keys import Key, all_keys, describe, refuse
 from deepmlf_llm.training.settings import RunSettings, flatten
 
@@ -121,8 +120,8 @@ def read_value(key: Key, text: str | None) -> Any:
     else:
         refusal = ConfigError(f"{key.name}={text!r}: expected {describe(key.hint)}")
     try:
-        return key.coerce(yaml.safe_load(text))
-    except (yaml.YAMLError, ConfigError):
+        return key.coerce(parse_yaml(text))
+    except ValueError:
         raise refusal from None
 
 
@@ -133,11 +132,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ConfigError: not there, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(shipped.locate(shipped.CONFIGS, path).read_text(encoding="utf-8"))
+        content = read_yaml(shipped.locate(shipped.CONFIGS, path))
     except OSError as error:
         known = shipped.hint(shipped.CONFIGS, path) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}){known}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"--config {path}: is no YAML ({' '.join(str(error).split())})") from None
     if content is None:
         return {}

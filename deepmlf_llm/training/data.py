@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from deepmlf_llm.config.method import TextConfig
 from deepmlf_llm.errors import DataError, Problems, suggest
+from deepmlf_llm.tasks.regression import TASKS
 from deepmlf_llm.training.settings import EMBEDDED, RunSettings
 
 SPLITS = ("train", "valid", "test")
@@ -63,7 +64,7 @@ def load_data(settings: RunSettings) -> TrainingData:
         if directory.is_file():
             raise DataError(
                 f"data={settings.data}: a file; prepare it first: deepmlf prepare --source "
-                f"{settings.data} --dataset mosi|mosei|sims --out DIR"
+                f"{settings.data} --dataset {'|'.join(TASKS)} --out DIR"
             )
     store = open_store(directory)
     manifest = store.manifest

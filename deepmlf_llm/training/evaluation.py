@@ -44,8 +44,9 @@ def evaluate_adapter(
     from deepmlf_llm.data.store import open_store
     from deepmlf_llm.model.merged import tokenizer_beside
     from deepmlf_llm.model.peft_model import DeepMLFModel
+    from deepmlf_llm.training.head_metrics import compute_metrics_for, split_metrics
     from deepmlf_llm.training.progress import show_progress
-    from deepmlf_llm.training.trainer import DeepMLFTrainer, compute_metrics_for, split_metrics
+    from deepmlf_llm.training.trainer import DeepMLFTrainer
 
     store = open_store(data)
     items = store.split(split)

@@ -1,4 +1,4 @@
-"""The first gradients, looked at: a group that silently receives none, or one that is not finite, ends the run at once.
+"""The first gradients, looked at: a group that silently receives none ends the run at once.
 
 Typical causes elsewhere: activation checkpointing with frozen inputs, weights repacked by an evaluation, a cut graph.
 """
@@ -17,7 +17,7 @@ AV_GROUP = "av_encoder"
 
 
 class FirstGradients:
-    """Watches every trainable group until each has had a finite, non-zero gradient.
+    """Watches every trainable group until each has had a gradient that is not zero.
 
     Hooks see the gradients as autograd makes them, so it is the same under DDP and every ZeRO stage.
 
@@ -47,15 +47,11 @@ class FirstGradients:
         """After the backward passes of a step, on every process.
 
         Raises:
-            RunError: a gradient is not finite, or a group has none although it should.
+            RunError: a group has none although it should.
         """
         if self.done:
             return
-        alive, finite, frames = self._over_processes()
-        broken = [name for name, good in zip(self.names, finite, strict=True) if not good]
-        if broken:
-            self._stop_watching()
-            raise RunError(f"step {step}: the gradient of {', '.join(broken)} is not finite; lower the learning rate")
+        alive, frames = self._over_processes()
         self._alive |= {name for name, any_gradient in zip(self.names, alive, strict=True) if any_gradient}
         dead = [n for n in self.names if n not in self._alive and (n != AV_GROUP or frames)]
         if dead:
@@ -68,28 +64,22 @@ class FirstGradients:
         seen = self._seen[name]
 
         def watch(gradient: Tensor) -> None:
-            # [largest magnitude, is finite]: stays on the device, so nothing waits for it here.
-            largest = gradient.detach().abs().max().float()
-            seen.append(torch.stack([largest.nan_to_num(0.0), largest.isfinite().float()]))
+            seen.append(gradient.detach().count_nonzero() > 0)  # stays on the device, so nothing waits for it here
 
         return watch
 
-    def _over_processes(self) -> tuple[list[bool], list[bool], bool]:
+    def _over_processes(self) -> tuple[list[bool], bool]:
         rows = []
         for name in self.names:
             seen = self._seen[name]
-            if seen:
-                largest, finite = torch.stack(seen).unbind(1)
-                rows.append(torch.stack([(largest.max() > 0).float(), 1 - finite.min()]))
-            else:
-                rows.append(torch.zeros(2))
+            rows.append(torch.stack(seen).any().float() if seen else torch.zeros(()))
             seen.clear()
         device = next((row.device for row in rows if row.is_cuda), torch.device("cpu"))
-        flags = torch.cat([*(row.to(device) for row in rows), torch.tensor([float(self._frames)], device=device)])
+        flags = torch.stack([*(row.to(device) for row in rows), torch.tensor(float(self._frames), device=device)])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         values = flags.tolist()
-        return [v > 0 for v in values[:-1:2]], [v == 0 for v in values[1:-1:2]], values[-1] > 0
+        return [v > 0 for v in values[:-1]], values[-1] > 0
 
     def _stop_watching(self) -> None:
         for handle in self._handles:

@@ -7,6 +7,7 @@ With that a step over several batches and processes has exactly the gradient of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,3 +72,16 @@ class LossWindow:
         self._sums.clear()
         self.steps = 0
         return dict(zip(names, values, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """The open window, for a checkpoint; a float of JSON is one of 64 bits, exactly."""
+        sums = {name: [float(value), str(value.dtype).removeprefix("torch.")] for name, value in self._sums.items()}
+        return {"steps": self.steps, "sums": sums}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what :meth:`state` gave."""
+        self.steps = state["steps"]
+        self._sums = {
+            name: torch.tensor(value, dtype=getattr(torch, dtype), device=self.device)
+            for name, (value, dtype) in state["sums"].items()
+        }

@@ -220,7 +220,7 @@ class _Run:
 
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:
         """The best adapter, its metrics on validation and, this once, on test; written out."""
-        from deepmlf_llm.training.trainer import split_metrics
+        from deepmlf_llm.training.head_metrics import split_metrics
 
         trainer.load_best()
         validation = split_metrics(trainer.evaluate(splits["valid"], metric_key_prefix="best"), "best")

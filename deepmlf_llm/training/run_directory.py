@@ -17,6 +17,7 @@ import yaml
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.files import make_directory, replace_directory, write_aside
 from deepmlf_llm.paths import shown
+from deepmlf_llm.reading import read_json, read_yaml
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.metrics_log import finite
 
@@ -58,7 +59,7 @@ class RunDirectory:
                 raise RunError(f"output_dir={name}: holds something that is no run; choose another")
             return
         try:
-            stored = json.loads(facts.read_text())["fingerprint"]
+            stored = read_json(facts)["fingerprint"]
         except (ValueError, KeyError, TypeError):
             raise RunError(f"output_dir={name}: its {FACTS} is damaged; choose another directory") from None
         if stored != self.fingerprint:
@@ -78,7 +79,7 @@ class RunDirectory:
         if not path.is_file():
             return None
         try:
-            result: dict[str, Any] = json.loads(path.read_text())
+            result: dict[str, Any] = read_json(path)
         except ValueError:
             raise RunError(f"{shown(path)}: damaged; delete it to finish the run again") from None
         return result
@@ -138,8 +139,8 @@ class RunDirectory:
     def _difference(self) -> str:
         """Names the settings that differ from those stored."""
         try:
-            stored = yaml.safe_load((self.path / CONFIG).read_text()) or {}
-        except (OSError, yaml.YAMLError):
+            stored = read_yaml(self.path / CONFIG) or {}
+        except (OSError, ValueError):
             return "its settings cannot be read"
         given = {name: value for name, value in self.settings.items() if value is not None}
         differing = sorted(n for n in {*stored, *given} - {"output_dir"} if stored.get(n) != given.get(n))

@@ -12,6 +12,7 @@ from typing import Any
 from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.planning.steps import Steps, planned_steps
+from deepmlf_llm.reading import read_json
 from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
 
 TEXT_CACHES = ("none", "memory", "disk")
@@ -164,7 +165,7 @@ class RunSettings:
         kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != FIRST_RUNS.get(k, missing)})
         engine = shipped.locate(shipped.DEEPSPEED, self.deepspeed) if self.deepspeed else None
         if engine is not None and engine.is_file():
-            kept["deepspeed"] = json.loads(engine.read_text())
+            kept["deepspeed"] = read_json(engine)
         kept.update(base_model=base_model, data=data, processes=processes)
         kept["settings_sha256"] = None  # was a key in the first runs, though it never said anything
         text = json.dumps(kept, sort_keys=True, default=str)

@@ -8,37 +8,44 @@ hold trainable weights only and survive a kill.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
-from deepmlf_llm.errors import RunError
-from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS, polarity_metrics
-from deepmlf_llm.training import checkpoints
-from deepmlf_llm.training.batching import BalancedBatches, LongestFirst
+from deepmlf_llm.errors import DataError, RunError
+from deepmlf_llm.training.batching import INDEX, BalancedBatches, CollatedWithIndex, Indexed, LongestFirst
 from deepmlf_llm.training.callbacks import RunIsOver
+from deepmlf_llm.training.checkpoint_trainer import CheckpointingTrainer
+from deepmlf_llm.training.finite import (
+    FiniteSteps,
+    broken_inputs,
+    check_predictions,
+    gradients_by_group,
+    is_finite_norm,
+    name_of,
+    said_by_all,
+    some,
+)
 from deepmlf_llm.training.gradients import FirstGradients, average_running_statistics
-from deepmlf_llm.training.launch import wait_for_everyone
+from deepmlf_llm.training.head_metrics import HEADS
 from deepmlf_llm.training.losses import LossWindow, logged_parts, step_counts
+from deepmlf_llm.training.schedule import Schedule
+from deepmlf_llm.training.trusted import tensors_only
 
-HEADS = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
 
-
-class DeepMLFTrainer(Trainer):
+class DeepMLFTrainer(CheckpointingTrainer):
     """Trains a :class:`~deepmlf_llm.model.DeepMLFModel`.
 
     Args:
         batches: batches of this process; None where only evaluation is wanted.
         group_settings: group of :meth:`DeepMLFModel.parameter_groups` -> ``lr`` and ``weight_decay`` that differ from
             the arguments' own.
-        keep_checkpoints: beside the best one; None keeps all.
-        others: as in ``transformers.Trainer``.
+        stop_asked: whether this process was asked to stop; looked at before each step, agreed on by all processes.
+        others: as in :class:`CheckpointingTrainer` and ``transformers.Trainer``.
     """
 
     def __init__(
@@ -46,18 +53,24 @@ class DeepMLFTrainer(Trainer):
         *args: Any,
         batches: BalancedBatches | None = None,
         group_settings: Mapping[str, Mapping[str, float]] | None = None,
-        keep_checkpoints: int | None = None,
+        stop_asked: Callable[[], bool] = lambda: False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.batches = batches
+        self.stop_asked = stop_asked
         self.group_settings = group_settings or {}
-        self.keep_checkpoints = keep_checkpoints
         self.model_accepts_loss_kwargs = True  # compute_loss weighs the batches of a step itself
         self.window = LossWindow(self.args.device)
         self.first_gradients: FirstGradients | None = None
+        self.finite = FiniteSteps(self.train_dataset, self.modalities)
+        self.schedule: Schedule | None = None
+        self._evaluated: Any = None
         if batches is not None:
-            self.add_callback(_Epochs(batches, self.args.gradient_accumulation_steps))
+            self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore_window)
+            self.add_callback(self.schedule)
+        if self.compute_metrics is not None:
+            self.compute_metrics = self._of_finite_predictions(self.compute_metrics)
 
     # ---- data ----
 
@@ -66,9 +79,9 @@ class DeepMLFTrainer(Trainer):
         if self.batches is None:
             raise RunError("this trainer was made for evaluation: it has no training batches")
         return DataLoader(
-            self.train_dataset,
+            Indexed(self.train_dataset),
             batch_sampler=self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=CollatedWithIndex(self.data_collator),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -96,6 +109,7 @@ class DeepMLFTrainer(Trainer):
         if self.optimizer is None:  # type: ignore[has-type]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(self.optimizer_groups(), **options)
+            self.optimizer.register_step_pre_hook(self._before_update)
         return self.optimizer
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
@@ -118,17 +132,42 @@ class DeepMLFTrainer(Trainer):
         """Trains, watching the first gradients (see :class:`FirstGradients`)."""
         self.first_gradients = FirstGradients(self.model.parameter_groups())
         try:
-            return super().train(*args, **kwargs)
+            with tensors_only(kwargs.get("resume_from_checkpoint")):
+                return super().train(*args, **kwargs)
         except RunIsOver:  # resumed at its very end
             self.is_in_train = False
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
             return TrainOutput(self.state.global_step, math.nan, {})
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Tensor]], device: Any) -> Any:
-        """What the terms of the loss are means over, in all batches of this step on all processes (see losses.py)."""
+        """What the terms of the loss are means over, in all batches of this step on all processes (see losses.py).
+
+        Raises:
+            DataError: a feature or label of the step is not finite.
+        """
         if not batch_samples:
             return None
+        self._look_ahead(batch_samples)
         return step_counts(batch_samples, self.modalities, device, self.args.world_size)
+
+    def _look_ahead(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """What all processes agree on before a step: whether its inputs are finite, whether to stop after it."""
+        broken = [
+            f"{name} of {name_of(self.train_dataset, int(batch[INDEX][row]))}"
+            for batch in batches
+            for row, name in broken_inputs(batch, self.modalities)
+        ]
+        flags = torch.tensor([float(bool(broken)), float(self.stop_asked())], device=self.args.device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        any_broken, any_stop = flags.tolist()
+        if any_broken:
+            raise DataError(
+                f"step {self.state.global_step + 1}: values that are not finite, in {some(said_by_all(broken))}; mend "
+                "these utterances or leave them out"
+            )
+        if self.schedule is not None:
+            self.schedule.stop_asked |= bool(any_stop)
 
     @property
     def modalities(self) -> list[str]:
@@ -142,43 +181,69 @@ class DeepMLFTrainer(Trainer):
         num_items_in_batch: dict[str, Tensor] | None = None,
     ) -> Any:
         """The model's own loss; in training, this batch's part of the step's."""
+        indices = inputs.pop(INDEX, None)
         outputs = model(**inputs, loss_counts=num_items_in_batch if model.training else None)
         loss = outputs.loss
         if num_items_in_batch is not None and model.training:
             self.window.add(logged_parts(loss, outputs.losses))
+            self.finite.saw(outputs.losses, outputs, [] if indices is None else indices.tolist())
             if self.first_gradients is not None:
                 self.first_gradients.saw_batch(inputs[f"{name}_mask"] for name in self.modalities)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One batch; after the last of a step, the first gradients are checked."""
+        """One batch; after the last of a step, loss and gradients are checked, before the update.
+
+        Raises:
+            RunError, DataError: not finite, or a group of weights without a gradient.
+        """
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
+            if self.is_deepspeed_enabled:  # which has made the update, or left it out where the gradient was not finite
+                self._check_finite(self.deepspeed.get_global_grad_norm())
+            else:
+                self.finite.check(
+                    self.state.global_step + 1, self.model, gradients_by_group(self.optimizer.param_groups)
+                )
             self.window.steps += 1
             if self.first_gradients is not None:
                 self.first_gradients.check(self.state.global_step + 1)
         return loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the loss, means over the steps since the last line and over all processes.
+    def _before_update(self, *_: Any) -> None:
+        """Inside the optimiser's step; under DeepSpeed the only place between gradient and update."""
+        if self.is_deepspeed_enabled:
+            self._check_finite(getattr(self.deepspeed.optimizer, "_global_grad_norm", None))
 
-        Raises:
-            RunError: the loss is not finite.
-        """
+    def _check_finite(self, norm: Any) -> None:
+        gradients = {"the weights": torch.tensor(is_finite_norm(norm))}
+        self.finite.check(self.state.global_step + 1, self.model, gradients)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss, means over the steps since the last line and over all processes."""
         if "loss" in logs:
             logs.update(self.window.drain())
-            if not math.isfinite(logs["loss"]):
-                raise RunError(
-                    f"step {self.state.global_step}: the loss is {logs['loss']}: the run diverged; lower learning_rate"
-                )
         super().log(logs, start_time)
 
     # ---- evaluation ----
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in Trainer; all processes evaluate the same BatchNorm statistics."""
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in Trainer; all processes evaluate the same BatchNorm statistics.
+
+        Raises:
+            DataError, RunError: predictions that are not finite.
+        """
         average_running_statistics(self.model)
-        return super().evaluate(*args, **kwargs)
+        self._evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def _of_finite_predictions(self, compute: Callable[[Any], dict[str, float]]) -> Callable[[Any], dict[str, float]]:
+        def checked(evaluated: Any) -> dict[str, float]:
+            order = list(self._get_eval_sampler(self._evaluated))
+            check_predictions(evaluated.predictions, self._evaluated, order, self.modalities)
+            return compute(evaluated)
+
+        return checked
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -191,110 +256,6 @@ class DeepMLFTrainer(Trainer):
         loss = None if outputs.loss is None else outputs.loss.detach()
         return loss, polarities, inputs.get("labels")
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A new best model is always saved, whatever the saving schedule says."""
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best:
-            self.state.best_global_step = self.state.global_step
-            self.control.should_save = True
-        return is_best
-
-    def load_best(self) -> None:
-        """Puts the weights of the best evaluation into the model.
-
-        Raises:
-            RunError: no evaluation gave a value to select by.
-        """
-        if self.state.best_global_step is None:
-            raise RunError(
-                f"no evaluation gave a value of {self.args.metric_for_best_model}: the predictions are constant"
-            )
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        self.state.best_model_checkpoint = str(best)
-        self._load_best_model()
-
-    # ---- checkpoints ----
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if checkpoints.flaw(directory) is None:
-            return  # the schedule and a new best asked for the same one
-        average_running_statistics(self.model)
-        if self.args.should_save:
-            checkpoints.remove(directory)
-        wait_for_everyone()
-        with checkpoints.being_written(directory):
-            super()._save_checkpoint(model, trial)
-            wait_for_everyone()
-            if self.args.should_save:
-                checkpoints.commit(directory, {"step": self.state.global_step, "processes": self.args.world_size})
-        if self.args.should_save:
-            checkpoints.prune(directory.parent, self.keep_checkpoints, self.state.best_global_step)
-        wait_for_everyone()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The adapter only: no tokenizer, no pickled arguments."""
-        if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
-
-
-class _Epochs(TrainerCallback):
-    """Tells the batches which epoch begins; a window of the log never straddles a checkpoint."""
-
-    def __init__(self, batches: BalancedBatches, accumulated: int) -> None:
-        self.batches = batches
-        self.steps = -(-len(batches) // accumulated)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        set_seed(args.seed + args.process_index)  # weights are made with one seed everywhere, dropout is not
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            raise RunIsOver
-        self.batches.set_epoch(state.global_step // self.steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:
-            control.should_evaluate = True  # what the last steps brought is looked at too
-        return self._close_window(control)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        return self._close_window(control)
-
-    @staticmethod
-    def _close_window(control: Any) -> Any:
-        control.should_log |= control.should_save or control.should_evaluate
-        return control
-
 
 def _dimensions(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 shows a flat piece
-
-
-def compute_metrics_for(dataset: str) -> Any:
-    """What Trainer calls after an evaluation: the data set's metrics of the prediction, and of each other head."""
-
-    def compute(evaluated: Any) -> dict[str, float]:
-        labels = evaluated.label_ids
-        by_head = dict(zip(HEADS, evaluated.predictions, strict=True))
-        metrics = polarity_metrics(by_head.pop("polarity"), labels, dataset)
-        for head, predictions in by_head.items():
-            own = polarity_metrics(predictions, labels, dataset)
-            metrics |= {f"{head}/{name}": value for name, value in own.items()}
-        return metrics
-
-    return compute
-
-
-def split_metrics(logged: Mapping[str, float], prefix: str) -> dict[str, dict[str, Any]]:
-    """``{"metrics": of the prediction, "heads": {"text": {...}, ...}}`` from what ``evaluate`` returned."""
-    metrics: dict[str, float] = {}
-    heads: dict[str, dict[str, float]] = {}
-    for key, value in logged.items():
-        name = key.removeprefix(f"{prefix}_")
-        head, slash, metric = name.rpartition("/")
-        if slash:
-            heads.setdefault(head.removesuffix("_polarity"), {})[metric] = value
-        elif name in METRIC_DEFINITIONS:
-            metrics[name] = value
-    return {"metrics": metrics, "heads": heads}

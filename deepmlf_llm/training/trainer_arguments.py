@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.extras import installed, require
+from deepmlf_llm.reading import read_json
 from deepmlf_llm.training.launch import on_terminal
 from deepmlf_llm.training.settings import RunSettings
 
@@ -30,7 +30,7 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         return None
     require("deepspeed", f"--ds {path}")
     try:
-        config = json.loads(shipped.locate(shipped.DEEPSPEED, path).read_text(encoding="utf-8"))
+        config = read_json(shipped.locate(shipped.DEEPSPEED, path), settings=True)
     except OSError as error:
         known = shipped.hint(shipped.DEEPSPEED, path) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"--ds {path}: cannot be read ({error.strerror}){known}") from None

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from published_encoder import pooling_weights
+from published_encoder import ModalityEncoder, pooling_weights
 from published_layout import PublishedLayout, PublishedLoop, blocks_after
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 from variants import OurLoop
 from workload import Geometry, make_utterances, with_token_ids
 
@@ -26,7 +27,10 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def utterances(tokenizer):
-    return with_token_ids(make_utterances(6, GEOMETRY), tokenizer, GEOMETRY.max_tokens)
+    made = with_token_ids(make_utterances(6, GEOMETRY), tokenizer, GEOMETRY.max_tokens)
+    made[1]["vision"] = made[1]["vision"][:0]  # one does not see
+    assert max(len(u[name]) for u in made for name in GEOMETRY.modalities) > 50
+    return made
 
 
 @pytest.fixture
@@ -178,6 +182,23 @@ def test_pooling_averages_contiguous_windows_of_real_frames(length, windows):
     identity = torch.eye(length)[None]
     expected[:windows, :length] = torch.nn.functional.adaptive_avg_pool1d(identity, windows)[0].T
     assert_close(weights, expected)
+
+
+@pytest.mark.parametrize(("frames", "length"), [(500, 500), (500, 30), (120, 1)])
+def test_frames_are_pooled_before_the_layers(frames, length):
+    """500 raw frames come in, 50 go through the layers: all arithmetic but pooling's own product is that of 50."""
+    encoder, seen = ModalityEncoder(74, 50), []
+    for layer in encoder.layers:
+        layer.register_forward_hook(lambda module, given, out: seen.append(tuple(out.shape)))
+    lengths, windows = torch.tensor([length, frames]), torch.tensor([min(length, 50), 50])
+    features = torch.randn(2, frames, 74)
+    features[0, length:] = 0
+    with FlopCounterMode(display=False) as counter:
+        encoder(features, lengths, windows).sum().backward()
+    assert seen == [(2, 50, 30)] * 3
+    pooling, projection = 50 * frames * 74, 2 * 50 * 74 * 30  # raw features get no gradient
+    layer = 3 * (50 * (4 * 30 * 30 + 2 * 30 * 120) + 2 * 50 * 50 * 30)  # forward, and two gradients
+    assert counter.get_total_flops() == 2 * 2 * (pooling + projection + 3 * layer)
 
 
 def test_command_runs_and_writes_its_figures(repository, tmp_path):

@@ -121,6 +121,26 @@ def _set(split, key, value):
         (_set("valid", "id", lambda v: [b"\xff", *v[1:]]), "is no valid text"),
         (_set("valid", "regression_labels", lambda v: np.stack([v, v], 1)), r"found shape \(4, 2\)"),
         (_set("valid", "regression_labels", lambda v: list("abcd")), "regression_labels: expected one number a row"),
+        (_set("valid", "regression_labels", ["1", "1,5", "0", "-0,5"]), r"row 1 .*'1,5' \(a decimal comma.*, row 3"),
+        (_set("valid", "regression_labels", np.array(1.0)), "expected one number a row, found one ndarray"),
+        (_set("valid", "regression_labels", lambda v: v.astype(complex)), "expected one number a row, but row 0"),
+        (
+            _set("valid", "regression_labels", [0, 10**400, 0, 0]),
+            r"row 1 \('validvideo\$_\$1'\) is 1000.* \(too large\)",
+        ),
+        (_set("valid", "regression_labels", [0, None, 0, 0]), r"the first is nan of 'validvideo\$_\$1' \(row 1\)"),
+        (_set("valid", "regression_labels_T", [0.0, 1.0]), "regression_labels_T: 2 labels for 4 utterances"),
+        (_set("valid", "regression_labels_T", ["x"] * 4), "regression_labels_T: expected one number a row, but row 0"),
+        (
+            _set("valid", "raw_text", ["a", np.nan, "b", None]),
+            "no transcript in 2 of 4 rows: row 1 .* is nan, row 3 .* is",
+        ),
+        (_set("valid", "raw_text", ["a", 1.5, "b", ["c"]]), "row 1 .* is a float: 1.5, row 3 .* is a list"),
+        (_set("valid", "audio", lambda v: v.astype(complex)), "audio of row 0 .* holds complex numbers"),
+        (_set("valid", "audio", lambda v: v[:, :, :0]), r"of shape \(6, 0\), expected numbers"),
+        (_set("valid", "audio", lambda v: v[:, 0, 0]), r"of shape \(\), expected numbers"),
+        (_set("valid", "audio", lambda v: [None] * len(v)), "but its array has 0 frames"),
+        (_set("valid", "audio_lengths", 3), "expected one number a row, found one int"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(write_pickle, tree, change, message):
@@ -141,3 +161,77 @@ def test_no_modality_at_all(write_pickle, tree):
             del split[key]
     with pytest.raises(DataError, match="no modality found"):
         read_mmsa(write_pickle(tree))
+
+
+@pytest.mark.parametrize("empty", ["", [], None, np.array([]), np.full(4, np.nan), [None] * 4])
+def test_an_empty_column_of_unimodal_labels_is_none(write_pickle, tree, empty):
+    tree["valid"]["regression_labels_A"] = empty
+    assert open_source(write_pickle({"valid": tree["valid"]}), "mosi").splits["valid"].unimodal == {}
+
+
+@pytest.mark.parametrize("key", ["visual", "Vision", "video"])
+def test_modalities_and_columns_under_other_names(write_pickle, tree, key):
+    whole = read_mmsa(write_pickle(tree)).splits["test"]
+    for split in tree.values():
+        split[key], split[f"{key}_lengths"] = split.pop("vision"), split.pop("vision_lengths")
+        split["transcript"], split["labels"] = split.pop("raw_text"), split.pop("regression_labels")
+        split["text_bert"] = np.zeros((len(split["id"]), 3, 50))
+    path = write_pickle(tree)
+    corpus = read_mmsa(path)
+    assert corpus.notes == [
+        f"{key!r} was read as vision",
+        "'transcript' was read as raw_text",
+        "'labels' was read as regression_labels",
+        "left out: text_bert (text features are not needed; name others as modalities)",
+    ]
+    rows = corpus.splits["test"]
+    assert rows.texts == whole.texts
+    np.testing.assert_array_equal(rows.features["vision"][1], whole.features["vision"][1])
+    assert list(read_mmsa(path, [key]).splits["test"].features) == [key]  # asked for under its own name
+    assert list(read_mmsa(path, ["vision"]).splits["test"].features) == ["vision"]
+    renamed = open_source(path, "mosi", rename={key: "face"}).splits["test"]
+    assert list(renamed.features) == ["audio", "face"]
+
+
+def test_text_as_features_is_no_transcript(write_pickle, tree):
+    for split in tree.values():
+        split["text"] = np.zeros((len(split.pop("raw_text")), 4, 300))
+    with pytest.raises(DataError, match=r"lacks raw_text; .* a language model reads transcripts, not text features"):
+        read_mmsa(write_pickle(tree))
+
+
+def test_python_2_wrote_names_as_bytes(write_pickle, tree):
+    whole = read_mmsa(write_pickle(tree)).splits["train"]
+    tree[b"train"] = {name.encode(): value for name, value in tree.pop("train").items()}
+    assert read_mmsa(write_pickle(tree)).splits["train"].ids == whole.ids
+
+
+@pytest.mark.parametrize("dtype", ["f2", "i1", "u8", ">f4", ">f8", "g", "O", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_any_real_number_in_any_order_is_read(write_pickle, tree, dtype, order):
+    values = (np.arange(4 * 6 * 3) % 7).reshape(4, 6, 3)
+    tree["valid"]["audio"] = np.asarray(values.astype(dtype), order=order)
+    rows = open_source(write_pickle({"valid": tree["valid"]}), "mosi").splits["valid"]
+    expected = values[1][: tree["valid"]["audio_lengths"][1]]
+    np.testing.assert_array_equal(rows.features["audio"][1].astype("f4"), expected.astype(dtype).astype("f4"))
+
+
+def test_values_beyond_float32_are_counted(write_pickle, tree):
+    tree["valid"]["audio"] = tree["valid"]["audio"].astype(np.float64)
+    tree["valid"]["audio_lengths"] = [6] * 4
+    tree["valid"]["audio"][2, 0, :2] = [1e300, -4e38]
+    assert read_mmsa(write_pickle(tree)).notes == [
+        "2 values of audio in valid are beyond float32 (first in 'validvideo$_$2') and count as infinite"
+    ]
+
+
+def test_seven_labels_a_row_are_moseis(write_pickle, tree):
+    sentiment = tree["train"]["regression_labels"]
+    for split in tree.values():
+        split["regression_labels"] = np.stack([split["regression_labels"], *[np.zeros(len(split["id"]))] * 6], 1)
+    path = write_pickle(tree)
+    corpus = open_source(path, "mosei")
+    np.testing.assert_array_equal(corpus.splits["train"].labels, sentiment)
+    assert corpus.notes == ["7 labels a row (CMU-MOSEI's sentiment and six emotions): the first was read"]
+    with pytest.raises(DataError, match="expected one number a row, found 7, which is how CMU-MOSEI's"):
+        open_source(path, "mosi")

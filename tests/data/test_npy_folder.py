@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_table_faults(folder):
     with pytest.raises(DataError, match="lacks the columns mode"):
         read_npy_folder(folder)
     (folder / "label.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no CSV table in UTF-8"):
+    with pytest.raises(DataError, match="is text in UTF-16"):
         read_npy_folder(folder)
     (folder / "label.csv").unlink()
     with pytest.raises(DataError, match=r"no label\.csv"):
@@ -134,7 +135,7 @@ def test_table_faults(folder):
         (np.array(["a"]), "holds strings"),
         (np.array([{"a": 1}], dtype=object), "no plain numpy array"),
         (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99", "no plain numpy array"),
-        (b"", "no plain numpy array"),
+        (b"", r"is empty \(0 bytes\)"),
     ],
 )
 def test_bad_arrays(folder, content, message):
@@ -159,3 +160,164 @@ def test_empty_label_cells_are_no_labels(folder, tmp_path):
     write_table(folder, [[*rows[0][:3], "", *rows[0][4:]], *rows[1:]])
     with pytest.raises(DataError, match="labels are no number"):
         prepare(folder, "mosi", tmp_path / "out")
+
+
+def _first(folder):
+    return folder / "audio" / "validvideo$_$0.npy"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.ones((2, 3), "f2"),
+        np.ones((2, 3), ">f8"),
+        np.ones((2, 3), "i1"),
+        np.ones((2, 3), bool),
+        np.asfortranarray(np.ones((2, 3))),
+        np.ones((2, 3), np.longdouble),
+    ],
+)
+def test_any_real_number_is_read(folder, array):
+    np.save(_first(folder), array)
+    np.testing.assert_array_equal(read_npy_folder(folder).splits["valid"].features["audio"][0], np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0,), (0, 0)])
+def test_no_frames_in_any_shape_is_absent(folder, shape):
+    np.save(_first(folder), np.empty(shape))
+    assert read_npy_folder(folder).splits["valid"].features["audio"][0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["{clip}.npy", "{video}$_${clip}.npy", "{video}_{clip}.NPY", "{clip}.npz"])
+def test_one_folder_a_video_and_npz(folder, name):
+    whole = read_npy_folder(folder)
+    for path in list((folder / "audio").iterdir()):
+        video, clip = path.stem.split("$_$")
+        target = folder / "audio" / video / name.format(video=video, clip=clip)
+        target.parent.mkdir(exist_ok=True)
+        if target.suffix == ".npz":
+            np.savez_compressed(target, features=np.load(path))
+            path.unlink()
+        else:
+            path.rename(target)
+    nested = read_npy_folder(folder)
+    assert nested.notes == []
+    for split, rows in whole.splits.items():
+        for ours, theirs in zip(nested.splits[split].features["audio"], rows.features["audio"], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_links_are_followed_and_told(folder, tmp_path):
+    whole = read_npy_folder(folder)
+    path = _first(folder)
+    path.rename(tmp_path / "elsewhere.npy")
+    path.symlink_to(tmp_path / "elsewhere.npy")
+    (folder / "vision").rename(tmp_path / "features")
+    (folder / "vision").symlink_to(tmp_path / "features")
+    corpus = read_npy_folder(folder)
+    assert corpus.notes == [
+        "1 files of audio are links to files outside of the folder (such as validvideo$_$0.npy)",
+        "21 files of vision are links to files outside of the folder (such as testvideo_0.npy)",
+    ]
+    assert corpus.source["sha256"] == whole.source["sha256"]
+
+
+def test_folders_under_other_names_and_of_text_features(folder):
+    (folder / "vision").rename(folder / "visual")
+    (folder / "text").mkdir()
+    np.save(folder / "text" / "trainvideo$_$0.npy", np.ones((2, 768)))
+    (folder / "audio" / "._trainvideo$_$0.npy").write_bytes(b"macOS")
+    corpus = read_npy_folder(folder)
+    assert corpus.notes == ["left out: text (text features are not needed)", "'visual' was read as vision"]
+    assert list(corpus.splits["train"].features) == ["audio", "vision"]
+    assert list(read_npy_folder(folder, ["visual"]).splits["train"].features) == ["visual"]
+
+
+def _fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _link(target):
+    def change(path):
+        path.unlink()
+        path.symlink_to(target)
+
+    return change
+
+
+def _zip(**arrays):
+    def change(path):
+        path.unlink()
+        np.savez(path.with_suffix(".npz"), **arrays)
+
+    return change
+
+
+def _bytes(content):
+    return lambda path: path.write_bytes(content)
+
+
+FILES = {
+    "a pipe": (_fifo, r"validvideo\$_\$0.npy: is no ordinary file"),
+    "a directory": (lambda path: (path.unlink(), path.mkdir()), "is no ordinary file"),
+    "a broken link": (_link("/nowhere/x.npy"), "is a link to what is not there"),
+    "a link to itself": (_link("validvideo$_$0.npy"), "is a link to what is not there"),
+    "a link to other things": (_link("/etc/passwd"), "no plain numpy array: is text"),
+    "a page": (_bytes(b"<html>"), "no plain numpy array: is a web page"),
+    "a pointer": (
+        _bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+        "no plain numpy array: is a pointer of git LFS",
+    ),
+    "two arrays": (_zip(a=np.ones((2, 3)), b=np.ones(2)), "expected one array, found a, b"),
+    "no array": (_zip(), r"is a zip archive \(empty\)"),
+    "objects in a zip": (_zip(a=np.array([{}], dtype=object)), "an object array, which is a pickle: save the numbers"),
+    "two files": (
+        lambda path: np.savez(path.with_suffix(".npz"), a=1),
+        r"both validvideo\$_\$0.npy and .*npz are there",
+    ),
+    "two names": (
+        lambda path: np.save(path.with_name("validvideo_0.npy"), np.ones((2, 3))),
+        "clip '0' of video 'validvideo' has several files",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FILES)
+def test_odd_files_are_named(folder, fault):
+    change, message = FILES[fault]
+    change(_first(folder))
+    with pytest.raises(DataError, match=message):
+        read_npy_folder(folder)
+
+
+def test_a_header_that_promises_terabytes_costs_nothing(folder):
+    with _first(folder).open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)})
+    with pytest.raises(DataError, match="no plain numpy array"):
+        read_npy_folder(folder)
+
+
+def test_names_that_two_rows_share_are_refused(folder):
+    rows = [["a_b", "c", "x", "1", "", "", "", "", "train"], ["a", "b_c", "x", "1", "", "", "", "", "test"]]
+    write_table(folder, rows)
+    np.save(folder / "audio" / "a_b_c.npy", np.ones((2, 3)))
+    with pytest.raises(
+        DataError, match=r"a_b_c.npy: would belong to row 2 and to row 3 of label.csv; name it with \$_\$"
+    ):
+        read_npy_folder(folder)
+
+
+def test_recordings_in_the_place_of_features_are_named(folder):
+    for name in ("audio", "vision"):
+        for path in (folder / name).iterdir():
+            path.rename(path.with_suffix(".wav"))
+    with pytest.raises(DataError, match=r"audio/ holds \.wav; vision/ holds \.wav: features have to be extracted"):
+        read_npy_folder(folder)
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"PK\x03\x04xx", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_table_that_is_none_is_named(folder, content):
+    (folder / "label.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"label.csv: is a (web page|zip archive|pointer)"):
+        read_npy_folder(folder)

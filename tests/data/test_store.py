@@ -97,12 +97,45 @@ def test_a_changed_value_is_found_by_its_hash(prepared, storage):
     content = path.read_bytes()
     assert content.count(value) == 1
     path.write_bytes(content.replace(value, np.float32(0.123).tobytes()))
-    with pytest.raises(DataError, match="split 'train' is not what was prepared"):
-        open_store(prepared / storage).verify()
+    with pytest.raises(DataError, match=r"split 'train' is not what was prepared: its sha256 differs"):
+        open_store(prepared / storage).split("train")  # without being asked to verify
+    assert len(open_store(prepared / storage).split("valid"))
+
+
+def test_a_changed_manifest_is_found_by_its_hash(prepared):
+    """Its standardisation and dimensions decide what is computed, and stand in no split."""
+    path = prepared / "numpy" / "manifest.json"
+    path.write_text(path.read_text().replace('"frame_rate": null', '"frame_rate": 7.5'))
+    with pytest.raises(DataError, match=r"manifest\.json: damaged or edited: its sha256 is not the one"):
+        open_store(prepared / "numpy")
+    (prepared / "numpy" / "manifest.sha256").unlink()  # as the first version wrote it
+    assert open_store(prepared / "numpy").modalities["audio"]["frame_rate"] == 7.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": []},
+        {"splits": {"train": 3}},
+        {"splits": {"train": {"rows": "3", "sha256": "x"}}},
+        {"splits": {"train": {"rows": 3}}},
+        {"modalities": {"audio": {"dim": None}}},
+        {"modalities": "audio"},
+        {"notes": {}},
+        {"dataset": ["mosi"]},
+    ],
+)
+def test_a_manifest_of_other_kinds_is_one_error(prepared, change):
+    path = prepared / "numpy" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (prepared / "numpy" / "manifest.sha256").unlink()
+    with pytest.raises(DataError, match=r"manifest\.json: damaged \("):
+        open_store(prepared / "numpy")
 
 
 def test_rows_and_dimensions_must_be_the_manifests(prepared):
     path = prepared / "arrow" / "manifest.json"
+    path.with_name("manifest.sha256").unlink()
     manifest = json.loads(path.read_text())
     manifest["splits"]["train"]["rows"] = 11
     manifest["modalities"]["audio"]["dim"] = 2

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepmlf_llm.data.text import CASES, DEFAULT_CASE, normalise_text, word_statistics
+from deepmlf_llm.data.text import CASES, normalise_text, word_statistics
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_unknown_case_is_refused_with_the_nearest():
 
 
 def test_default_case_is_one_of_the_cases():
-    assert set(DEFAULT_CASE.values()) <= set(CASES)
+    assert {task.text_case for task in TASKS.values()} <= set(CASES)
 
 
 def test_word_statistics():

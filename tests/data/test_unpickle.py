@@ -380,3 +380,8 @@ def test_bounded_reader_counts_lines_too(write_pickle):
     content = io.BytesIO()
     pickle.dump(list(range(50)), content, protocol=0)
     assert load_pickle(write_pickle(content.getvalue())) == list(range(50))
+
+
+def test_object_arrays_in_fortran_order_keep_their_places(write_pickle):
+    values = np.asfortranarray(np.arange(6).reshape(2, 3).astype(object))  # as pandas lays its tables out
+    np.testing.assert_array_equal(load_pickle(write_pickle({"a": values}))["a"], values)

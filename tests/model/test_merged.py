@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+
 import pytest
 import torch
 
-from deepmlf_llm.backbones import load_base_model, quantisation_of
+from deepmlf_llm.backbones import load_base_model, load_tokenizer, quantisation_of
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError
 from deepmlf_llm.inference.predictor import SentimentPredictor
@@ -147,6 +151,85 @@ def test_damaged_lm_files_are_refused(what, tmp_path):
         weights.write_bytes(raw if what == "flipped" else raw[:-9])
     with pytest.raises(AdapterError):
         DeepMLFModel.from_pretrained(tmp_path / "merged")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A merged model with its tokenizer, saved."""
+    directory = tmp_path_factory.mktemp("merged") / "whole"
+    adapter().merge_and_unload().save_pretrained(directory, load_tokenizer("tiny-llama"))
+    return directory
+
+
+def test_every_file_that_is_loaded_is_listed(whole):
+    listed = json.loads((whole / "fusion" / "files.json").read_text())
+    there = {path.name for path in whole.iterdir() if path.is_file()}
+    assert set(listed) == there - {"README.md"}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(listed)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("what", ["edited", "missing"])
+def test_settings_and_tokenizer_are_sealed_like_the_weights(whole, tmp_path, name, what):
+    place = tmp_path / "merged"
+    shutil.copytree(whole, place)
+    if what == "edited":
+        (place / name).write_text((place / name).read_text() + " ")
+    else:
+        (place / name).unlink()
+    with pytest.raises(AdapterError, match=rf"{name}: (damaged or exchanged|missing)"):
+        DeepMLFModel.from_pretrained(place)
+
+
+@pytest.mark.parametrize(
+    "listed", ["{}", "[]", "", '{"config.json": {"bytes": 1, "sha256": ""}}', '{"../x": 1}', "{" * 9999]
+)
+def test_an_empty_or_foreign_list_is_a_refusal(whole, tmp_path, listed):
+    place = tmp_path / "merged"
+    shutil.copytree(whole, place)
+    (place / "fusion" / "files.json").write_text(listed)
+    with pytest.raises(AdapterError, match=r"files\.json: damaged"):
+        DeepMLFModel.from_pretrained(place)
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00002-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+             "adapter_config.json", "merges.txt", "chat_template.jinja", "modeling_evil.py",
+             "custom_generate/generate.py"]
+)  # fmt: skip
+def test_what_is_not_listed_and_would_be_loaded_is_refused(whole, tmp_path, name):
+    place = tmp_path / "merged"
+    shutil.copytree(whole, place)
+    for harmless in ("README.md", "LICENSE", "notes.txt", ".gitattributes", ".cache/x.json"):
+        (place / harmless).parent.mkdir(exist_ok=True)
+        (place / harmless).write_text("anything")
+    assert isinstance(DeepMLFModel.from_pretrained(place), MergedDeepMLF)
+    (place / name).parent.mkdir(exist_ok=True)
+    (place / name).write_text("{}")
+    with pytest.raises(AdapterError, match=rf"holds {re.escape(name)}, which files.json does not list"):
+        DeepMLFModel.from_pretrained(place)
+
+
+def test_a_list_of_the_first_version_seals_the_weights_only(whole, tmp_path):
+    place = tmp_path / "merged"
+    shutil.copytree(whole, place)
+    listing = place / "fusion" / "files.json"
+    facts = json.loads(listing.read_text())
+    listing.write_text(json.dumps({"model.safetensors": facts["model.safetensors"]}))
+    assert isinstance(DeepMLFModel.from_pretrained(place), MergedDeepMLF)
+    (place / "pytorch_model.bin").write_text("x")
+    with pytest.raises(AdapterError, match=r"holds pytorch_model\.bin"):
+        DeepMLFModel.from_pretrained(place)
+
+
+def test_a_model_saved_over_another_leaves_no_part_of_it(tmp_path):
+    merged = adapter().merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged", load_tokenizer("tiny-llama"))
+    (tmp_path / "merged" / "mine.txt").write_text("kept")
+    merged.save_pretrained(tmp_path / "merged")
+    assert not (tmp_path / "merged" / "tokenizer.json").exists()
+    assert (tmp_path / "merged" / "mine.txt").exists()
+    assert isinstance(DeepMLFModel.from_pretrained(tmp_path / "merged"), MergedDeepMLF)
 
 
 def test_a_merged_model_has_its_base_inside(tmp_path):

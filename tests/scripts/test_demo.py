@@ -64,6 +64,21 @@ def test_failed_step_ends_the_demo_with_one_line(tmp_path, monkeypatch):
         demo.step(["python", "missing.py"])
 
 
+def test_it_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    scripts = tmp_path / ".venv" / "bin"
+    assert demo.next_step(scripts) == "To train on your data: the commands of README.md."
+    scripts.mkdir(parents=True)
+    (scripts / "activate").touch()
+    assert "source .venv/bin/activate, then" in demo.next_step(scripts)
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    assert "activate" not in demo.next_step(scripts)
+
+
+OTHERS = ("Warning", "[INFO]", "[WARNING]", "it/s]", "{'", "site-packages")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_demo_runs_to_the_end_on_a_toy(tmp_path, monkeypatch, capfd, repository):
@@ -77,6 +92,8 @@ def test_demo_runs_to_the_end_on_a_toy(tmp_path, monkeypatch, capfd, repository)
     assert json.loads((run / "result.json").read_text())["metrics"]["test"].keys() >= {"mae", "corr"}
     assert set(json.loads((run / "evaluation.json").read_text())["metrics"]) >= {"mae", "corr"}
     assert len((run / "predictions.jsonl").read_text().splitlines()) == 300
-    output = capfd.readouterr().out
+    output = "".join(capfd.readouterr())
     assert "$ deepspeed" in output
-    assert "Where everything lies" in output
+    assert "To train on your data" in output
+    assert len(output.splitlines()) < 50  # of sixty; a longer run tells more of its progress
+    assert not [line for line in output.splitlines() if any(word in line for word in OTHERS)]

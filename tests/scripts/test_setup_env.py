@@ -126,6 +126,17 @@ def test_goes_on_without_what_cannot_be_had_and_says_what_happens_then(checkout,
     assert environment.steps == []
 
 
+def test_its_last_line_says_how_a_shell_enters_the_environment(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    Environment(monkeypatch, checkout)
+    (checkout / ".venv" / "bin" / "activate").touch()
+    run(checkout)
+    assert capsys.readouterr().out.endswith("a shell enters it with: source .venv/bin/activate\n")
+    monkeypatch.setenv("VIRTUAL_ENV", str(checkout / ".venv"))
+    assert setup_env.in_a_shell(checkout / ".venv" / "bin" / "python") == ""
+
+
 class TestPip:
     @pytest.fixture
     def pip(self, tmp_path):

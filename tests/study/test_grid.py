@@ -119,3 +119,27 @@ def test_shipped_grids_load(repository, name):
     cells = list(grid.combinations())
     assert len(cells) == math.prod(len(values) for values in grid.rows[0].values()) * len(grid.seeds)
     assert grid.name == name
+
+
+@pytest.mark.timeout(20)
+def test_more_cells_than_anybody_runs_are_refused_before_they_are_built():
+    row = {"backbone": "tiny-llama", "num_fusion_tokens": list(range(1, 1001)), "ffw_lora_r": list(range(1, 401))}
+    with pytest.raises(ConfigError, match=r"800,000 cells; a study has at most 10,000: cross less"):
+        Grid.from_dict({**MINIMAL, "grid": row, "seeds": [1, 2]})
+    row = {"backbone": "tiny-llama"} | {f"objective.{n}": [0.1] * 1000 for n in ("gamma", "lambda_av", "lambda_text")}
+    with pytest.raises(ConfigError, match=r"1,000,000,000 cells"):
+        Grid.from_dict({**MINIMAL, "grid": [row]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "line 2: the key 'name' stands there twice"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n" + "c: [*b" + ", *b" * 50_000 + "]\n", "aliases unfold"),
+        ("[" * 50_000, "nested too deep"),
+    ],
+)
+def test_a_grid_that_unfolds_or_repeats_is_refused(tmp_path, text, message):
+    (tmp_path / "g.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Grid.from_yaml(tmp_path / "g.yaml")

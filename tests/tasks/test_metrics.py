@@ -192,7 +192,7 @@ def test_refuses_what_has_no_metrics(predictions, labels, message):
 
 
 def test_unknown_data_set_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"dataset='mosie': expected one of 'mosi', 'mosei', 'sims' \(did you mean"):
+    with pytest.raises(ConfigError, match=r"dataset='mosie': expected one of mosi, mosei, sims \(did you mean"):
         polarity_metrics([0.1], [0.2], "mosie")
     with pytest.raises(ConfigError, match="dataset='SST'"):
         polarity_label(0.1, "SST")

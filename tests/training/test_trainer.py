@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from deepmlf_llm.training.assemble import load_model, make_trainer, method_config
 from deepmlf_llm.training.data import TrainingData, tokenised
+from deepmlf_llm.training.head_metrics import split_metrics
 from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.settings import RunSettings
-from deepmlf_llm.training.trainer import DeepMLFTrainer, split_metrics
+from deepmlf_llm.training.trainer import DeepMLFTrainer
 from deepmlf_llm.training.trainer_arguments import make_arguments
 
 MakeTrainer = Callable[..., DeepMLFTrainer]

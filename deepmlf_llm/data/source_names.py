@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deepmlf_llm.data.corpus import SPLITS, check_modality_names
-from deepmlf_llm.errors import DataError, suggest
+from deepmlf_llm.data.names import did_you_mean
+from deepmlf_llm.errors import DataError
 
 SPLIT_NAMES = {
     "train": "train",
@@ -20,8 +21,14 @@ SPLIT_NAMES = {
 }
 """How files call a split -> how it is called here."""
 
-MODALITY_NAMES = {"acoustic": "audio", "visual": "vision", "video": "vision"}
-"""Usual other names of a modality -> the name it is read under, unless that one is taken or the other is asked for."""
+MODALITY_NAMES = {
+    "audio": "audio",
+    "acoustic": "audio",
+    "vision": "vision",
+    "visual": "vision",
+    "video": "vision",
+}
+"""Usual names of a modality, in any case -> the name it is read under, unless that is taken or another is asked for."""
 
 TEXT_FEATURES = ("text", "text_bert", "bert", "glove", "glove_vectors", "text_features")
 """Features of the text, which a language model does not need: it reads the transcript."""
@@ -61,7 +68,7 @@ class Reading:
         listed = ", ".join(present) or "none"
         for key in self.rename:
             if key not in present:
-                raise DataError(f"{where}: no {key!r} to rename{suggest(key, present)}; there are {listed}")
+                raise DataError(f"{where}: no {key!r} to rename{did_you_mean(key, present)}; there are {listed}")
         wanted = None if self.modalities is None else list(dict.fromkeys(self.modalities))
         kept = {*present} - {*self.rename} | {*self.rename.values()}
         found: dict[str, str] = {}
@@ -73,7 +80,7 @@ class Reading:
             found[name] = key
         for name in wanted or ():
             if name not in found:
-                raise DataError(f"{where}: no modality {name!r}{suggest(name, found)}; there are {listed}")
+                raise DataError(f"{where}: no modality {name!r}{did_you_mean(name, found)}; there are {listed}")
         names = list(found) if wanted is None else wanted
         if not names:
             raise DataError(f"{where}: no modality found, expected at least one such as audio or vision")

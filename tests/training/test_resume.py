@@ -1,0 +1,181 @@
+"""A checkpoint holds all that happened at its step: a run that goes on from any of its checkpoints ends as if uncut.
+
+What is due at a step is a combination of three schedules and of the ends of epochs, of the run and of patience. Each
+run here keeps all of its checkpoints; from each of them a copy goes on, and its whole final state is compared.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
+from deepmlf_llm.training.data import TrainingData
+from deepmlf_llm.training.metrics_log import read_metrics
+from deepmlf_llm.training.run import run_training
+from deepmlf_llm.training.settings import RunSettings
+
+from .conftest import DIMS, Utterances
+
+MakeSettings = Callable[..., RunSettings]
+CLOCKS = ("runtime", "per_second")
+
+# 14 utterances, 4 a step: an epoch has 4 steps; with accumulation 2 batches a step, the last window is a single batch.
+SAVES: dict[str, dict[str, Any]] = {
+    "saved each step": {"save_strategy": "steps", "save_steps": 1},
+    "saved at its end": {"save_strategy": "steps", "save_steps": 2},
+    "saved beside it": {"save_strategy": "steps", "save_steps": 3},
+    "saved each epoch": {"save_strategy": "epoch"},
+    "saved when best": {"save_strategy": "no"},
+}
+EVALUATIONS: dict[str, dict[str, Any]] = {
+    "evaluated each epoch": {"eval_strategy": "epoch"},
+    "evaluated at its end": {"eval_strategy": "steps", "eval_steps": 2},
+    "evaluated beside it": {"eval_strategy": "steps", "eval_steps": 3},
+}
+LOGS: dict[str, dict[str, Any]] = {
+    "logged each step": {"logging_steps": 1},
+    "logged at its end": {"logging_steps": 2},
+    "logged beside it": {"logging_steps": 3},
+    "logged each epoch": {"logging_strategy": "epoch"},
+}
+ENDS: dict[str, dict[str, Any]] = {
+    "whole epochs": {"num_train_epochs": 2},
+    "mid-epoch": {"max_steps": 6},
+    "patience": {"num_train_epochs": 4, "early_stopping_patience": 1, "learning_rate": 0.0},
+    "patience and a best": {"num_train_epochs": 3, "early_stopping_patience": 2, "learning_rate": 3e-2},
+}
+STEPS: dict[str, dict[str, Any]] = {
+    "one batch": {},
+    "two batches, the last window one": {"gradient_accumulation_steps": 2},
+    "a rate by plateau": {"lr_scheduler_type": "reduce_lr_on_plateau"},
+}
+QUICK = [
+    ("saved each step", "evaluated each epoch", "logged at its end", "whole epochs", "one batch"),
+    ("saved at its end", "evaluated each epoch", "logged each step", "patience", "one batch"),
+    ("saved each step", "evaluated at its end", "logged beside it", "mid-epoch", "two batches, the last window one"),
+    ("saved when best", "evaluated each epoch", "logged each epoch", "patience and a best", "a rate by plateau"),
+]
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    sizes = {"train": 14, "valid": 6, "test": 6}
+    parts = {name: Utterances(size, seed) for seed, (name, size) in enumerate(sizes.items())}
+    return TrainingData(**parts, modalities={name: {"dim": dim} for name, dim in DIMS.items()}, fingerprint="toy")
+
+
+@pytest.fixture
+def make(toy_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> MakeSettings:
+    """Settings of small runs that keep every checkpoint."""
+    # Most of the time of so small a run: the trainer's at each start, a card of PEFT's and the disk at each checkpoint.
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    monkeypatch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+    def settings(**changes: Any) -> RunSettings:
+        small = {"batch_size": 4, "fusion_layers": [1], "num_fusion_tokens": 2, "num_layers": 2, "seqaug__p_apply": 0.5}
+        return toy_settings(**{"save_total_limit": None, **small, **changes})
+
+    return settings
+
+
+def outcome(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """All that is left of a run, without clocks and places."""
+    last = all_checkpoints(run)[0]
+    state = json.loads((last / "trainer_state.json").read_text())
+    state["best_model_checkpoint"] = Path(state["best_model_checkpoint"] or "none").name
+    state["log_history"] = [_timeless(line) for line in state["log_history"]]
+    return {
+        "checkpoints": [path.name for path in all_checkpoints(run)],
+        "state": state,
+        "log": [_timeless(line) for line in read_metrics(run / "metrics.jsonl")],
+        "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "weights": (last / "adapter_model.safetensors").read_bytes(),
+        "torch": {
+            name: _content(torch.load(last / name, weights_only=False))
+            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+        },
+        "metrics": (result["metrics"], result["heads"]),
+        "steps": (result["train"]["steps"], result["train"]["best_step"], result["train"]["epochs"]),
+    }
+
+
+def _timeless(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
+
+
+def _content(value: Any) -> Any:
+    """What a torch file holds, every bit of it, in types that compare."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.tobytes()
+    if isinstance(value, dict):
+        return {name: _content(inner) for name, inner in value.items()}
+    return [_content(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def resumed_from(
+    checkpoint: Path, name: str, settings: MakeSettings, data: TrainingData, **values: Any
+) -> dict[str, Any]:
+    """A copy of a run as it was when ``checkpoint`` had just been written, gone on with."""
+    whole = checkpoint.parent
+    copy = whole.parent / name
+    shutil.copytree(whole, copy, ignore=shutil.ignore_patterns("adapter", "result.json"))
+    for later in all_checkpoints(copy):
+        if (step_of(later) or 0) > (step_of(checkpoint) or 0):
+            shutil.rmtree(later)
+    result = run_training(settings(**values, output_dir=str(copy)), data)
+    found = outcome(copy, result)
+    shutil.rmtree(copy)
+    return found
+
+
+def check_every_resume(make: MakeSettings, data: TrainingData, place: Path, values: dict[str, Any]) -> int:
+    whole = place / "whole"
+    expected = outcome(whole, run_training(make(**values, output_dir=str(whole)), data))
+    for checkpoint in all_checkpoints(whole):
+        found = resumed_from(checkpoint, f"from-{checkpoint.name}", make, data, **values)
+        for part, value in expected.items():
+            assert found[part] == value, f"{part} differs after a resume from {checkpoint.name}"
+    return len(all_checkpoints(whole))
+
+
+def settings_of(save: str, evaluation: str, log: str, end: str, step: str) -> dict[str, Any]:
+    return {**SAVES[save], **EVALUATIONS[evaluation], **LOGS[log], **ENDS[end], **STEPS[step]}
+
+
+@pytest.mark.parametrize("case", QUICK, ids="-".join)
+def test_a_run_ends_the_same_from_each_of_its_checkpoints(
+    make: MakeSettings, data: TrainingData, tmp_path: Path, case: tuple[str, ...]
+) -> None:
+    assert check_every_resume(make, data, tmp_path, settings_of(*case)) >= 1
+
+
+@pytest.mark.slow  # 60 combinations, some 300 runs
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_every_combination_of_schedules(
+    make: MakeSettings, data: TrainingData, tmp_path: Path, save: str, evaluation: str
+) -> None:
+    """Every schedule of the log with them; the ends of runs and the kinds of steps are dealt out in turn."""
+    first = list(SAVES).index(save) * len(EVALUATIONS) + list(EVALUATIONS).index(evaluation)
+    for number, log in enumerate(LOGS):
+        end, step = list(ENDS)[(first + number) % len(ENDS)], list(STEPS)[(first + 2 * number) % len(STEPS)]
+        place = tmp_path / str(number)
+        assert check_every_resume(make, data, place, settings_of(save, evaluation, log, end, step)) >= 1, (
+            log,
+            end,
+            step,
+        )
