@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepmlf_llm.markdown import fenced, link, plain
 from deepmlf_llm.study.plots import Plot
 
 
@@ -57,28 +58,17 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {block.text}"
+        return f"{'#' * block.level} {plain(block.text)}"
     if isinstance(block, Paragraph):
-        return _escaped(block.text)
+        return plain(block.text)
     if isinstance(block, Plot):
-        return f"![{block.alt}]({PLOTS}/{block.name}.svg)\n\n{_escaped(block.caption)}"
+        return f"!{link(block.alt, f'{PLOTS}/{block.name}.svg')}\n\n{plain(block.caption)}"
     if isinstance(block, Code):
-        fence = "```"
-        while any(fence in line for line in block.lines):
-            fence += "`"
-        return "\n".join([f"{_escaped(block.summary)}:", "", f"{fence}text", *block.lines, fence])
+        return f"{plain(block.summary)}:\n\n{fenced(block.lines)}"
     aligned = ["---:" if i in block.numbers else "---" for i in range(len(block.columns))]
     lines = [[_cell(column) for column in block.columns], aligned, *([_cell(c) for c in row] for row in block.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, Link):
-        return f"[{_escaped(value.text)}]({value.target})"
-    return " ".join(_escaped(str(value)).split()).replace("|", "\\|")
-
-
-def _escaped(text: str) -> str:
-    for sign in ("\\", "`", "*", "_", "[", "]", "<"):
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return link(value.text, value.target) if isinstance(value, Link) else plain(str(value))

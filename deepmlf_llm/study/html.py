@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from deepmlf_llm.markdown import relative
 from deepmlf_llm.study.blocks import Block, Code, Heading, Link, Paragraph, Table
 from deepmlf_llm.study.plots import Plot
 
@@ -94,5 +95,5 @@ def _look(column: int, table: Table, cell: Any) -> str:
 
 def _cell(cell: Any) -> str:
     if isinstance(cell, Link):
-        return f'<a href="{escape(cell.target)}">{escape(cell.text)}</a>'
+        return f'<a href="{escape(relative(cell.target))}">{escape(cell.text)}</a>'
     return escape(str(cell))

@@ -15,6 +15,7 @@ LINES = ("-", "--", ":", "-.")
 WIDTH, HEIGHT = 5.0, 3.5  # inches; read at a phone's width too
 
 _SETTINGS = {
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",

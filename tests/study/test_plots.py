@@ -85,3 +85,13 @@ def test_colours_differ_in_brightness():
         red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
         assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.72
     assert len(set(COLOURS)) == len(COLOURS)
+
+
+def test_a_dollar_in_a_name_is_a_dollar():
+    """matplotlib would read what stands between two of them as a formula, and fail on most."""
+    from deepmlf_llm.study import style
+
+    with style.figure() as (drawn, axes):
+        axes[0].set_title("a_$b^$ \\frac{ $$")
+        axes[0].set_xlabel("$ $ $\\nothing$")
+        assert style.svg(drawn).startswith(b"<?xml")
