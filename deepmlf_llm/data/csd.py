@@ -48,12 +48,20 @@ _SPLITS_HINT = (
 
 @dataclass
 class Computational:
-    """One computational sequence: ``videos`` is the group of its data, ``key`` its name as an identifier."""
+    """One computational sequence.
+
+    Attributes:
+        name, path: its own name, and the file.
+        videos: name -> group of its data.
+        holds_strings: its features are words or phones.
+        odd: intervals met so far that are not finite or end before they begin.
+    """
 
     name: str
     path: Path
-    videos: Any
+    videos: dict[str, Any]
     holds_strings: bool
+    odd: int = 0
 
     @property
     def key(self) -> str:
@@ -68,8 +76,7 @@ class Computational:
         if intervals.dtype.kind not in "fiu" or intervals.shape != (len(features), 2):
             told = f"{intervals.dtype} of shape {intervals.shape}"
             raise DataError(f"{where}: intervals are {told}, expected a begin and an end for {len(features)} rows")
-        if not np.isfinite(intervals).all() or (intervals[:, 1] < intervals[:, 0]).any():
-            raise DataError(f"{where}: intervals that are not finite, or end before they begin")
+        self.odd += int((~(intervals[:, 1] >= intervals[:, 0]) | ~np.isfinite(intervals).all(axis=1)).sum())
         order = np.argsort(intervals[:, 0], kind="stable")
         return features[order], intervals[order].astype(np.float64)
 
@@ -123,6 +130,11 @@ def read_csd_folder(directory: Path, reading: Reading) -> Corpus:
             if split in by_split:
                 where = f"{labels.path}: split {split!r}"
                 corpus.splits[split] = _utterances(by_split[split], words, chosen, reading, where, notes)
+        for sequence in (words, *chosen.values()):
+            if sequence.odd:
+                notes.append(
+                    f"{sequence.odd} intervals of {sequence.name} end before they begin and belong to no segment"
+                )
     for path in [*paths, directory / SPLITS_FILE]:
         digest.update(f"{path.name} {sha256(path)}\n".encode("utf-8", "surrogateescape"))
     corpus.source["sha256"] = digest.hexdigest()
@@ -209,6 +221,8 @@ def _read_splits(path: Path) -> dict[str, str]:
 def _segments(labels: Computational) -> Iterator[Segment]:
     for key in labels.videos:
         rows, intervals = labels.frames(key)
+        if labels.odd:
+            raise DataError(f"{labels.path}: {labels.name}, {key!r}: segments that end before they begin, or never")
         aligned = _SEGMENT.fullmatch(key)
         if aligned and len(rows) != 1:
             raise DataError(f"{labels.path}: {labels.name}, {key!r}: {len(rows)} labels for one segment")

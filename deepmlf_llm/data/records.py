@@ -7,6 +7,7 @@ and ``mode`` (the split) where there are any. A modality may be missing, null, o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
 from deepmlf_llm.data.mmsa import read_labels
-from deepmlf_llm.data.source_names import TEXT_FEATURES, Reading, split_name
+from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading, split_name
 from deepmlf_llm.data.values import listed, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.reading import parse_json
@@ -44,7 +45,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{path}: line {number} is no JSON ({error})") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}: line {number} is a {type(record).__name__}, expected an object")
-            yield record
+            yield compact(record)
 
 
 def by_split(records: Sequence[Record], fallback: str, where: str) -> dict[str, list[Record]]:
@@ -65,26 +66,34 @@ def by_split(records: Sequence[Record], fallback: str, where: str) -> dict[str, 
 
 
 def modality_keys(records: Sequence[Record]) -> list[str]:
-    """Keys that hold lists or arrays of numbers in any record, in the order in which they come."""
+    """Keys that hold features in any record, in the order in which they come: lists of numbers, or audio or vision."""
     found: dict[str, None] = {}
     for record in records:
         for key, value in record.items():
             if key in found or key in _OTHERS or key in TEXT_FEATURES or key.startswith("label"):
                 continue
-            if isinstance(value, (list, tuple, np.ndarray)) and np.dtype(type(_first(value))).kind in "fiub":
+            if (key.lower() in MODALITY_NAMES and value is not None) or _holds_numbers(value):
                 found[key] = None
     return list(found)
 
 
-def _first(value: Any) -> Any:
-    """The first number in nested lists; a string where there is none."""
-    while isinstance(value, (list, tuple, np.ndarray)):
-        if isinstance(value, np.ndarray) and not value.ndim:
-            return value.item()
+def _holds_numbers(value: Any) -> bool:
+    """Whether nested lists begin with a number, or with a null in the place of one."""
+    inside = False
+    while isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
         if not len(value):
-            return ""
-        value = value[0]
-    return value if isinstance(value, (int, float, np.number)) else ""
+            return False
+        value, inside = value[0], True
+    return inside and (value is None or isinstance(value, (int, float, np.number)))
+
+
+def compact(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its lists of numbers as arrays, which take a fifth of the memory."""
+    for key, value in record.items():
+        if isinstance(value, list) and _holds_numbers(value):
+            with suppress(ValueError, TypeError, OverflowError):  # what is no table is named when it is read
+                record[key] = np.asarray(value, dtype=np.float64)
+    return record
 
 
 def read_records(

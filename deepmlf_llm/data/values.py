@@ -159,7 +159,8 @@ def read_text(value: Any) -> str:
 def read_frames(value: Any, where: str) -> np.ndarray:
     """The frames of one utterance [t x d]; [d] is one frame; None or nothing is an absent modality [0 x 0].
 
-    Any real number type in any memory order is read as it is; an object array if it holds real numbers only.
+    Any real number type in any memory order is read as it is; an object array if it holds real numbers
+    and None, which is NaN, only.
 
     Raises:
         DataError: another shape, or values that are no real numbers.
@@ -189,12 +190,12 @@ def read_frames(value: Any, where: str) -> np.ndarray:
 
 def _real_objects(array: np.ndarray, where: str) -> np.ndarray:
     for value in array.flat:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
             raise DataError(f"{where} is an object array that holds a {type(value).__name__}, expected numbers")
     try:
         return array.astype(np.float64)
-    except OverflowError:
-        raise DataError(f"{where} holds a whole number that is too large") from None
+    except (OverflowError, TypeError):  # TypeError: complex
+        raise DataError(f"{where} holds a number that is complex or too large") from None
 
 
 def _as_objects(values: Sequence[Any]) -> np.ndarray:

@@ -160,6 +160,14 @@ def _huge(folder):
         group.create_dataset("intervals", data=steps(2))
 
 
+def test_odd_intervals_of_features_are_counted(folder):
+    intervals = [[2, 1], [1.5, 2], [np.nan, 2]]
+    write_csd(folder / "facet.csd", "FACET", {video: (np.arange(3.0)[:, None], intervals) for video in VIDEOS})
+    corpus = open_source(folder, "mosi")
+    np.testing.assert_array_equal(corpus.splits["train"].features["vision"][0], [[1.0]])
+    assert "6 intervals of FACET end before they begin and belong to no segment" in corpus.notes
+
+
 FAULTS = {
     "no labels": (_remove("CMU_MOSI_Opinion_Labels.csd"), "expected one sequence of labels .* found 0 among 'COVAREP'"),
     "no words": (_remove("words.csd"), "expected one sequence of words"),
@@ -173,8 +181,8 @@ FAULTS = {
     "cut off": (_cut, "damaged or cut off|cannot be read|damaged one"),
     "other HDF5": (lambda folder: h5py.File(folder / "facet.csd", "w").close(), "no computational sequence"),
     "intervals missing": (_csd("facet.csd", "FACET", np.ones((3, 2)), steps(2)), "intervals are float32 of shape"),
-    "intervals of NaN": (_csd("facet.csd", "FACET", np.ones((2, 2)), [[0, np.nan], [1, 2]]), "not finite"),
-    "backward intervals": (_csd("facet.csd", "FACET", np.ones((1, 2)), [[2, 1]]), "end before they begin"),
+    "segments of NaN": (_csd("CMU_MOSI_Opinion_Labels.csd", "Labels", [[1.0]], [[0, np.nan]]), "before they begin, or"),
+    "backward segments": (_csd("CMU_MOSI_Opinion_Labels.csd", "Labels", [[1.0]], [[2, 1]]), "end before they begin"),
     "an external link": (_outside, r"data is a link into another file \(facet.csd\), which is not followed"),
     "more than the file holds": (_huge, "says it has 325455441821696 bytes, and the file holds 0"),
 }

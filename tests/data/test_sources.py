@@ -151,3 +151,123 @@ def test_word_tuples(write_pickle, tree, strings):
         np.testing.assert_allclose(rows.labels, tree[split]["regression_labels"])
         assert rows.features["vision"][1].shape == (5, 4)
         assert rows.features["audio"][1].shape == (5, 3)
+
+
+def test_word_tuples_that_are_none(write_pickle, tree):
+    good = word_tuples(tree["test"])
+    (words, vision, audio), label, name = good[2]
+    faults = {
+        "words are no strings in row 2 .*: indices say nothing": (([1, 2], vision, audio), label, name),
+        "row 2 is no ((words, visual, acoustic), label, id)": ((words, vision), label, name),
+        "rows have 0, 1 labels": ((words, vision, audio), np.empty((0, 1)), name),
+        "the id of row 2 is a list": ((words, vision, audio), label, ["a", "b"]),
+        "vision of row 2 .* holds strings": ((words, words, audio), label, name),
+        "labels are no number in": ((words, vision, audio), np.array([[9.0]]), name),
+    }
+    for message, row in faults.items():
+        with pytest.raises(
+            DataError, match=message.replace("((", r"\(\(").replace("), label, id)", r"\), label, id\)")
+        ):
+            open_source(write_pickle({"test": [*good[:2], row, *good[3:]]}), "mosi")
+    assert open_source(write_pickle({"test": [row[:2] for row in good]}), "mosi").splits["test"].ids[1] == "row_1"
+    assert list(open_source(write_pickle(good, "dev.pkl"), "mosi").splits) == ["valid"]  # named by its file
+
+
+def test_lines_under_other_names(tmp_path, tree):
+    records = records_of(tree["test"])
+    plain = open_source(write_lines(tmp_path / "a.jsonl", records), "mosi")
+    others = [
+        {
+            "video_id": "v",
+            "clip_id": row,
+            "raw_text": record["text"],
+            "regression_labels": record["label"],
+            "Acoustic": record["audio"],
+            "visual": record["vision"] or None,
+            "tokens": ["a", "b"],
+            "split": "dev",
+        }
+        for row, record in enumerate(records)
+    ]
+    corpus = open_source(write_lines(tmp_path / "b.jsonl", others), "mosi")
+    assert list(corpus.splits) == ["valid"]
+    rows = corpus.splits["valid"]
+    assert rows.ids[3] == "v$_$3"
+    assert rows.texts == plain.splits["test"].texts
+    np.testing.assert_array_equal(rows.features["audio"][2], plain.splits["test"].features["audio"][2])
+    assert corpus.notes == ["'Acoustic' was read as audio", "'visual' was read as vision"]
+
+
+LINES = {
+    "no JSON": ("{id: 1}", r"line 2 is no JSON \("),
+    "no object": ("[1]", "line 2 is a list, expected an object"),
+    "a key twice": ('{"id": 1, "id": 2}', "line 2 is no JSON .*stands there twice"),
+    "endless nesting": ('{"a": ' + "[" * 100_000, "line 2 is no JSON .nested too deep"),
+    "no label": ('{"id": "x", "text": "a"}', r"no 'label' in 1 of 2 rows: row 1 \('x'\)"),
+    "no text": ('{"id": "x", "label": 1}', r"no 'text' in 1 of 2 rows: row 1 \('x'\)"),
+    "a text of null": ('{"id": "x", "text": null, "label": 1}', r"no transcript in 1 of 2 rows: row 1 \('x'\) is None"),
+    "a decimal comma": ('{"id": "x", "text": "a", "label": "1,5"}', r"row 1 \('x'\) is '1,5' \(a decimal comma"),
+    "a number without end": ('{"id": "x", "text": "a", "label": 1%s}' % ("0" * 400), "too large"),
+    "no number": ('{"id": "x", "text": "a", "label": NaN}', r"the first is nan of 'x' \(row 1\)"),
+    "a name in the place of features": (
+        '{"id": "x", "text": "a", "label": 1, "audio": "a.wav"}',
+        r"audio of row 1 \('x'\) holds strings",
+    ),
+    "words among the frames": (
+        '{"id": "x", "text": "a", "label": 1, "audio": [[1, "b"]]}',
+        r"audio of row 1 \('x'\) holds strings",
+    ),
+    "ragged frames": (
+        '{"id": "x", "text": "a", "label": 1, "audio": [[1], [1, 2]]}',
+        r"audio of row 1 \('x'\) is no array",
+    ),
+    "another dimension": (
+        '{"id": "x", "text": "a", "label": 1, "audio": [[1, 2]]}',
+        r"audio has 2 dimensions in split 'test' \('x'\), but 1 before",
+    ),
+    "a split for some only": ('{"id": "x", "text": "a", "label": 1, "mode": "test"}', "mode of row 0 is None"),
+}
+
+
+@pytest.mark.parametrize("fault", LINES)
+def test_lines_that_are_wrong_are_named(tmp_path, fault):
+    line, message = LINES[fault]
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"id": "a", "text": "b", "label": 1.0, "audio": [[1.0]]}) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=message):
+        open_source(path, "mosi")
+
+
+def test_null_among_numbers_is_nan_and_null_alone_is_absent(tmp_path):
+    lines = [
+        {"id": "a", "text": "", "label": 0, "audio": [[None, 1.0]]},
+        {"id": "b", "text": "", "label": 0, "audio": None},
+    ]
+    rows = open_source(write_lines(tmp_path / "a.jsonl", lines), "mosi").splits["test"]
+    np.testing.assert_array_equal(rows.features["audio"][0], [[np.nan, 1.0]])
+    assert len(rows.features["audio"][1]) == 0
+
+
+def test_without_labels_on_request(write_pickle, tree, tmp_path):
+    for split in tree.values():
+        del split["regression_labels"]
+    path = write_pickle(tree)
+    with pytest.raises(DataError, match="lacks regression_labels"):
+        open_source(path, "mosi")
+    rows = open_source(path, "mosi", labelled=False).splits["test"]
+    assert rows.texts == tree["test"]["raw_text"]
+    assert np.isnan(rows.labels).all()
+    lines = write_lines(tmp_path / "a.jsonl", [{"id": "a", "text": "b", "audio": [[1.0]]}])
+    assert np.isnan(open_source(lines, "mosi", labelled=False).splits["test"].labels).all()
+
+
+def test_two_keys_for_one_modality_are_refused(write_pickle, tree):
+    for split in tree.values():
+        for name in ("visual", "video"):
+            split[name], split[f"{name}_lengths"] = split["vision"], split["vision_lengths"]
+        del split["vision"], split["vision_lengths"]
+    path = write_pickle(tree)
+    with pytest.raises(DataError, match="'visual' and 'video' would both be vision; rename one"):
+        open_source(path, "mosi")
+    corpus = open_source(path, "mosi", rename={"video": "scene"})
+    assert list(corpus.splits["test"].features) == ["audio", "vision", "scene"]
