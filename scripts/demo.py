@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deepmlf_llm.data.dataset import PolarityDataset
 
 CPU_PROCESSES = 2
-SHOWN_EXAMPLES = 6
+SHOWN_EXAMPLES = 4
 LONGEST_TEXT = 34  # characters: a row on one line of a terminal
 VERBOSE = "--verbose"
 HEADS = {
@@ -60,8 +60,8 @@ def main(extra: list[str], runs: Path = Path("runs")) -> int:
     step(["python", "recipes/predict.py", "--adapter", adapter, *on_file, *verbose])
 
     report(test, store.manifest.dataset, read_lines(files["predictions.jsonl"]))
-    print(f"\nThat took {time.monotonic() - start:.0f} s. The data are {shown(data)};")
-    print(f"the rest lies in {shown(run)}: adapter/, result.json, metrics.jsonl, evaluation.json, predictions.jsonl.")
+    took = f"{time.monotonic() - start:.0f} s"
+    print(f"\n{took}. {shown(run)} holds adapter, metrics, predictions; the data: {shown(data)}")
     print(next_step(Path(sys.executable).parent))
     return 0
 
@@ -137,7 +137,6 @@ def report(split: PolarityDataset, dataset: str, predictions: dict[str, dict[str
     print()
     print_table(f"The trained model on {len(split)} test utterances", rows, ["what it goes by", *shown_metrics])
 
-    print()
     misleading = np.argsort(-np.abs(split.unimodal["T"] - split.labels))[: SHOWN_EXAMPLES // 2]
     honest = np.flatnonzero(split.unimodal["T"] == split.labels)[: SHOWN_EXAMPLES - len(misleading)]
     rows = []

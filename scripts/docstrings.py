@@ -31,7 +31,7 @@ class Docstrings(griffe.Extension):
         found = help_and_default(str(attr.value)) if attr.docstring is None else None
         if found is not None:
             help_text, default = found
-            attr.docstring = griffe.Docstring(f"{help_text[0].upper()}{help_text[1:]}.", parent=attr)
+            attr.docstring = griffe.Docstring(f"{help_text}.", parent=attr)
             attr.value = default
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:

@@ -90,12 +90,11 @@ def key_value(text: str) -> tuple[str, str]:
 
 def print_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str] = ()) -> None:
     """Prints a table on stdout."""
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, show_header=bool(columns))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=bool(columns))
     for index in range(max(map(len, [columns, *cells]))):
         table.add_column(columns[index] if index < len(columns) else "", overflow="fold")
     for line in cells:

@@ -99,7 +99,7 @@ def say(message: str, launch: Launch | None = None) -> None:
 
 @contextmanager
 def progress_bar(
-    total: int, what: str, launch: Launch, seconds: float = 10.0
+    total: int, what: str, launch: Launch, seconds: float = 20.0
 ) -> Iterator[Callable[[int], None] | None]:
     """A bar on a terminal, a plain line now and then elsewhere (:func:`pause`); from the main process. Yields what to
     tell of progress: how many more are done."""

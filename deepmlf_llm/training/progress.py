@@ -26,7 +26,7 @@ class PlainProgress(TrainerCallback):
     """Progress where there is no terminal: a line an evaluation, and between them one now and then
     (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` apart."""
 
-    def __init__(self, seconds: float = 10.0) -> None:
+    def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
         self._last = 0.0
         self._began = 0.0
