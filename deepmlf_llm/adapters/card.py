@@ -1,19 +1,25 @@
-"""The README of an adapter or a merged model: what it is, what it expects, how to use it."""
+"""The README of an adapter or a merged model: what it is, what it expects, how to use it, how well it did.
+
+What comes from data or settings is escaped: it is text here, whatever it holds.
+"""
 
 from __future__ import annotations
 
 import keyword
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from deepmlf_llm.adapters.base_location import hub_id, shown_name
 from deepmlf_llm.adapters.lora import adapted_modules, lm_lora_tensors
 from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.markdown import code, plain, yaml_word
 
+CARD = "README.md"
 _HEAD = """---
 library_name: deepmlf_llm
-base_model: {base_in_yaml}
-tags: [deepmlf, multimodal, sentiment]
+{base_model}tags: [deepmlf, multimodal, sentiment]
 ---
 
 """
@@ -97,6 +103,44 @@ def merged_card(config: DeepMLFConfig, folder: str, report: Mapping[str, Mapping
     return (_HEAD + _MERGED).format(**_facts(config), folder=folder, changes=changes)
 
 
+def add_results(directory: Path, result: Mapping[str, Any]) -> None:
+    """Adds what a run has measured to the card of its adapter: each metric with its split, the seed and the data.
+
+    Args:
+        directory: of the adapter.
+        result: as in ``result.json``: metrics (split -> name -> value), seed, data, train.
+    """
+    card = directory / CARD
+    write_aside(card, card.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + results_section(result))
+
+
+def results_section(result: Mapping[str, Any]) -> str:
+    """The card's section on what a run has measured; see :func:`add_results`."""
+    metrics, data = result["metrics"], result.get("data") or {}
+    stored = {"validation": "valid"}
+    utterances = {
+        split: (data.get("used") or {}).get(stored.get(split, split), {}).get("utterances") for split in metrics
+    }
+    heads = [f"{split} ({count} utterances)" if (count := utterances[split]) else split for split in metrics]
+    rows = [f"| metric | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(name for values in metrics.values() for name in values):
+        values = [metrics[split].get(name) for split in metrics]
+        rows.append(f"| {code(name)} | {' | '.join('' if v is None else f'{v:.4f}' for v in values)} |")
+    told = [f"seed {result.get('seed')}", f"data {_data(data)}"]
+    if step := (result.get("train") or {}).get("best_step"):
+        told.append(f"step {step}, chosen on the validation split")
+    return f"## Results\n\nOne run: {'; '.join(told)}.\n\n" + "\n".join(rows) + "\n"
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    """Name, source and hashes of the data of a run."""
+    source = facts.get("source") or {}
+    told = [f"from {code(source['name'])}"] if source.get("name") else []
+    splits = facts.get("splits") or {}
+    told += [f"{name} {str(split['sha256'])[:12]}" for name, split in splits.items() if split.get("sha256")]
+    return code(str(facts.get("name") or "given in memory")) + (f" ({', '.join(told)})" if told else "")
+
+
 def _argument(name: str) -> str:
     """How a modality is given in Python."""
     is_word = name.isidentifier() and not keyword.iskeyword(name)
@@ -104,13 +148,18 @@ def _argument(name: str) -> str:
 
 
 def _facts(config: DeepMLFConfig) -> dict[str, Any]:
-    rows = ["| modality | dimensions | frames per second | features |", "|---|---|---|---|"]
+    rows = ["| modality | dimensions | frames per second | features | from |", "|---|---|---|---|---|"]
     for name, facts in config.modalities.items():
-        made = plain(str(facts.features.get("source") or facts.features.get("kind") or ""))
-        rows.append(f"| {plain(name)} | {facts.dim} | {facts.frame_rate or 'unknown'} | {made} |")
+        made = {key: value for key, value in facts.features.items() if key not in ("source", "fingerprint")}
+        how = plain(", ".join(f"{key} {value}" for key, value in made.items() if value != "precomputed"))
+        source = str(facts.provenance.get("source") or facts.features.get("source") or "")
+        rate = facts.frame_rate or "unknown"
+        rows.append(f"| {plain(name)} | {facts.dim} | {rate} | {how or 'unknown'} | {plain(source)} |")
+    base = config.base_model_name_or_path
+    identity = hub_id(base)
     return {
-        "base": plain(str(config.base_model_name_or_path)),
-        "base_in_yaml": yaml_word(str(config.base_model_name_or_path)),
+        "base_model": f"base_model: {yaml_word(identity)}\n" if identity else "",
+        "base": plain(shown_name(base)),
         "dataset": code(str(config.dataset)),
         "case": plain(str(config.text.case)),
         "max_tokens": config.text.max_tokens,

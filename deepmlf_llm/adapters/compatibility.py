@@ -16,27 +16,31 @@ from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from deepmlf_llm.adapters import files
+from deepmlf_llm.adapters.base_location import find_base, not_found
 from deepmlf_llm.backbones.loading import cut_layers
 from deepmlf_llm.backbones.shape import base_model_shape, shape_of
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, BaseModelError
 
 
-def check_fit(config: DeepMLFConfig, tensors: Mapping[str, Tensor], base: Any, source: str | Path) -> None:
+def check_fit(
+    config: DeepMLFConfig, tensors: Mapping[str, Tensor], base: Any, source: str | Path, name: str | None = None
+) -> None:
     """Settings and tensors of an adapter fit its base, be it given or (None) only named.
 
     Args:
         config: of the adapter.
         tensors: of it, by the keys of its file.
         base: the base model, or None.
-        source: of the adapter, for messages.
+        source: directory of the adapter.
+        name: of another base than the one it names, with ``base=None``.
 
     Raises:
         AdapterError: another base, settings that do not fit it, tensors that do not fit them; by name.
     """
     if base is not None:  # whose weights tell more than a shape
         files.check_base(config, base, source)
-    shape = shape_for(config, source) if base is None else shape_of(base)
+    shape = shape_for(config, source, name) if base is None else shape_of(base)
     if shape is not None:
 
         def build() -> dict[str, Tensor]:
@@ -55,30 +59,30 @@ def adapter_tensors(model: Any, name: str) -> dict[str, Tensor]:
     return found
 
 
-def named_base(config: DeepMLFConfig, source: str | Path) -> str:
-    """The base that an adapter names.
+def base_and_revision(config: DeepMLFConfig, source: str | Path, name: str | None = None) -> tuple[str, str | None]:
+    """The base to load for an adapter: the one called ``name``, or the one that the adapter names.
 
     Raises:
-        AdapterError: it names none.
+        AdapterError: it names none, or a path where nothing is.
     """
-    name = config.base_model_name_or_path
-    if not name:
-        raise AdapterError(f"{source}: names no base model; give it with base=...")
-    return str(name)
+    if name is None:
+        return find_base(config, source), config.revision
+    return name, config.revision if name == config.base_model_name_or_path else None
 
 
-def shape_for(config: DeepMLFConfig, source: str | Path) -> Any:
-    """The shape of the base that an adapter names; nothing of it is loaded but its config.
+def shape_for(config: DeepMLFConfig, source: str | Path, name: str | None = None) -> Any:
+    """The shape of the base that an adapter names, or of another; nothing of it is loaded but its config.
 
     Raises:
         AdapterError: it names none, or none that is here.
     """
     if is_deepspeed_zero3_enabled():  # transformers would split what it makes, which a shape cannot be
         return None
+    base, revision = base_and_revision(config, source, name)
     try:
-        return as_deep_as_trained(base_model_shape(named_base(config, source), revision=config.revision), config)
+        return as_deep_as_trained(base_model_shape(base, revision=revision), config)
     except BaseModelError as error:
-        raise AdapterError(f"{source}: {error}") from error
+        raise (AdapterError(f"{source}: {error}") if name else not_found(source, error)) from error
 
 
 def trained_kind(config: DeepMLFConfig, quantization: str) -> str:

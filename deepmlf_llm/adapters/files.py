@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepmlf_llm.adapters.base_location import location_of
 from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
 from deepmlf_llm.config.method import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
 from deepmlf_llm.errors import AdapterError, DeepMLFError
@@ -196,13 +197,21 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def seal(directory: Path, versions: Mapping[str, str]) -> None:
-    """Writes the weights' sha256, the format's version and those of the packages into the config beside them."""
+def seal(directory: Path, versions: Mapping[str, str], home: Path) -> None:
+    """Writes the weights' sha256, the format's version, those of the packages, and where the base is, into the config
+    beside the weights.
+
+    Args:
+        directory: of the files.
+        versions: of packages.
+        home: the directory that they will be in, from which a base in a directory is found again.
+    """
     path = directory / CONFIG
     values = json.loads(path.read_text())
     values["weights_sha256"] = sha256(directory / WEIGHTS)
     values["schema_version"] = SCHEMA_VERSION
     values["package_versions"] = dict(versions)
+    values |= location_of(values.get("base_model_name_or_path"), home)
     path.write_text(sealed(values), encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from peft import LoraConfig
 from torch import Tensor
 
+from deepmlf_llm.adapters.base_location import NAME, location_of
 from deepmlf_llm.adapters.files import CONFIG, WEIGHTS
 from deepmlf_llm.config.method import DeepMLFConfig
 
@@ -50,6 +51,7 @@ def write_lm_lora(directory: Path, config: DeepMLFConfig, tensors: Mapping[str, 
         field.name: getattr(config, field.name) for field in dataclasses.fields(LoraConfig) if field.init
     }
     values |= {"peft_type": "LORA", "inference_mode": True, "target_modules": adapted_modules(own)}
+    values |= {NAME: location_of(config.base_model_name_or_path, directory)[NAME]}
     plain = LoraConfig(**values).to_dict()
     text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in plain.items()}, indent=2, sort_keys=True)
     (target / CONFIG).write_text(text + "\n")

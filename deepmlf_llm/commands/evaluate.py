@@ -1,4 +1,7 @@
-"""Evaluates a trained adapter on one split of prepared data and writes its metrics as JSON.
+"""Evaluates a trained adapter on one split of labelled data and writes its metrics as JSON.
+
+Reads prepared data, or any source that prepare reads: an MMSA pickle, a folder with label.csv, JSON Lines with labels;
+a file or folder with the test split alone. Features are standardised as those of the adapter's training were.
 
 python recipes/evaluate.py --adapter runs/x/adapter --data data/mosi --split test --output test.json
 """
@@ -7,17 +10,26 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from deepmlf_llm.commands.shell import RecipeParser, one_of, print_metrics, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_metrics, run_recipe
 from deepmlf_llm.errors import ConfigError
 
 
 def build_parser() -> RecipeParser:
     parser = RecipeParser(prog="evaluate.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--adapter", type=Path, required=True, help="directory of a trained adapter")
-    add("--data", default="embedded", help="data directory, or embedded (default)")
-    add("--split", default="test", help="split of the data (default: test)")
+    add("--adapter", required=True, help="directory of a trained adapter or of its run, or a hub id")
+    add("--data", default="embedded", help="data directory, labelled file or folder, or embedded (default)")
+    add("--split", help="split of the data (default: test, or the only one there is)")
+    add(
+        "--rename",
+        type=key_value,
+        nargs="+",
+        default=[],
+        metavar="KEY=NAME",
+        help="name of a modality in a file -> name in the adapter, as visual=vision",
+    )
     add("--output", type=Path, help="JSON file to write (default: none, the metrics are only printed)")
     add("--base_model", help="base model (default: the one the adapter names)")
     add(
@@ -40,22 +52,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("--num_layers needs --base_model")
     if options.output is not None and not options.output.parent.is_dir():
         raise ConfigError(f"--output {options.output}: its directory is not there")
+    from deepmlf_llm.adapters.compatibility import trained_kind
+    from deepmlf_llm.adapters.files import read_config
+    from deepmlf_llm.adapters.hub import local_directory
+    from deepmlf_llm.backbones import load_base_model
     from deepmlf_llm.files import write_aside
     from deepmlf_llm.training.evaluation import evaluate_adapter
 
-    base = None
-    if options.base_model is not None:
-        from deepmlf_llm.adapters.compatibility import trained_kind
-        from deepmlf_llm.adapters.files import read_config
-        from deepmlf_llm.backbones import load_base_model
-
-        kind = trained_kind(read_config(options.adapter), options.quantization)
+    adapter = local_directory(options.adapter)
+    base: Any = options.base_model
+    if options.num_layers is not None:
+        kind = trained_kind(read_config(adapter), options.quantization)
         base = load_base_model(options.base_model, kind, num_layers=options.num_layers)
-    data = _data(options.data)
-    result = evaluate_adapter(options.adapter, data, options.split, base, options.quantization, options.batch_size)
+    result = evaluate_adapter(
+        adapter,
+        _data(options.data),
+        options.split,
+        base,
+        options.quantization,
+        options.batch_size,
+        dict(options.rename),
+    )
     for note in result["notes"]:
         print(f"note: {note}")
-    print_metrics(f"{result['utterances']} utterances", {options.split: result["metrics"]})
+    print_metrics(f"{result['utterances']} utterances", {result["split"]: result["metrics"]})
     if options.output is not None:
         from deepmlf_llm.training.callbacks import finite
 

@@ -14,7 +14,8 @@ from deepmlf_llm.errors import ConfigError
 def build_parser() -> RecipeParser:
     parser = RecipeParser(prog="merge_adapter.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--adapter", required=True, help="directory of a trained adapter, or its hub id")
+    add("--adapter", required=True, help="directory of a trained adapter or of its run, or a hub id")
+    add("--base_model", help="hub id or path of the base model (default: the one the adapter names)")
     add("--output", type=Path, required=True, help="directory to write; must not exist yet")
     add("--dtype", type=one_of("auto", "float32", "bfloat16"), default="auto", help="of the merged LM (default: auto)")
     add(
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--output {options.output}: exists; move it away or name another directory")
     from deepmlf_llm.model.merging import merge_adapter
 
-    report = merge_adapter(options.adapter, options.output, options.dtype, options.base, options.requantize)
+    report = merge_adapter(
+        options.adapter, options.output, options.dtype, options.base, options.requantize, options.base_model
+    )
     rows = [(what, f"{d['largest']:.2e}", f"{d['mean']:.2e}") for what, d in report.items()]
     print_table(
         "What merging changed: polarities on a probe batch", rows, ["compared", "largest difference", "mean difference"]

@@ -1,11 +1,13 @@
 """Predicts the polarity of utterances in a file with a trained adapter or a merged model.
 
 Reads JSON Lines, {"id", "text", "audio": [[...]], "vision": [[...]]} with raw features (a modality may be absent or
-null, one vector is one frame), a Parquet file with those columns, or prepared data. Writes JSON Lines in the same
-order: {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"}. A bad row is reported by number
-and becomes {"id", "error"}; --strict stops at it. A key that the model does not know and that holds a sequence makes a
-row bad: --rename or --ignore it. A run that was cut off goes on where it stopped, with the same adapter, input and
-settings.
+null, one vector is one frame), or a Parquet file with those columns; also prepared data, and whatever prepare reads
+(an MMSA pickle, a folder with label.csv), with labels or without; and one clip as MMSA-FET writes it.
+
+Writes JSON Lines in the same order: {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"}. A
+bad row is reported by number and becomes {"id", "error"}; --strict stops at it. A key that the model does not know and
+that holds a sequence makes a row bad: --rename or --ignore it. A run that was cut off goes on where it stopped, with
+the same adapter, input and settings.
 
 Exit codes: 0 all rows are good, 3 some are bad, 2 none is good, or nothing could be predicted.
 
@@ -23,8 +25,8 @@ from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, run_reci
 def build_parser() -> RecipeParser:
     parser = RecipeParser(prog="predict.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--adapter", required=True, help="directory of an adapter or a merged model, or its hub id")
-    add("--input", type=Path, required=True, help="utterances: .jsonl, .parquet, or a directory of prepared data")
+    add("--adapter", required=True, help="directory of an adapter, of a run or of a merged model, or a hub id")
+    add("--input", type=Path, required=True, help="utterances: .jsonl, .parquet, or any data; see above")
     add("--output", type=Path, required=True, help="predictions: .jsonl; must not exist yet")
     add("--split", metavar="NAME", help="of an input that has splits (default: all, one after the other)")
     add(
@@ -36,6 +38,8 @@ def build_parser() -> RecipeParser:
         help="read a key of the rows under another name, as visual=vision",
     )
     add("--ignore", nargs="+", default=[], metavar="KEY", help="keys of the rows that are not read, whatever they hold")
+    add("--text", help="transcript of a single clip, where its file has none")
+    add("--base_model", help="hub id or path of the base model (default: the one the adapter names)")
     add("--batch_size", type=int, default=32, metavar="N", help="utterances a batch (default: 32)")
     add("--dtype", type=one_of("auto", "float32", "bfloat16"), default="auto", help="of the base model (default: auto)")
     add(
@@ -63,16 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     adapter = local_directory(options.adapter)
     settings = read_settings(adapter)
     columns = Columns(settings.modalities, dict(options.rename), options.ignore)
-    source = open_input(options.input, columns, settings, options.split)
+    source = open_input(options.input, columns, settings, options.split, options.text)
     predictor = SentimentPredictor.from_pretrained(
         adapter,
+        base=options.base_model,
         dtype=options.dtype,
         quantization=options.quantization,
         batch_size=options.batch_size,
         compile=options.compile,
     )
     made_by = {"adapter": identity_of(adapter), "dtype": options.dtype, "quantization": options.quantization}
-    chosen = {"split": options.split, "rename": dict(options.rename), "ignore": sorted(options.ignore)}
+    chosen = {
+        "split": options.split,
+        "text": options.text,
+        "rename": dict(options.rename),
+        "ignore": sorted(options.ignore),
+    }
+    chosen["base_model"] = options.base_model
     made_by |= {name: json.dumps(value, sort_keys=True) for name, value in chosen.items() if value}
     done = predict_file(predictor, source, options.output, options.strict, None, made_by, columns)
     for note in done.notes:

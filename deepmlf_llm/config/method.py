@@ -118,6 +118,9 @@ class DeepMLFConfig(LoraConfig):
     dataset: str = setting(f"label rule: {', '.join(TASKS)}", choice(*TASKS), "mosi")
     schema_version: int = setting("version of the adapter format", _VERSION, SCHEMA_VERSION)
     base_fingerprint: dict[str, Any] | None = setting("what identifies the base model", None, None)
+    base_model_relative: str | None = setting(
+        "path of the base model from the adapter's directory, where it is a path", optional(word("a path")), None
+    )
     base_quantization: str | None = setting(
         "what the base was loaded in while training: none, nf4, fp4, int8",
         optional(choice("none", "nf4", "fp4", "int8")),
@@ -270,6 +273,6 @@ def sealed(values: dict[str, Any]) -> str:
     return json.dumps({**values, "settings_sha256": settings_digest(values)}, indent=2, sort_keys=True) + "\n"
 
 
-_LOCATION = ("base_model_name_or_path", "revision")
+_LOCATION = ("base_model_name_or_path", "base_model_relative", "revision")
 
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = DeepMLFConfig  # open to out-of-tree methods by name

@@ -22,8 +22,9 @@ class ModalityConfig:
 
     dim: int = setting("width of one frame of features; must be given", integer(1, WIDEST), 0)
     frame_rate: float | None = setting("frames per second, if known", optional(number(0, 1e7, above=True)), None)
-    features: dict[str, Any] = setting("how the features were made (travels with the adapter)", mapping(), factory=dict)
+    features: dict[str, Any] = setting("what was computed as features: encoder, layer, ...", mapping(), factory=dict)
     standardisation: dict[str, Any] | None = setting("mean, std and clip of the training split", None, None)
+    provenance: dict[str, Any] = setting("where the features came from; never compared", mapping(), factory=dict)
 
 
 @dataclass

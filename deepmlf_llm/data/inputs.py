@@ -3,6 +3,8 @@
 ========================  ====================================================================================
 ``.jsonl``, ``.parquet``  one utterance a row, raw features; see :mod:`deepmlf_llm.data.rows`
 prepared data             a directory with ``manifest.json``; its standardisation is changed to the model's
+any other source          what :mod:`deepmlf_llm.data.sources` reads, with or without labels
+a single clip             as MMSA-FET writes it, see :mod:`deepmlf_llm.data.single_clip`
 ========================  ====================================================================================
 """
 
@@ -10,21 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.columns import ColumnError, Columns
-from deepmlf_llm.data.facts import feature_problems
+from deepmlf_llm.data.corpus import Corpus
+from deepmlf_llm.data.file_kind import PICKLE, file_kind
+from deepmlf_llm.data.labelled import check_prepared
 from deepmlf_llm.data.manifest import FILE_NAME
+from deepmlf_llm.data.names import did_you_mean
+from deepmlf_llm.data.restandardise import standardisation_changes
 from deepmlf_llm.data.rows import SUFFIXES, Row, check_row_file, read_rows
+from deepmlf_llm.data.single_clip import is_single_clip, read_single_clip
+from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.store import DataStore, open_store
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.data.unpickle import load_pickle
+from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.files import sha256
+
+_CLIP_BYTES = 1 << 28  # a larger file is no single clip
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Input:
     notes: list[str] = field(default_factory=list)
 
 
-def open_input(path: Path, columns: Columns, trained: Any, split: str | None = None) -> Input:
+def open_input(path: Path, columns: Columns, trained: Any, split: str | None = None, text: str | None = None) -> Input:
     """Opens what predictions are made of; its first rows are looked at.
 
     Args:
@@ -54,6 +62,7 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
         columns: which keys of a row are read.
         trained: settings of the model (``modalities``, ``dataset``, ``text``).
         split: of a source that has splits; default: all of them, one after the other.
+        text: transcript of a single clip.
 
     Raises:
         DataError: nothing there, of another kind, without rows, or with features under names that are not known.
@@ -62,14 +71,34 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
         raise DataError(f"--input {path}: no such file or folder")
     if path.is_dir() and (path / FILE_NAME).is_file():
         return _prepared(path, open_store(path), trained, split)
-    if not path.is_file() or path.suffix not in SUFFIXES:
-        raise DataError(
-            f"--input {path}: expected a file ending in {', '.join(SUFFIXES)}, or a directory of prepared data"
-        )
+    if path.is_file() and path.suffix in SUFFIXES:
+        return _row_file(path, columns, split)
+    renamed = {old: new for old, new in columns.rename.items() if new in columns.modalities}
+    if path.is_file() and _is_clip(path):
+        clip = read_single_clip(path, text, renamed)
+        return _of_values(path, [clip], columns, sha256(path), [])
+    corpus = open_source(path, trained.dataset, rename=renamed, labelled=False)
+    chosen = list(corpus.splits) if split is None else [split]
+    if split is not None and split not in corpus.splits:
+        known = ", ".join(corpus.splits)
+        raise DataError(f"{path}: no split {split!r}{suggest(split, corpus.splits)}; it has {known}")
+    identity = hashlib.sha256(json.dumps([corpus.source["sha256"], chosen]).encode()).hexdigest()
+    return _of_values(path, _values(corpus, chosen), columns, identity, corpus.notes)
+
+
+def _row_file(path: Path, columns: Columns, split: str | None) -> Input:
     if split is not None:
         raise DataError(f"--split {split}: {path.name} has no splits")
-    _check_names(path, check_row_file(path), columns)
+    first = check_row_file(path)
+    if path.suffix != ".parquet" and all(row.error is not None for row in first) and not _begins_as_object(path):
+        raise file_kind(path).refuse(path)
+    _check_names(path, first, columns)
     return Input(path, lambda: read_rows(path), lambda: sha256(path))
+
+
+def _begins_as_object(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(512).lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0").startswith(b"{")
 
 
 def _check_names(path: Path, first: list[Row], columns: Columns) -> None:
@@ -88,64 +117,63 @@ def _check_names(path: Path, first: list[Row], columns: Columns) -> None:
         raise DataError(f"{path}: {errors[0]}")
 
 
+def _is_clip(path: Path) -> bool:
+    if path.stat().st_size > _CLIP_BYTES or file_kind(path).name != PICKLE:
+        return False
+    return is_single_clip(load_pickle(path))
+
+
+def _values(corpus: Corpus, splits: list[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": rows.ids[i],
+            "text": rows.texts[i],
+            **{name: frames[i] if len(frames[i]) else None for name, frames in rows.features.items()},
+        }
+        for rows in (corpus.splits[split] for split in splits)
+        for i in range(len(rows))
+    ]
+
+
+def _of_values(path: Path, values: list[dict[str, Any]], columns: Columns, identity: str, notes: list[str]) -> Input:
+    """Utterances that a reader has read whole; its modalities are those that it found."""
+    if not values:
+        raise DataError(f"{path}: holds no rows")
+    present = {
+        name for row in values for name, frames in row.items() if name not in ("id", "text") and frames is not None
+    }
+    missing = [name for name in columns.modalities if name not in present]
+    extra = sorted(present - {*columns.modalities, *columns.ignore})
+    for name in extra:
+        if near := did_you_mean(name, missing):
+            raise DataError(f"{path}: has features called {name!r}{near}: --rename or --ignore it")
+    notes = [*notes, *(f"{name!r} is not read: the model has no such modality" for name in extra)]
+    notes += [f"{name!r} is absent from every utterance" for name in missing]
+    kept = {"id", "text", *columns.modalities}
+
+    def rows() -> Iterator[Row]:
+        for number, row in enumerate(values, start=1):
+            yield Row(number, number, {name: value for name, value in row.items() if name in kept})
+
+    return Input(path, rows, lambda: identity, False, notes)
+
+
 def _prepared(path: Path, store: DataStore, trained: Any, split: str | None) -> Input:
-    problems = feature_problems(trained.modalities, store.modalities)
-    if problems:
-        raise DataError(f"{path}: these data do not fit the model: {'; '.join(problems)}")
+    notes = check_prepared(store, trained)
     chosen = list(store.manifest.splits) if split is None else [split]
-    digests = {name: store.manifest.splits[name]["sha256"] for name in chosen if name in store.manifest.splits}
-    change = {name: standardisation_change(store.modalities[name], facts) for name, facts in trained.modalities.items()}
+    for name in chosen:
+        store.split(name)  # an unknown one is refused before a model is loaded
+    digests = {name: store.manifest.splits[name]["sha256"] for name in chosen}
+    changes = standardisation_changes(store.modalities, trained.modalities)
 
     def rows() -> Iterator[Row]:
         number = 0
         for name in chosen:
-            for item in store.split(name):  # type: ignore[attr-defined]
+            split_rows = store.split(name)
+            for index in range(len(split_rows)):
+                item = split_rows[index]
                 number += 1
-                features = {key: change[key](item[key]) for key in change}
+                features = {key: change(item[key]) for key, change in changes.items()}
                 yield Row(number, number, {"id": item["id"], "text": item["text"], **features})
 
-    notes = [note for name in change if (note := change[name].note.format(name=name))]
-    for name in chosen:
-        store.split(name)  # an unknown one is refused before a model is loaded
     return Input(path, rows, lambda: hashlib.sha256(json.dumps(digests).encode()).hexdigest(), True, notes)
-
-
-@dataclass(frozen=True)
-class StandardisationChange:
-    """From features that are standardised in one way to the same features standardised in another.
-
-    Args:
-        given: standardisation that they have; None: raw.
-        wanted: the one they shall have; None: raw.
-
-    Attributes:
-        note: what the user should know, with ``{name}`` for the modality; empty where nothing changes.
-    """
-
-    given: Mapping[str, Any] | None
-    wanted: Mapping[str, Any] | None
-
-    @property
-    def note(self) -> str:
-        if self.given == self.wanted:
-            return ""
-        return (
-            "{name} was standardised by these data's own training split and is now by the adapter's; what that "
-            "clipped or left out as constant is lost"
-        )
-
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """``frames`` [t x d] in the other standardisation, float32."""
-        if self.given == self.wanted or not len(frames):
-            return frames
-        raw = frames.astype(np.float64)
-        if self.given is not None:
-            raw = raw * np.asarray(self.given["std"]) + np.asarray(self.given["mean"])
-        if self.wanted is None:
-            return raw.astype(np.float32)
-        return standardise(raw, self.wanted)[0]
-
-
-def standardisation_change(given: Mapping[str, Any], trained: Any) -> StandardisationChange:
-    """What is to be done to features of prepared data (a modality's facts in its store) for a model (its facts)."""
-    return StandardisationChange(given.get("standardisation"), trained.standardisation)

@@ -38,8 +38,10 @@ class Manifest:
         settings: what the preparation was asked for: case, clip, modalities, frame_rates (Hz).
         splits: split -> rows, sha256 of its content, labels (min, max, mean, negative, neutral, positive), words
             (median, max, empty).
-        modalities: name -> dim, frame_rate (Hz, None = unknown), features (kind, source, fingerprint), standardisation
-            (mean, std, clip, constant), frames (median, max, total), absent (split -> rows), cleaned (split -> counts).
+        modalities: name -> dim, frame_rate (Hz, None = unknown), features (what was computed: encoder, layer, ...; kind
+            "precomputed" where that is unknown), provenance (source, sha256: where they came from, which is no part of
+            what they are), standardisation (mean, std, clip, constant), frames (median, max, total), absent (split ->
+            rows), cleaned (split -> counts).
         labels: range of the data set's rule, and min and max found.
         text: case, words (median, max, empty) over all splits.
         notes: what was odd, one sentence each.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from deepmlf_llm.data.corpus import (
     length_statistics,
 )
 from deepmlf_llm.data.dataset import PolarityDataset
+from deepmlf_llm.data.facts import PRECOMPUTED
 from deepmlf_llm.data.manifest import Manifest
 from deepmlf_llm.data.ragged import Ragged
 from deepmlf_llm.data.sources import open_source
@@ -181,15 +181,11 @@ def _prepare_modality(
         _, counts = standardise(ragged.values, standardisation, out=ragged.values)
         cleaned[split] = counts.to_dict()
         features[split][name] = ragged
-    identity = f"precomputed {corpus.source['sha256']} {name} {dim}"
     return {
         "dim": dim,
         "frame_rate": float(settings.frame_rates[name]) if name in settings.frame_rates else None,
-        "features": {
-            "kind": "precomputed",
-            "source": corpus.source["name"],
-            "fingerprint": hashlib.sha256(identity.encode()).hexdigest()[:16],
-        },
+        "features": {"kind": PRECOMPUTED},
+        "provenance": {"source": corpus.source["name"], "sha256": corpus.source["sha256"]},
         "standardisation": standardisation.to_dict(),
         "frames": length_statistics({split: ragged.lengths for split, ragged in raw.items()}),
         "absent": {split: int((ragged.lengths == 0).sum()) for split, ragged in raw.items()},

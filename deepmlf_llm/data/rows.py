@@ -87,7 +87,7 @@ def check_row_file(path: Path) -> list[Row]:
     if path.suffix != ".parquet" and not any(row.error is None for row in first):
         with path.open("rb") as file:
             start = file.read(512).lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0")
-        if start.startswith(b"[") or (start.startswith(b"{") and len(first) > 1):
+        if start.startswith(b"[") or start.split(b"\n", 1)[0].strip() == b"{":
             raise DataError(
                 f"{path}: JSON over many lines, expected JSON Lines, one object a line: jq -c '.[]' FILE writes that "
                 "from a list of objects, jq -c . FILE from one object after the other"

@@ -14,8 +14,8 @@ from deepmlf_llm.files import directory_aside
 if TYPE_CHECKING:
     from deepmlf_llm.data.dataset import PolarityDataset
 
-FACTS = ("dim", "frame_rate", "features", "standardisation")
-"""What a model must remember of a modality, and a prediction must match."""
+FACTS = ("dim", "frame_rate", "features", "standardisation", "provenance")
+"""What a model remembers of a modality; all but the provenance must be matched by a prediction."""
 
 
 class DataStore:
@@ -24,14 +24,14 @@ class DataStore:
     Attributes:
         directory: where it lies.
         manifest: what it says about itself.
-        modalities: name -> dim, frame_rate, features, standardisation: what travels with a model.
+        modalities: name -> dim, frame_rate, features, standardisation, provenance: what travels with a model.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
         self.modalities: dict[str, dict[str, Any]] = {
-            name: {fact: facts[fact] for fact in FACTS} for name, facts in manifest.modalities.items()
+            name: {fact: facts[fact] for fact in FACTS if fact in facts} for name, facts in manifest.modalities.items()
         }
         self._loaded: dict[str, PolarityDataset] = {}
 

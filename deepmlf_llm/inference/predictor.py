@@ -19,7 +19,7 @@ from deepmlf_llm.backbones.text_store import MemoryStore
 from deepmlf_llm.backbones.vocabulary import check_ids, check_tokenizer, embedding_rows
 from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, most_characters, token_ids
-from deepmlf_llm.data.facts import feature_problems
+from deepmlf_llm.data.facts import FeatureRecipe, feature_problems, provenance_of
 from deepmlf_llm.data.frames import frames_of_width
 from deepmlf_llm.data.text import normalise_text
 from deepmlf_llm.errors import ConfigError, DataError, suggest
@@ -86,7 +86,7 @@ class SentimentPredictor:
 
         Args:
             directory: of the adapter or the merged model, or its hub id.
-            base: the base model; default: the one the adapter names.
+            base: the base model, or its name or path; default: the one the adapter names.
             dtype, quantization: of a base that is loaded here; ``"trained"``: what the adapter was trained on.
             device: default: CUDA where there is one.
             batch_size: utterances a batch.
@@ -103,7 +103,7 @@ class SentimentPredictor:
         model: Any = DeepMLFModel.from_pretrained(directory, base=base, dtype=dtype, quantization=quantization)
         if not is_quantised(model.get_base_model()):  # those are where they were loaded
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        tokenizer = tokenizer_beside(directory, model.deepmlf_config)
+        tokenizer = tokenizer_beside(directory, model.deepmlf_config, model.get_base_model())
         check_tokenizer(tokenizer, embedding_rows(model.get_base_model()), str(directory))
         if compile:
             model.get_base_model().get_decoder().compile(dynamic=True)
@@ -175,7 +175,7 @@ class SentimentPredictor:
 
     def _frames(self, name: str, frames: Any, standardised: bool) -> np.ndarray:
         facts = self.config.modalities[name]
-        array = frames_of_width(name, frames, facts.dim, _made_by(facts.features))
+        array = frames_of_width(name, frames, facts.dim, _made_by(facts))
         if facts.standardisation is not None and not standardised:
             array, _ = standardise(array, facts.standardisation)
         elif not np.isfinite(array).all():
@@ -226,7 +226,7 @@ def _find_compiler() -> None:
         )
 
 
-def _made_by(features: Mapping[str, Any]) -> str:
-    """How the training features were made, for an error message."""
-    source = features.get("source") or features.get("kind")
-    return f" (features: {source})" if source else ""
+def _made_by(facts: Any) -> str:
+    """What the training features were, for an error message."""
+    told = FeatureRecipe.of(facts).describe() or provenance_of(facts).get("source")
+    return f" (features: {told})" if told else ""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub
 from deepmlf_llm.adapters.card import merged_card
+from deepmlf_llm.adapters.compatibility import base_and_revision
 from deepmlf_llm.adapters.listing import check_listed, list_files, listed_names
 from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantisation_of
 from deepmlf_llm.backbones.shape import base_model_shape
@@ -110,7 +111,7 @@ class MergedDeepMLF(FusedModel, nn.Module):
             tensors = {name: tensor.contiguous() for name, tensor in self.stack.state_dict().items()}
             save_file(tensors, fusion / files.WEIGHTS, {"format": "pt"})
             (fusion / files.CONFIG).write_text(self.config.to_json(), encoding="utf-8")
-            files.seal(fusion, files.package_versions())
+            files.seal(fusion, files.package_versions(), Path(directory) / FUSION)
             files.check_tensors(files.read_adapter(fusion)[1], tensors, directory)
             if report is not None:
                 (fusion / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -157,11 +158,23 @@ class MergedDeepMLF(FusedModel, nn.Module):
         return cls(lm, stack, config)
 
 
-def tokenizer_beside(directory: str | Path, config: DeepMLFConfig) -> Any:
-    """The tokenizer of an adapter (its base's) or of a merged directory (its own, where it was saved with one)."""
+def tokenizer_beside(directory: str | Path, config: DeepMLFConfig, base: Any = None) -> Any:
+    """The tokenizer beside an adapter or in a merged directory, where there is one, else that of the base model.
+
+    Args:
+        directory: of the adapter, or the merged one.
+        config: of it.
+        base: the base model that is used; default: the one that the adapter names.
+
+    Raises:
+        AdapterError: there is none beside, and the base that is named is not there.
+        BaseModelError: the base has none.
+    """
     if (Path(directory) / "tokenizer_config.json").is_file():
         return load_tokenizer(str(directory))
-    return load_tokenizer(config.base_model_name_or_path, config.revision)
+    used = None if MergedDeepMLF.is_saved_in(directory) else getattr(base, "name_or_path", None)
+    name, revision = base_and_revision(config, directory, used or None)
+    return load_tokenizer(name, revision)
 
 
 def read_settings(directory: str | Path) -> DeepMLFConfig:

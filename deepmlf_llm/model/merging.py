@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters.hub import local_directory
-from deepmlf_llm.backbones import QUANTIZATIONS, cpu_or_cuda_dtype, is_quantised, load_base_model, load_tokenizer
+from deepmlf_llm.backbones import QUANTIZATIONS, cpu_or_cuda_dtype, is_quantised, load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError
-from deepmlf_llm.model.merged import MergedDeepMLF
+from deepmlf_llm.model.merged import MergedDeepMLF, tokenizer_beside
 from deepmlf_llm.model.peft_model import DeepMLFModel
 
 BASES = (None, "dequantized", "16bit")
@@ -42,6 +42,7 @@ def merge_adapter(
     dtype: str = "auto",
     base: str | None = None,
     requantize: str | None = None,
+    base_model: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Merges, saves, loads what was saved, and compares its predictions with the adapter's on the base of its training.
 
@@ -53,6 +54,7 @@ def merge_adapter(
             predictions; ``"16bit"``: into the original weights. Default: ``"dequantized"`` for an adapter that was
             trained on a quantised base; the two are the same for any other.
         requantize: quantise the merged LM again (``"nf4"``, ``"fp4"``, ``"int8"``), for what that costs in accuracy.
+        base_model: hub id or path of the base model; default: the one that the adapter names.
 
     Returns:
         What was compared -> largest and mean absolute difference of polarities on a probe batch. The card says it too.
@@ -68,30 +70,31 @@ def merge_adapter(
     directory = local_directory(adapter)
     if MergedDeepMLF.is_saved_in(directory):
         raise AdapterError(f"{adapter}: a merged model already")
-    trained: Any = DeepMLFModel.from_pretrained(directory, dtype=dtype)
+    trained: Any = DeepMLFModel.from_pretrained(directory, base=base_model, dtype=dtype)
     batch = probe_batch(trained.deepmlf_config, trained.get_base_model().config.get_text_config().vocab_size)
     expected = polarities(trained, batch)
     trained_on = trained.deepmlf_config.base_quantization
     if is_quantised(trained.get_base_model()):
-        trained = _on_unquantised_base(trained, directory, dtype, base or "dequantized")
+        trained = _on_unquantised_base(trained, directory, dtype, base or "dequantized", base_model)
+    tokenizer = tokenizer_beside(directory, trained.deepmlf_config, trained.get_base_model())
     merged = trained.merge_and_unload()
     before = "adapter" if trained_on in (None, "none") else f"adapter on {trained_on}"
     report = {f"{before}, merged": difference(expected, polarities(merged, batch))}
     if requantize is not None:
         merged = _requantised(merged, requantize, dtype)
         report[f"{before}, merged and in {requantize} again"] = difference(expected, polarities(merged, batch))
-    config = merged.deepmlf_config
-    tokenizer = load_tokenizer(config.base_model_name_or_path, config.revision)
     merged.save_pretrained(output, tokenizer, report)
     saved = MergedDeepMLF.from_pretrained(output, dtype=dtype)
     return report | {f"{before}, what was saved": difference(expected, polarities(saved, batch))}
 
 
-def _on_unquantised_base(trained: DeepMLFModel, directory: Path, dtype: str, base: str) -> DeepMLFModel:
+def _on_unquantised_base(
+    trained: DeepMLFModel, directory: Path, dtype: str, base: str, base_model: str | None
+) -> DeepMLFModel:
     """The adapter on weights that a sum can be put into."""
     name, revision = trained.deepmlf_config.base_model_name_or_path, trained.deepmlf_config.revision
     if base == "16bit":
-        model: Any = DeepMLFModel.from_pretrained(directory, quantization="none", dtype=dtype)
+        model: Any = DeepMLFModel.from_pretrained(directory, base=base_model, quantization="none", dtype=dtype)
         return model
     lm: Any = trained.eject()
     lm = lm.dequantize().to(cpu_or_cuda_dtype(dtype))

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub, lora
 from deepmlf_llm.adapters.card import adapter_card
-from deepmlf_llm.adapters.compatibility import adapter_tensors, as_deep_as_trained, check_fit, named_base, trained_kind
+from deepmlf_llm.adapters.compatibility import (
+    adapter_tensors,
+    as_deep_as_trained,
+    base_and_revision,
+    check_fit,
+    trained_kind,
+)
 from deepmlf_llm.backbones import is_quantised, load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
@@ -129,7 +135,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
                 for path in list((aside / name).iterdir()):
                     path.rename(aside / path.name)
                 (aside / name).rmdir()
-            files.seal(aside, files.package_versions())
+            files.seal(aside, files.package_versions(), directory)
             _, written = files.read_adapter(aside)
             files.check_tensors(written, adapter_tensors(self, name), save_directory)
             if config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name):
@@ -150,7 +156,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
     def from_pretrained(
         cls,
         directory: str | Path,
-        base: nn.Module | None = None,
+        base: nn.Module | str | Path | None = None,
         is_trainable: bool = False,
         quantization: str = "trained",
         dtype: str = "auto",
@@ -161,7 +167,7 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
 
         Args:
             directory: of the adapter, or its hub id; or of a merged model, which is then what comes back.
-            base: the base model; default: found by the name and revision that the adapter gives.
+            base: the base model, or its name or path; default: found by the name and revision that the adapter gives.
             is_trainable: go on training (else frozen, in eval mode).
             quantization, dtype, attn_implementation: of a base that is loaded here. ``quantization="trained"``: what
                 the adapter was trained on; the others as for :func:`~deepmlf_llm.backbones.load_base_model`.
@@ -176,13 +182,20 @@ class DeepMLFModel(FusedModel, PeftModelForCausalLM):
                 raise AdapterError(f"{directory}: a merged model: it has its base inside, and is not trained further")
             return MergedDeepMLF.from_pretrained(directory, quantization, dtype, attn_implementation)
         config, tensors = files.read_adapter(directory)
-        check_fit(config, tensors, base, directory)
-        if base is None:
-            base = load_base_for(config, directory, quantization, dtype, attn_implementation)
-            files.check_base(config, base, directory)
+        lm: Any = base
+        if base is None or isinstance(base, (str, Path)):
+            name = None if base is None else str(base)
+            check_fit(config, tensors, None, directory, name)
+            lm = load_base_for(config, directory, quantization, dtype, attn_implementation, name)
+            files.check_base(config, lm, directory)
+        else:
+            check_fit(config, tensors, base, directory)
+        used = getattr(lm, "name_or_path", None)
+        if used and used != config.base_model_name_or_path:  # what is saved from here names the base that it is on
+            config.base_model_name_or_path, config.base_model_relative, config.revision = used, None, None
         config.inference_mode = not is_trainable
         try:
-            model = cls(base, config)
+            model = cls(lm, config)
         except DeepMLFError as error:
             raise AdapterError(f"{directory}: {error}") from error
         try:
@@ -253,18 +266,20 @@ def load_base_for(
     quantization: str = "trained",
     dtype: str = "auto",
     attn_implementation: str = "auto",
+    name: str | None = None,
 ) -> Any:
-    """The base model that an adapter names, with as many layers as it had in training.
+    """The base model that an adapter names, or another, with as many layers as it had in training.
 
     Args:
         config: of the adapter.
-        source: of the config, for messages.
+        source: directory of the adapter.
         quantization, dtype, attn_implementation: as for :meth:`DeepMLFModel.from_pretrained`.
+        name: of another base than the one it names.
 
     Raises:
         AdapterError: the adapter names none.
         BaseModelError: it cannot be found, or not be loaded so.
     """
-    name = named_base(config, source)
+    base, revision = base_and_revision(config, source, name)
     kind = trained_kind(config, quantization)
-    return as_deep_as_trained(load_base_model(name, kind, dtype, attn_implementation, config.revision), config)
+    return as_deep_as_trained(load_base_model(base, kind, dtype, attn_implementation, revision), config)

@@ -31,6 +31,7 @@ _FROM_PEFT = {
 _RECORDED = {
     "schema_version",
     "base_fingerprint",
+    "base_model_relative",
     "base_quantization",
     "package_versions",
     "weights_sha256",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.adapters.card import add_results
 from deepmlf_llm.backbones.vocabulary import check_ids, embedding_rows
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
@@ -227,10 +228,8 @@ class _Run:
         self._check_best(trainer, validation["metrics"])
         test = split_metrics(trainer.evaluate(splits["test"], metric_key_prefix="test"), "test")
         trainer.save_model(str(self.directory.adapter_aside))
-        if self.launch.is_main:
-            self.directory.publish_adapter()
         used = {name: {"utterances": len(split), "truncated": split.truncated} for name, split in splits.items()}
-        return {
+        result = {
             "status": "finished",
             "config": self.settings.to_dict(),
             "seed": trainer.args.seed,
@@ -241,6 +240,10 @@ class _Run:
             "base_model": {"name": self.base_name, **(trainer.model.deepmlf_config.base_fingerprint or {})},
             "environment": environment(),
         }
+        if self.launch.is_main:
+            add_results(self.directory.adapter_aside, result)
+            self.directory.publish_adapter()
+        return result
 
     def _train_facts(self, trainer: Any, output: Any, began: float) -> dict[str, Any]:
         from deepmlf_llm.training.callbacks import gate_values

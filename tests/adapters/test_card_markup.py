@@ -32,4 +32,4 @@ def test_a_card_says_what_settings_bring_in_and_nothing_more(kind):
     assert not [
         token for token in [*tokens, *inline] if token.type in ("html_block", "html_inline", "link_open", "image")
     ]
-    assert len([token for token in tokens if token.type == "td_open"]) == (4 if kind == "adapter" else 7)
+    assert len([token for token in tokens if token.type == "td_open"]) == (5 if kind == "adapter" else 8)

@@ -275,7 +275,7 @@ def says_the_same(raw, expected):
         return False
     if not isinstance(found, dict):
         return False
-    free, expected = {"base_model_name_or_path", "revision"}, json.loads(expected)
+    free, expected = {"base_model_name_or_path", "base_model_relative", "revision"}, json.loads(expected)
     return found.keys() == expected.keys() and all(found[key] == expected[key] for key in expected.keys() - free)
 
 

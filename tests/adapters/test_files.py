@@ -124,7 +124,7 @@ def rewritten(directory, change):
     tensors = load_file(directory / files.WEIGHTS)
     change(tensors)
     save_file(tensors, directory / files.WEIGHTS)
-    files.seal(directory, {})
+    files.seal(directory, {}, directory)
 
 
 def swap(tensors):

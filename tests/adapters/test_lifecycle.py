@@ -148,7 +148,7 @@ def altered(directory, change):
     tensors = load_file(directory / files.WEIGHTS)
     change(tensors)
     save_file(tensors, directory / files.WEIGHTS)
-    files.seal(directory, {})
+    files.seal(directory, {}, directory)
 
 
 @pytest.mark.parametrize("name", ["beside", "default"])

@@ -17,7 +17,7 @@ from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 
-LOCATION = {"base_model_name_or_path", "revision"}
+LOCATION = {"base_model_name_or_path", "base_model_relative", "revision"}
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just([]) | st.just({})
 
 

@@ -191,7 +191,8 @@ WRONG = [
 """What a YAML file can hold and almost no setting takes."""
 GOOD_ANYWAY = {
     "r": (), "num_fusion_tokens": (), "ffw_lora_alpha": (), "dequantize_copy": (True,), "modalities": ({},),
-    "modalities.audio.features": ({}, {"a": 1}), "text.template": (), "package_versions": ({}, {"a": 1}),
+    "modalities.audio.features": ({}, {"a": 1}), "modalities.audio.provenance": ({}, {"a": 1}),
+    "base_model_relative": ("nonsense: [",), "text.template": (), "package_versions": ({}, {"a": 1}),
     "weights_sha256": ("nonsense: [",), "settings_sha256": ("nonsense: [",),
     "av_encoder": ({},), "objective": ({},), "seqaug": ({},), "text": ({},),
     **{f"seqaug.{name}": () for name in ("p_apply", "p_feat")},

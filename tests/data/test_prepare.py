@@ -75,9 +75,8 @@ def test_manifest_says_it_all(write_pickle, tree, tmp_path):
     assert audio["absent"] == {"train": 0, "valid": 1, "test": 0}
     assert audio["cleaned"]["train"] == {"nan": 1, "positive_inf": 1, "negative_inf": 1, "clipped": 0}
     assert vision["cleaned"]["test"]["nan"] == 0
-    assert audio["features"]["kind"] == "precomputed"
-    assert audio["features"]["source"] == "source.pkl"
-    assert audio["features"]["fingerprint"] != vision["features"]["fingerprint"]
+    assert audio["features"] == {"kind": "precomputed"}
+    assert audio["provenance"] == {"source": "source.pkl", "sha256": manifest.source["sha256"]}
     lengths = [length for split in tree.values() for length in split["audio_lengths"] if length]
     assert audio["frames"] == {"median": np.median(lengths), "max": max(lengths), "total": sum(lengths)}
     assert manifest.labels == {"range": [-3.0, 3.0], "min": -3.0, "max": 3.0}

@@ -23,6 +23,7 @@ class Echo:
 
     class config:  # stands for DeepMLFConfig
         modalities: ClassVar = {"audio": None}
+        dataset = "mosi"
 
     def __init__(self):
         self.seen = []
@@ -314,8 +315,8 @@ def test_what_is_not_read_is_told_once(tmp_path, capsys):
         "not read, because they are no id, text, label, audio: 'speaker', 'take', 'Audio' (did you mean 'audio'?)",
         "35 rows repeat the id of another row",
     ]
-    report = predict_file(Echo(), write(tmp_path / "in.jsonl", ["x"] * 70), tmp_path / "bad.jsonl")
-    assert report.notes == ["20 more bad rows, each with its error in the output"]
+    report = predict_file(Echo(), write(tmp_path / "in.jsonl", [rows[0], *["x"] * 70]), tmp_path / "bad.jsonl")
+    assert report.notes[0] == "20 more bad rows, each with its error in the output"
     assert capsys.readouterr().err.count("\n") == 50
 
 
@@ -340,7 +341,8 @@ def test_files_that_are_no_rows_are_refused_whole(tmp_path):
         "list on a line.jsonl": (b'[{"text": "x"}]', "JSON over many lines, .* jq"),
         "junk.parquet": (b"PAR1 and no more", "no Parquet file"),
         "empty.parquet": (b"", "no Parquet file"),
-        "in.csv": (b"id,text", "expected a file ending in .jsonl"),
+        "in.csv": (b"id,text", "in.csv: is text"),
+        "page.jsonl": (b"<html>404</html>", "web page"),
     }
     for name, (content, message) in cases.items():
         path = tmp_path / name
@@ -348,7 +350,7 @@ def test_files_that_are_no_rows_are_refused_whole(tmp_path):
         with pytest.raises(DataError, match=message):
             predict_file(Echo(), path, tmp_path / "out.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match="expected a file"):
+    with pytest.raises(DataError, match=r"no label.csv in this folder"):
         predict_file(Echo(), tmp_path / "folder.jsonl", tmp_path / "out.jsonl")
     assert not list(tmp_path.glob("out*"))
 

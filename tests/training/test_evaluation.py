@@ -2,15 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from deepmlf_llm.config.method import ModalityConfig
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.data.demo import embedded_dataset
+from deepmlf_llm.data.labelled import check_prepared
+from deepmlf_llm.data.store import open_store
 from deepmlf_llm.errors import DataError
-from deepmlf_llm.training.evaluation import check_features, evaluate_adapter
+from deepmlf_llm.training.evaluation import evaluate_adapter
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 
@@ -30,17 +30,15 @@ def test_an_adapter_on_disk_gives_the_metrics_of_its_run(
         evaluate_adapter(tmp_path / "run" / "adapter", data, "tset")
 
 
-def test_features_that_differ_are_refused_together() -> None:
-    def facts(**changes: Any) -> dict[str, Any]:
-        return {"dim": 5, "frame_rate": None, "features": {"kind": "a"}, "standardisation": {"mean": [0]}, **changes}
-
-    trained = {name: ModalityConfig(**facts()) for name in ("audio", "vision")}
-    config = SimpleNamespace(modalities=trained, dataset="mosi")
-    same = {"audio": facts(), "vision": facts(), "other": facts(dim=1)}
-    assert check_features(config, same, "mosi") == []
-    notes = check_features(config, {**same, "audio": facts(standardisation={"mean": [1]})}, "mosi")
-    assert notes == ["'audio' is standardised by these data's own training split, not by the adapter's"]
+def test_features_that_differ_are_refused_together(tmp_path: Path) -> None:
+    store = open_store(embedded_dataset(tmp_path, sizes=(8, 4, 4)))
+    facts = {**store.modalities, "smell": {"dim": 3}}
+    facts["audio"] = {**facts["audio"], "dim": 7, "features": {"kind": "b"}}
+    store.modalities["audio"]["features"] = {"kind": "a"}
+    trained = DeepMLFConfig(
+        modalities={n: {k: v for k, v in f.items() if k != "standardisation"} for n, f in facts.items()}, dataset="sims"
+    )
     with pytest.raises(DataError) as caught:
-        check_features(config, {"audio": facts(dim=6, features={"kind": "b"})}, "sims")
-    for part in ("labels of 'sims'", "'audio' has 6 dimensions, expected 5", "another feature recipe", "no 'vision'"):
+        check_prepared(store, trained)
+    for part in ("labels of 'mosi'", "'audio' has 16 dimensions, expected 7", "another feature recipe", "no 'smell'"):
         assert part in str(caught.value)

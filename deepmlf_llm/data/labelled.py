@@ -1,0 +1,116 @@
+"""One split of any labelled data as a trained model reads it: prepared data, or any source the field exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepmlf_llm.data.dataset import PolarityDataset
+from deepmlf_llm.data.facts import feature_problems
+from deepmlf_llm.data.manifest import FILE_NAME
+from deepmlf_llm.data.prepare import split_as_trained
+from deepmlf_llm.data.ragged import Ragged
+from deepmlf_llm.data.restandardise import standardisation_changes
+from deepmlf_llm.data.sources import open_source
+from deepmlf_llm.data.store import DataStore, open_store
+from deepmlf_llm.errors import DataError, Problems, suggest
+
+DEFAULT_SPLIT = "test"
+
+
+@dataclass
+class LabelledSplit:
+    """Utterances to measure a model on.
+
+    Attributes:
+        name: of the split: "train", "valid" or "test".
+        rows: standardised as the model's training data were.
+        facts: name and sha256 of what it comes from.
+        notes: what the user should know, one sentence each.
+    """
+
+    name: str
+    rows: PolarityDataset
+    facts: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def open_labelled(
+    path: Path, trained: Any, split: str | None = None, rename: Mapping[str, str] | None = None
+) -> LabelledSplit:
+    """Opens one split of labelled data.
+
+    Args:
+        path: directory of prepared data, or any source of :mod:`deepmlf_llm.data.sources`, whole or test only.
+        trained: settings of the model (``modalities``, ``dataset``, ``text``).
+        split: which; default: "test", or the only one there is.
+        rename: name in a source -> name of the modality.
+
+    Raises:
+        DataError: nothing there, no such split, labels of another rule or none, or features that the model was not
+            trained on.
+    """
+    if not path.exists():
+        raise DataError(f"--data {path}: no such file or folder")
+    if (path / FILE_NAME).is_file():
+        if rename:
+            raise DataError(f"--rename: {path} is prepared; a modality is renamed when data are prepared")
+        return _prepared(open_store(path), trained, split)
+    corpus = open_source(path, trained.dataset, modalities=list(trained.modalities), rename=rename)
+    name = choose_split(corpus.splits, split, str(path))
+    rows = split_as_trained(corpus, name, trained.modalities, trained.text.case)
+    facts = {"name": path.resolve().name, "sha256": rows.fingerprint(), "source": corpus.source}
+    return LabelledSplit(name, rows, facts, corpus.notes)
+
+
+def choose_split(splits: Iterable[str], wanted: str | None, where: str) -> str:
+    """``wanted``; without it "test", or the only split there is.
+
+    Raises:
+        DataError: there is no such split, or several without a test split among them.
+    """
+    there = list(splits)
+    if wanted is None and len(there) == 1:
+        return there[0]
+    name = wanted or DEFAULT_SPLIT
+    if name not in there:
+        raise DataError(f"{where}: no split {name!r}{suggest(name, there)}; it has {', '.join(there)}")
+    return name
+
+
+def check_prepared(store: DataStore, trained: Any) -> list[str]:
+    """Whether prepared data are of the kind that a model was trained on.
+
+    Returns:
+        What differs without harm, in sentences.
+
+    Raises:
+        DataError: a modality is missing, has another dimension or was made in another way, or the label rule differs.
+    """
+    problems = Problems(DataError, f"{store.directory}: these data do not fit the adapter")
+    rule = store.manifest.dataset
+    problems.check(rule == trained.dataset, f"labels of {rule!r}, the adapter predicts those of {trained.dataset!r}")
+    problems.messages += feature_problems(trained.modalities, store.modalities)
+    problems.raise_if_any()
+    notes = [change.note for change in standardisation_changes(store.modalities, trained.modalities).values()]
+    case = store.manifest.text["case"]
+    if case != trained.text.case:
+        notes.append(f"transcripts were prepared in case {case!r}, the adapter was trained on {trained.text.case!r}")
+    return [note for note in notes if note]
+
+
+def _prepared(store: DataStore, trained: Any, split: str | None) -> LabelledSplit:
+    name = choose_split(store.manifest.splits, split, str(store.directory))
+    notes = check_prepared(store, trained)
+    rows = store.split(name)
+    changes = standardisation_changes(store.modalities, trained.modalities)
+    features = {
+        modality: Ragged(change(rows.features[modality].values), rows.features[modality].offsets)
+        for modality, change in changes.items()
+    }
+    facts = {"name": store.directory.name, "sha256": store.manifest.splits[name]["sha256"]}
+    return LabelledSplit(
+        name, PolarityDataset(rows.ids, rows.texts, rows.labels, features, rows.unimodal), facts, notes
+    )
