@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from deepmlf_llm import shipped
-from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.extras import installed, require
 from deepmlf_llm.reading import read_json
-from deepmlf_llm.training.launch import on_terminal
+from deepmlf_llm.training.deepspeed_schema import AUTO, contradictions, schema_problems
+from deepmlf_llm.training.launch import detect, on_terminal
 from deepmlf_llm.training.settings import RunSettings
 
 HIGHER_IS_BETTER = ("corr", "acc", "f1")
@@ -38,20 +39,39 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         raise ConfigError(f"--ds {path}: is no JSON ({error})") from None
     if not isinstance(config, dict) or "zero_optimization" not in config:
         raise ConfigError(f"--ds {path}: has no section zero_optimization{shipped.hint(shipped.DEEPSPEED, path)}")
-    for section in ("optimizer", "scheduler"):
-        if section in config:
-            raise ConfigError(
-                f"--ds {path}: remove its section {section!r}: each group of weights has its own learning rate here"
-            )
+    problems = Problems(ConfigError, f"--ds {path}")
+    problems.messages.extend(schema_problems(config))
+    problems.raise_if_any()  # the rest looks into sections
+    problems.messages.extend(
+        contradictions(config, _batch(settings), settings.trainer_values()["max_grad_norm"], uses_bf16(settings))
+    )
     stage = zero_stage(config)
-    if stage == 3 and settings.text_cache != "none":
-        raise ConfigError(
-            f"text_cache={settings.text_cache!r} needs the whole frozen LM in each process, ZeRO-3 splits it: use "
-            "--ds zero2"
-        )
-    if settings.quantization == "int8" and (stage == 3 or not torch.cuda.is_available()):
-        raise ConfigError("quantization='int8' works under DeepSpeed on CUDA with ZeRO 1 or 2 only: use nf4")
-    return config
+    problems.check(
+        stage != 3 or settings.text_cache == "none",
+        f"text_cache={settings.text_cache!r} needs the whole frozen LM in each process, ZeRO-3 splits it: use "
+        "--ds zero2",
+    )
+    problems.check(
+        settings.quantization != "int8" or (stage != 3 and torch.cuda.is_available()),
+        "quantization='int8' works under DeepSpeed on CUDA with ZeRO 1 or 2 only: use nf4",
+    )
+    problems.raise_if_any()
+    # What is left out is the run's to say; DeepSpeed's own defaults would contradict it.
+    return {**dict.fromkeys((*_batch(settings), "gradient_clipping"), AUTO), **config}
+
+
+def _batch(settings: RunSettings) -> dict[str, tuple[int, str]]:
+    """DeepSpeed's batch keys -> (what the settings make of it, how)."""
+    processes = detect().processes
+    per_device, accumulated = settings.resolve_batch(processes)
+    return {
+        "train_micro_batch_size_per_gpu": (per_device, f"a step of {settings.batch_size} utterances"),
+        "gradient_accumulation_steps": (accumulated, f"gradient_accumulation_steps={accumulated}"),
+        "train_batch_size": (
+            per_device * accumulated * processes,
+            f"{per_device} utterances x {accumulated} batches x {processes} processes",
+        ),
+    }
 
 
 def zero_stage(config: dict[str, Any] | None) -> int:
