@@ -144,11 +144,11 @@ def read_csd_folder(directory: Path, reading: Reading) -> Corpus:
 def _sequences(path: Path, file: Any) -> Iterator[Computational]:
     found = False
     for name, root in groups(file, str(path)).items():
-        if "data" not in root:
+        parts = groups(root, f"{path}: {name}")
+        if "data" not in parts:
             continue
         found = True
-        videos = groups(root, f"{path}: {name}").get("data", {})
-        videos = groups(videos, f"{path}: {name}/data")
+        videos = groups(parts["data"], f"{path}: {name}/data")
         if not videos:
             raise DataError(f"{path}: {name} holds no video")
         first = read_array(next(iter(videos.values())), "features", f"{path}: {name}, {next(iter(videos))!r}")

@@ -38,6 +38,17 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         yield file
 
 
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turns whatever HDF5 says of damaged bytes into one error."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a damaged tree, heap or chunk, or a filter that is not there
+        raise DataError(f"{what} cannot be read, or is damaged ({error}); download or copy the file again") from None
+
+
 def child(parent: Any, name: str, where: str) -> Any:
     """A member of a group.
 
@@ -45,18 +56,20 @@ def child(parent: Any, name: str, where: str) -> Any:
         DataError: it is not there, cannot be read, or is a link into another file.
     """
     h5py = require("h5py", "reading HDF5")
-    try:
+    with _readable(f"{where}: {name}"):
+        if name not in parent:
+            raise DataError(f"{where}: has no {name}")
         link = parent.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
             raise DataError(f"{where}: {name} is a link into another file ({link.filename}), which is not followed")
         return parent[name]
-    except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError(f"{where}: no {name}, or a damaged one ({error})") from None
 
 
 def groups(parent: Any, where: str) -> dict[str, Any]:
     """The members that are groups, by name."""
-    found = {name: child(parent, name, where) for name in parent}
+    with _readable(where):
+        names = list(parent)
+    found = {name: child(parent, name, where) for name in names}
     return {name: member for name, member in found.items() if hasattr(member, "keys")}
 
 
@@ -67,14 +80,12 @@ def read_array(parent: Any, name: str, where: str) -> np.ndarray:
         DataError: it is no data set, lies in other files, says that it is far larger than its file, or is damaged.
     """
     member = child(parent, name, where)
-    if not hasattr(member, "shape") or member.shape is None:
-        raise DataError(f"{where}: {name} is no array")
-    if member.external or member.is_virtual:
-        raise DataError(f"{where}: {name} lies in other files, which are not read")
-    stored, size = member.id.get_storage_size(), int(np.prod(member.shape, dtype=object)) * member.dtype.itemsize
-    if size > _FREE + _MOST_EXPANDED * stored:
-        raise DataError(f"{where}: {name} says it has {size} bytes, and the file holds {stored}")
-    try:
+    with _readable(f"{where}: {name}"):
+        if not hasattr(member, "shape") or member.shape is None:
+            raise DataError(f"{where}: {name} is no array")
+        if member.external or member.is_virtual:
+            raise DataError(f"{where}: {name} lies in other files, which are not read")
+        stored, size = member.id.get_storage_size(), int(np.prod(member.shape, dtype=object)) * member.dtype.itemsize
+        if size > _FREE + _MOST_EXPANDED * stored:
+            raise DataError(f"{where}: {name} says it has {size} bytes, and the file holds {stored}")
         return np.asarray(member[()])
-    except Exception as error:  # a damaged chunk or a filter that is not there
-        raise DataError(f"{where}: {name} cannot be read ({error})") from None

@@ -161,7 +161,7 @@ def _read_array(path: Path, folder: Path, digest: Any) -> np.ndarray:
     try:
         array = _from_zip(content) if kind.name == NPZ else np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header can fail in any way
-        told = f"{type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {error}"[:200]
         if "allow_pickle" in told:
             told = "an object array, which is a pickle: save the numbers, np.save(path, x.astype(np.float32))"
         raise DataError(f"{path}: no plain numpy array ({told})") from None

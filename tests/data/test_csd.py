@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ FAULTS = {
     "a video in two splits": (_splits('{"train": ["c"], "test": ["c"]}'), "'c' is in train and in test"),
     "splits of numbers": (_splits('{"train": [1]}'), "train is no list of ids"),
     "a pointer": (_bytes("facet.csd", b"version https://git-lfs.github.com/spec/v1\noid"), "a pointer of git LFS"),
-    "cut off": (_cut, "damaged or cut off|cannot be read|damaged one"),
+    "cut off": (_cut, "damaged or cut off|cannot be read, or is damaged"),
     "other HDF5": (lambda folder: h5py.File(folder / "facet.csd", "w").close(), "no computational sequence"),
     "intervals missing": (_csd("facet.csd", "FACET", np.ones((3, 2)), steps(2)), "intervals are float32 of shape"),
     "segments of NaN": (_csd("CMU_MOSI_Opinion_Labels.csd", "Labels", [[1.0]], [[0, np.nan]]), "before they begin, or"),
@@ -194,6 +195,18 @@ def test_faults_are_named(folder, fault):
     change(folder)
     with pytest.raises(DataError, match=message):
         open_source(folder, "mosi")
+
+
+def test_damaged_bytes_are_an_error_of_ours(folder):
+    path = folder / "covarep.csd"
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        content = bytearray(whole)
+        content[int(random.integers(len(content)))] ^= 1 << int(random.integers(8))
+        content[int(random.integers(3000))] = int(random.integers(256))
+        path.write_bytes(content)
+        with suppress(DataError):
+            open_source(folder, "mosi")
 
 
 def test_without_h5py_one_sentence_says_how_to_get_it(folder, monkeypatch):
