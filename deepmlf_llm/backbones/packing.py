@@ -62,6 +62,15 @@ class PackedRows:
         """Packed positions of the last ``count`` of each row [b x count]."""
         return self.offsets[1:, None].long() - count + torch.arange(count, device=self.offsets.device)
 
+    def take_last(self, hidden: Tensor, count: int) -> Tensor:
+        """The last ``count`` positions of each row, out of [1 x k x d]: [b x count x d]."""
+        return hidden[0, self.last(count)]
+
+    def put_last(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """[1 x k x d] with the last positions of each row replaced by ``last`` [b x count x d]."""
+        where = self.last(last.shape[1])
+        return hidden[0].index_copy(0, where.flatten(), last.flatten(0, 1))[None]
+
     def kernel_arguments(self) -> dict[str, Any]:
         """What transformers' flash attention, and :func:`varlen_attention`, want to know."""
         return {

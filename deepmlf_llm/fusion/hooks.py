@@ -6,7 +6,7 @@ changed: with every gate shut, the injected decoder is the base model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from deepmlf_llm.backbones import Decoder, PackedRows, is_quantised, run_layers
+from deepmlf_llm.backbones import Decoder, is_quantised, run_layers
 from deepmlf_llm.backbones.interface import layer_output, replace_layer_output
 from deepmlf_llm.errors import InjectionError
-from deepmlf_llm.modules import (
-    FusionStack,
-    MMBlock,
-)
+from deepmlf_llm.modules import FusionStack, MMBlock
+from deepmlf_llm.modules.mm_block import PADDED, Rows
 from deepmlf_llm.modules.precision import at_least_fp32
 
 # transformers 5.17 recomputes a layer with its hooks, later ones its bare forward.
@@ -40,31 +38,29 @@ class FusionState:
         key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)].
         context_mask: True where a frame is real [b x t].
         num_tokens: n; fusion tokens are the last n of the sequence.
-        rows: where the rows of a packed sequence lie; None: rows are padded.
+        rows: how rows lie in the LM's hidden states: padded, or one after the other.
     """
 
     blocks: dict[int, MMBlock]
     key_values: dict[int, Tensor]
     context_mask: Tensor
     num_tokens: int
-    rows: PackedRows | None = None
+    rows: Rows = PADDED
+
+    @property
+    def first(self) -> int:
+        """LM layer of the first MM Block."""
+        return min(self.blocks)
 
     def above(self, layer: int) -> FusionState:
         """For a pass in which MM Blocks up to ``layer``'s have run already."""
-        blocks = {index: block for index, block in self.blocks.items() if index > layer}
-        return FusionState(blocks, self.key_values, self.context_mask, self.num_tokens, self.rows)
+        return replace(self, blocks={index: block for index, block in self.blocks.items() if index > layer})
 
     def fuse(self, index: int, hidden: Tensor) -> Tensor:
         """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
-        block = self.blocks[index]
-        if self.rows is None:
-            return block(hidden, self.key_values[index], self.context_mask, self.num_tokens)
-        where = self.rows.last(self.num_tokens)  # [b x n]
-        tokens = block.read(hidden[0, where], self.key_values[index], self.context_mask)
-        if block.ffw_scope == "fusion":
-            tokens = block.feed_forward(tokens)
-        hidden = hidden[0].index_copy(0, where.flatten(), tokens.flatten(0, 1))[None]
-        return hidden if block.ffw_scope == "fusion" else block.feed_forward(hidden)
+        key_value = self.key_values[index]
+        fused: Tensor = self.blocks[index](hidden, key_value, self.context_mask, self.num_tokens, self.rows)
+        return fused
 
 
 class Injection:

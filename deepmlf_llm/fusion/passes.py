@@ -1,21 +1,23 @@
 """One forward pass of DeepMLF over a decoder: ``[text ; fusion tokens]`` in, polarity and losses out. Needs no PEFT.
 
 Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positions, the last real text token is at
-``-n - 1``, positions follow the mask. Three paths give the same numbers (tests hold them to tolerance):
+``-n - 1``, positions follow the mask. Three passes give the same numbers (tests hold them to tolerance);
+:func:`choose_pass` says which one an adapter, a kernel and a cache ask for:
 
-- ``whole``: everything through the decoder at once, MM Blocks in its hooks; without padding where the attention kernel
-  takes rows of different length (``attn_implementation="varlen"``, flash-attn). For LoRA on the LM, and for such a
-  kernel in joint scope, as long as no text is kept;
-- ``text once`` (``ffw_scope="fusion"``): the text alone without a graph, then the fusion tokens on its keys and values;
-- ``split`` (``ffw_scope="joint"``): the same below the first MM Block, then text and fusion tokens together.
+- :class:`Whole`: everything through the decoder at once, MM Blocks in its hooks; without padding where the attention
+  kernel takes rows of different length (``attn_implementation="varlen"``, flash-attn). For LoRA on the LM, and for such
+  a kernel in joint scope, as long as no text is kept;
+- :class:`TextOnce` (``ffw_scope="fusion"``): the text alone without a graph, then the fusion tokens on its keys and
+  values;
+- :class:`Split` (``ffw_scope="joint"``): the same below the first MM Block, then text and fusion tokens together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -62,13 +64,176 @@ class DeepMLFOutput(ModelOutput):
     av_polarity: Tensor | None = None
 
 
-@dataclass
-class _States:
+@dataclass(frozen=True)
+class States:
     """Final-norm states: fusion tokens [b x n x d], last text token [b x d], all text [b x l x d] where computed."""
 
     tokens: Tensor
     last_text: Tensor
     text: Tensor | None
+
+    @classmethod
+    def of_rows(cls, hidden: Tensor, n: int) -> States:
+        """From whole rows [b x (l + n) x d]."""
+        return cls(hidden[:, -n:], hidden[:, -n - 1], hidden[:, :-n])
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a batch: its embeddings, or what the frozen LM makes of them.
+
+    Args:
+        decoder: the frozen LM.
+        config: of the adapter.
+        input_ids, mask: left-padded [b x l].
+        cache: text streams that are kept, if any.
+        augmented: the text changes from pass to pass (in training, with SeqAug or noise on it).
+    """
+
+    decoder: Decoder
+    config: DeepMLFConfig
+    input_ids: Tensor
+    mask: Tensor
+    cache: TextCache | None
+    augmented: bool
+
+    def embeddings(self) -> Tensor:
+        """[b x l x d]"""
+        embeddings: Tensor = self.decoder.embeddings(self.input_ids)
+        if self.augmented:
+            aug = self.config.seqaug
+            embeddings = seqaug(embeddings, self.mask, aug.p_apply, aug.p_feat)
+            embeddings = torch.nn.functional.dropout(embeddings, aug.embedding_dropout)
+            embeddings = embeddings + aug.embedding_noise * torch.randn_like(embeddings)
+        return embeddings
+
+    def stream(self, depth: int | None) -> TextStream:
+        """Through the layers below ``depth`` (None: all), without a graph."""
+        # An adapter of another depth may have become active since the cache was made.
+        if self.cache is not None and self.cache.depth == depth and not self.augmented:
+            return self.cache.read(self.input_ids, self.mask)
+        return read_text(self.decoder, self.embeddings(), self.mask, depth)
+
+
+@dataclass(frozen=True)
+class PassInput:
+    """What enters the decoder.
+
+    Args:
+        text: of the batch.
+        tokens: fusion tokens [b x n x d].
+        mask: 1 where a position of ``[text ; fusion tokens]`` is real [b x (l + n)].
+        state: for the MM Blocks.
+    """
+
+    text: Text
+    tokens: Tensor
+    mask: Tensor
+    state: FusionState
+
+
+class Pass(Protocol):
+    """One of the equal ways through the decoder."""
+
+    def __call__(self, given: PassInput) -> States: ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Text and fusion tokens through all layers at once.
+
+    Args:
+        decoder: the LM.
+        packed: its attention kernel takes rows without padding.
+    """
+
+    decoder: Decoder
+    packed: bool
+
+    def __call__(self, given: PassInput) -> States:
+        inputs = torch.cat([given.text.embeddings(), given.tokens], dim=1)
+        state = given.state
+        if self.packed:
+            rows = PackedRows.of(given.mask)
+            state = replace(state, rows=rows)
+            hidden = run_packed(self.decoder, inputs, given.mask, rows, fusion_state=state)
+        else:
+            hidden = run_layers(self.decoder, inputs, given.mask, fusion_state=state)
+        return States.of_rows(hidden, state.num_tokens)
+
+
+@dataclass(frozen=True)
+class TextOnce:
+    """All of the text alone, then the fusion tokens on its keys and values.
+
+    Args:
+        decoder: the LM.
+        kept: fusion tokens below the first MM Block, if any are kept.
+    """
+
+    decoder: Decoder
+    kept: TokenCache | None
+
+    def __call__(self, given: PassInput) -> States:
+        stream = given.text.stream(None)
+        prefix = PrefixCache(stream.keys_values, given.text.input_ids.shape[1])
+        tokens = _below_first_block(self, given, stream, prefix)
+        return States(_from_first_block(self.decoder, given, tokens, prefix), stream.states[:, 0], None)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Below the first MM Block as :class:`TextOnce`, then text and fusion tokens together: a joint FFW changes both.
+
+    Args:
+        decoder, kept: as there.
+    """
+
+    decoder: Decoder
+    kept: TokenCache | None
+
+    def __call__(self, given: PassInput) -> States:
+        stream = given.text.stream(given.state.first + 1)
+        prefix = PrefixCache(stream.keys_values, given.text.input_ids.shape[1])
+        tokens = _below_first_block(self, given, stream, prefix)
+        hidden = _from_first_block(self.decoder, given, torch.cat([stream.states, tokens], dim=1))
+        return States.of_rows(hidden, given.state.num_tokens)
+
+
+def _below_first_block(way: TextOnce | Split, given: PassInput, stream: TextStream, prefix: PrefixCache) -> Tensor:
+    """The fusion tokens after the layer of the first MM Block [b x n x d], which they have not met yet."""
+    first = given.state.first
+    below = partial(run_layers, way.decoder, given.tokens, given.mask, last=first + 1, cache=prefix)
+    if stream.texts is None or way.kept is None or torch.is_grad_enabled():
+        return below()
+    return way.kept.read(first, given.tokens[0], stream.texts, below)
+
+
+def _from_first_block(decoder: Decoder, given: PassInput, hidden: Tensor, cache: PrefixCache | None = None) -> Tensor:
+    """Through the first MM Block and all that follows. It runs in no hook: a joint FFW reads the text, which no layer
+    has in one piece with the tokens yet."""
+    first = given.state.first
+    fused = given.state.fuse(first, hidden)
+    return run_layers(decoder, fused, given.mask, first=first + 1, cache=cache, fusion_state=given.state.above(first))
+
+
+def choose_pass(
+    decoder: Decoder, config: DeepMLFConfig, keeps_text: bool, kept: TokenCache | None, text_once: bool = True
+) -> Pass:
+    """The pass for an adapter and the LM's attention kernel.
+
+    Args:
+        decoder: the LM.
+        config: of the adapter.
+        keeps_text: there is a text cache. Text that is read once, or kept, saves more than padding costs.
+        kept: see :class:`TextOnce`.
+        text_once: False: always :class:`Whole`.
+    """
+    packed = decoder.lm.config._attn_implementation in PACKING
+    joint = config.ffw_scope == "joint"
+    if config.has_lm_lora or not text_once or (packed and joint and not keeps_text):
+        return Whole(decoder, packed)
+    return (Split if joint else TextOnce)(decoder, kept)
 
 
 def left_padded(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +273,13 @@ class FusedDecoder:
         inputs = self._features(config, features, len(input_ids), stack)
         context, key_values = stack.encode(inputs)
         state = FusionState(stack.blocks, key_values, context.mask, stack.num_tokens)
-        states = self._states(stack, config, state, input_ids, mask)
+        tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
+        cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
+        augmented = stack.training and config.seqaug.changes_text
+        text = Text(self.decoder, config, input_ids, mask, cache, augmented)
+        full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
+        run = choose_pass(self.decoder, config, cache is not None, kept, self.text_once)
+        states = run(PassInput(text, tokens, full_mask, state))
         return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts)
 
     def _features(
@@ -138,65 +309,15 @@ class FusedDecoder:
             features[name] = (frames.to(stack.heads.text.weight.dtype), mask)
         return features
 
-    def _embed_text(self, config: DeepMLFConfig, input_ids: Tensor, mask: Tensor, training: bool) -> Tensor:
-        embeddings = self.decoder.embeddings(input_ids)
-        if training and config.seqaug.changes_text:
-            aug = config.seqaug
-            embeddings = seqaug(embeddings, mask, aug.p_apply, aug.p_feat)
-            embeddings = torch.nn.functional.dropout(embeddings, aug.embedding_dropout)
-            embeddings = embeddings + aug.embedding_noise * torch.randn_like(embeddings)
-        return embeddings
-
     def text_depth(self, config: DeepMLFConfig, stack: FusionStack) -> int | None:
         """Layers whose text never sees a fusion token; None: all of them."""
         return None if config.ffw_scope == "fusion" else stack.layers[0] + 1
-
-    def _states(
-        self, stack: FusionStack, config: DeepMLFConfig, state: FusionState, input_ids: Tensor, mask: Tensor
-    ) -> _States:
-        tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
-        full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
-        packed = self.decoder.lm.config._attn_implementation in PACKING
-        # Text that is read once, or kept, saves more than padding costs.
-        packing_first = packed and config.ffw_scope == "joint" and self.cache is None
-        if packing_first or config.has_lm_lora or not self.text_once:
-            inputs = torch.cat([self._embed_text(config, input_ids, mask, stack.training), tokens], dim=1)
-            if not packed:
-                return self._split(run_layers(self.decoder, inputs, full_mask, fusion_state=state), stack)
-            state.rows = PackedRows.of(full_mask)
-            return self._split(run_packed(self.decoder, inputs, full_mask, state.rows, fusion_state=state), stack)
-        depth, first = self.text_depth(config, stack), stack.layers[0]
-        stream = self._text_stream(stack, config, input_ids, mask, depth)
-        prefix = PrefixCache(stream.keys_values, input_ids.shape[1])
-        below = partial(run_layers, self.decoder, tokens, full_mask, last=first + 1, cache=prefix)
-        if stream.texts is not None and self.token_cache is not None and not torch.is_grad_enabled():
-            tokens = self.token_cache.read(first, tokens[0], stream.texts, below)
-        else:
-            tokens = below()
-        # The first MM Block runs in no hook here: a joint FFW reads the text beside the tokens.
-        above = partial(run_layers, self.decoder, mask=full_mask, first=first + 1, fusion_state=state.above(first))
-        if depth is None:
-            return _States(above(state.fuse(first, tokens), cache=prefix), stream.states[:, 0], None)
-        return self._split(above(state.fuse(first, torch.cat([stream.states, tokens], dim=1))), stack)
-
-    def _split(self, hidden: Tensor, stack: FusionStack) -> _States:
-        n = stack.num_tokens
-        return _States(hidden[:, -n:], hidden[:, -n - 1], hidden[:, :-n])
-
-    def _text_stream(
-        self, stack: FusionStack, config: DeepMLFConfig, input_ids: Tensor, mask: Tensor, depth: int | None
-    ) -> TextStream:
-        changed = stack.training and config.seqaug.changes_text
-        # An adapter of another depth may have become active since the cache was made.
-        if self.cache is not None and self.cache.depth == depth and not changed:
-            return self.cache.read(input_ids, mask)
-        return read_text(self.decoder, self._embed_text(config, input_ids, mask, stack.training), mask, depth)
 
     def _output(
         self,
         stack: FusionStack,
         config: DeepMLFConfig,
-        states: _States,
+        states: States,
         context: AVContext,
         input_ids: Tensor,
         mask: Tensor,

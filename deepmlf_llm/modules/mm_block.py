@@ -9,12 +9,36 @@ DeepMLF section 3 (arXiv 2504.11082), on the LM block's output ``H~ = [X~_t ; X~
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.modules.cross_attention import Gate, GatedCrossAttention
 from deepmlf_llm.modules.feed_forward import FeedForward
+
+
+class Rows(Protocol):
+    """How the rows of a batch lie in hidden states: padded to one length, or one after the other without padding."""
+
+    def take_last(self, hidden: Tensor, count: int) -> Tensor:
+        """The last ``count`` positions of each row [b x count x d]."""
+
+    def put_last(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """``hidden`` with the last positions of each row replaced by ``last`` [b x count x d]."""
+
+
+class PaddedRows:
+    """Rows padded on the left to one length [b x s x d]."""
+
+    def take_last(self, hidden: Tensor, count: int) -> Tensor:
+        return hidden[:, -count:]
+
+    def put_last(self, hidden: Tensor, last: Tensor) -> Tensor:
+        return torch.cat([hidden[:, : -last.shape[1]], last], dim=1)
+
+
+PADDED = PaddedRows()
 
 
 class MMBlock(nn.Module):
@@ -55,20 +79,22 @@ class MMBlock(nn.Module):
     def gates(self) -> dict[str, Gate]:
         return {"gca": self.cross_attention.gate, "ffw": self.ffw_gate}
 
-    def forward(self, hidden: Tensor, key_value: Tensor, context_mask: Tensor, num_tokens: int) -> Tensor:
+    def forward(
+        self, hidden: Tensor, key_value: Tensor, context_mask: Tensor, num_tokens: int, rows: Rows = PADDED
+    ) -> Tensor:
         """[b x s x d] -> [b x s x d], in the dtype of ``hidden``.
 
         Args:
-            hidden: output of the LM block; the last ``num_tokens`` rows are fusion tokens.
+            hidden: output of the LM block; the last ``num_tokens`` of each row are fusion tokens.
             key_value: this block's keys and values of the context [b x t x (2 h e)].
             context_mask: True where a frame is real [b x t].
             num_tokens: n.
+            rows: how rows lie in ``hidden``.
         """
-        text, tokens = hidden[:, :-num_tokens], hidden[:, -num_tokens:]
-        tokens = self.read(tokens, key_value, context_mask)
+        tokens = self.read(rows.take_last(hidden, num_tokens), key_value, context_mask)
         if self.ffw_scope == "joint":
-            return self.feed_forward(torch.cat([text, tokens], dim=1))
-        return torch.cat([text, self.feed_forward(tokens)], dim=1)
+            return self.feed_forward(rows.put_last(hidden, tokens))
+        return rows.put_last(hidden, self.feed_forward(tokens))
 
     def read(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
         """First equation: fusion tokens [b x n x d] after reading the context."""

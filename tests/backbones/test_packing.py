@@ -10,6 +10,7 @@ from deepmlf_llm.backbones import PackedRows, load_base_model
 from deepmlf_llm.backbones.packing import varlen_attention
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.modules.mm_block import PADDED
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
 IDS = torch.arange(18).reshape(3, 6) * 7 + 3
@@ -23,6 +24,16 @@ def test_packing_and_unpacking_are_inverse_on_real_positions():
     assert torch.equal(rows.unpack(packed), x * MASK[..., None])
     assert rows.offsets.tolist() == [0, 6, 10, 11]
     assert torch.equal(packed[0, rows.last(1)], x[:, -1:])
+
+
+def test_the_last_positions_of_each_row_are_found_where_rows_are_packed_and_where_they_are_padded():
+    rows = PackedRows.of(MASK)
+    hidden, last = torch.randn(3, 6, 2), torch.randn(3, 1, 2)
+    for layout, x in ((rows, rows.pack(hidden)), (PADDED, hidden)):
+        assert torch.equal(layout.take_last(x, 1), hidden[:, -1:])
+        changed = layout.put_last(x, last)
+        expected = torch.cat([hidden[:, :-1], last], dim=1)
+        assert torch.equal(changed, rows.pack(expected) if layout is rows else expected)
 
 
 @pytest.mark.parametrize("window", [None, 3])

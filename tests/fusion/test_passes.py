@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from deepmlf_llm.backbones import Decoder
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.fusion.passes import left_padded
+from deepmlf_llm.fusion.passes import Split, TextOnce, Whole, choose_pass, left_padded
 from tests import reference
 from tests.families import (
     FAMILY_NAMES,
@@ -419,3 +420,26 @@ def test_compiles_without_breaking_the_graph(scope):
         assert_close(x, expected[name], rtol=1e-5, atol=1e-6)
     assert counters["stats"]["unique_graphs"]
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kernel", "keeps_text", "expected"),
+    [
+        ({}, "sdpa", False, Split),
+        ({}, "sdpa", True, Split),
+        ({}, "varlen", False, Whole),
+        ({}, "varlen", True, Split),
+        ({"ffw_scope": "fusion"}, "sdpa", False, TextOnce),
+        ({"ffw_scope": "fusion"}, "varlen", False, TextOnce),
+        ({"r": 2, "target_modules": ["q_proj"]}, "sdpa", False, Whole),
+        ({"ffw_scope": "fusion", "r": 2, "target_modules": ["q_proj"]}, "varlen", False, Whole),
+    ],
+)
+def test_the_pass_goes_by_the_adapter_the_kernel_and_whether_text_is_kept(settings, kernel, keeps_text, expected):
+    decoder = Decoder(tiny_family("llama"))
+    decoder.lm.set_attn_implementation(kernel)
+    found = choose_pass(decoder, tiny_config(**settings), keeps_text, None)
+    assert type(found) is expected
+    if expected is Whole:
+        assert found.packed is (kernel == "varlen")
+    assert type(choose_pass(decoder, tiny_config(**settings), keeps_text, None, text_once=False)) is Whole
