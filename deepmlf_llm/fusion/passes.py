@@ -1,4 +1,4 @@
-"""One forward pass of DeepMLF over a decoder: ``[text ; fusion tokens]`` in, polarity and losses out. Needs no PEFT.
+"""Three equal ways through the decoder: ``[text ; fusion tokens]`` in, their final states out.
 
 Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positions, the last real text token is at
 ``-n - 1``, positions follow the mask. Three passes give the same numbers (tests hold them to tolerance);
@@ -14,14 +14,12 @@ Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from deepmlf_llm.backbones import (
     PACKING,
@@ -35,33 +33,9 @@ from deepmlf_llm.backbones import (
 )
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
-from deepmlf_llm.errors import ConfigError, suggest
-from deepmlf_llm.fusion.hooks import FusionState, Injection
-from deepmlf_llm.fusion.objective import combine, loss_terms, next_token_sum
+from deepmlf_llm.fusion.hooks import FusionState
 from deepmlf_llm.fusion.token_cache import TokenCache
-from deepmlf_llm.modules import AVContext, FusionStack, seqaug
-
-
-@dataclass
-class DeepMLFOutput(ModelOutput):
-    """What the model says, in fp32 (fp64 on a base in fp64); shapes for one output per utterance (else a last dimension
-    more).
-
-    Args:
-        loss: scalar, with labels only.
-        losses: unweighted terms by name: task, fusion, av, text and (gamma > 0) lm.
-        polarity: the prediction [b].
-        fusion_polarity: mean over the fusion tokens' own heads [b].
-        text_polarity: from the last text token [b].
-        av_polarity: from the audiovisual context [b]; means nothing for a row without any.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    polarity: Tensor | None = None
-    fusion_polarity: Tensor | None = None
-    text_polarity: Tensor | None = None
-    av_polarity: Tensor | None = None
+from deepmlf_llm.modules import seqaug
 
 
 @dataclass(frozen=True)
@@ -234,112 +208,3 @@ def choose_pass(
     if config.has_lm_lora or not text_once or (packed and joint and not keeps_text):
         return Whole(decoder, packed)
     return (Split if joint else TextOnce)(decoder, kept)
-
-
-def left_padded(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with their padding moved to the left, real tokens in order. No branch: the same steps for every batch."""
-    order = mask.long().argsort(dim=1, stable=True)
-    return input_ids.gather(1, order), mask.gather(1, order)
-
-
-class FusedDecoder:
-    """Runs a :class:`FusionStack` on a decoder. Owns neither.
-
-    Args:
-        decoder: the frozen LM.
-        text_once: allow the two paths that compute the text apart (False: always ``whole``).
-    """
-
-    def __init__(self, decoder: Decoder, text_once: bool = True) -> None:
-        self.decoder = decoder
-        self.injection = Injection(decoder)
-        self.text_once = text_once
-        self.cache: TextCache | None = None
-        self.token_cache: TokenCache | None = None
-
-    def forward(
-        self,
-        stack: FusionStack,
-        config: DeepMLFConfig,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        loss_counts: Mapping[str, Tensor] | None = None,
-        **features: Tensor | None,
-    ) -> DeepMLFOutput:
-        """See :meth:`deepmlf_llm.model.DeepMLFModel.forward`."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        input_ids, mask = left_padded(input_ids, mask)
-        inputs = self._features(config, features, len(input_ids), stack)
-        context, key_values = stack.encode(inputs)
-        state = FusionState(stack.blocks, key_values, context.mask, stack.num_tokens)
-        tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
-        cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
-        augmented = stack.training and config.seqaug.changes_text
-        text = Text(self.decoder, config, input_ids, mask, cache, augmented)
-        full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
-        run = choose_pass(self.decoder, config, cache is not None, kept, self.text_once)
-        states = run(PassInput(text, tokens, full_mask, state))
-        return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts)
-
-    def _features(
-        self, config: DeepMLFConfig, given: Mapping[str, Tensor | None], batch: int, stack: FusionStack
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Name -> (frames [b x t x d_m], mask [b x t]) for every modality of the config; not given means absent."""
-        names = [*config.modalities, *(f"{name}_mask" for name in config.modalities)]
-        for key in given:
-            if key not in names:
-                raise ConfigError(f"forward got {key!r}{suggest(key, names)}: expected {', '.join(names)}")
-        device = stack.heads.text.weight.device
-        features = {}
-        for name, modality in config.modalities.items():
-            frames, mask = given.get(name), given.get(f"{name}_mask")
-            if frames is None:
-                frames = torch.zeros(batch, 1, modality.dim, device=device)
-                mask = torch.zeros(batch, 1, dtype=torch.bool, device=device)
-            elif frames.dim() != 3 or frames.shape[0] != batch or frames.shape[2] != modality.dim:
-                raise ConfigError(f"{name}: got shape {list(frames.shape)}, expected [{batch}, frames, {modality.dim}]")
-            if mask is None:
-                mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
-            elif mask.shape != frames.shape[:2]:
-                raise ConfigError(f"{name}_mask: got shape {list(mask.shape)}, expected {list(frames.shape[:2])}")
-            mask = mask.bool()
-            if stack.training:
-                frames = seqaug(frames, mask, config.seqaug.av_p_apply, config.seqaug.av_p_feat)
-            features[name] = (frames.to(stack.heads.text.weight.dtype), mask)
-        return features
-
-    def text_depth(self, config: DeepMLFConfig, stack: FusionStack) -> int | None:
-        """Layers whose text never sees a fusion token; None: all of them."""
-        return None if config.ffw_scope == "fusion" else stack.layers[0] + 1
-
-    def _output(
-        self,
-        stack: FusionStack,
-        config: DeepMLFConfig,
-        states: States,
-        context: AVContext,
-        input_ids: Tensor,
-        mask: Tensor,
-        labels: Tensor | None,
-        loss_counts: Mapping[str, Tensor] | None,
-    ) -> DeepMLFOutput:
-        predictions = stack.heads(states.tokens, states.last_text, context.mean())
-        output = DeepMLFOutput(
-            polarity=_per_utterance(predictions.task),
-            fusion_polarity=_per_utterance(predictions.fusion.mean(dim=1)),
-            text_polarity=_per_utterance(predictions.text),
-            av_polarity=_per_utterance(predictions.av),
-        )
-        if labels is not None:
-            next_token = None
-            if config.objective.gamma > 0 and states.text is not None:
-                next_token = partial(next_token_sum, self.decoder.logits, states.text, input_ids, mask)
-            terms = loss_terms(config.objective, predictions, labels, mask, context.mask.any(dim=1), next_token)
-            output.loss, output.losses = combine(terms, loss_counts)
-        return output
-
-
-def _per_utterance(x: Tensor) -> Any:
-    """[b x 1] -> [b]; [b x o] stays."""
-    return x.squeeze(-1) if x.shape[-1] == 1 else x

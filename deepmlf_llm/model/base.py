@@ -9,7 +9,7 @@ from typing import Any
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.fusion.passes import FusedDecoder
+from deepmlf_llm.fusion.decoder import FusedDecoder
 from deepmlf_llm.fusion.token_cache import TokenCache
 from deepmlf_llm.modules import FusionStack
 from deepmlf_llm.paths import cache_dir

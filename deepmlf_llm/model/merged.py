@@ -23,7 +23,7 @@ from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.config.method import NO_LM_LORA, DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, BaseModelError
 from deepmlf_llm.fusion.build import build_stack
-from deepmlf_llm.fusion.passes import DeepMLFOutput, FusedDecoder
+from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.model.base import FusedModel
 from deepmlf_llm.modules import FusionStack
 

@@ -24,7 +24,7 @@ from deepmlf_llm.adapters.compatibility import (
 from deepmlf_llm.backbones import is_quantised, load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
-from deepmlf_llm.fusion.passes import DeepMLFOutput, FusedDecoder
+from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.model.base import FusedModel
 from deepmlf_llm.model.merged import MergedDeepMLF
 from deepmlf_llm.model.tuner import DeepMLFTuner

@@ -29,8 +29,8 @@ from deepmlf_llm.backbones import (
 from deepmlf_llm.config.method import PEFT_TYPE, DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, InjectionError
 from deepmlf_llm.fusion.build import build_stack
+from deepmlf_llm.fusion.decoder import FusedDecoder
 from deepmlf_llm.fusion.hooks import can_probe, probe
-from deepmlf_llm.fusion.passes import FusedDecoder
 from deepmlf_llm.modules import FusionStack
 
 CONTAINER = "deepmlf"  # base_model.deepmlf.<adapter>.<module>

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from deepmlf_llm.backbones import Decoder
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.fusion.passes import Split, TextOnce, Whole, choose_pass, left_padded
+from deepmlf_llm.fusion.decoder import left_padded
+from deepmlf_llm.fusion.passes import Split, TextOnce, Whole, choose_pass
 from tests import reference
 from tests.families import (
     FAMILY_NAMES,
