@@ -16,6 +16,7 @@ from deepmlf_llm.commands.shell import print_metrics, run_recipe
 from deepmlf_llm.training.launch import detect, one_voice
 
 DEMO = "demo"
+DRY_RUN, TRUST_RUN = {"--dry-run", "--dry_run"}, {"--trust-run", "--trust_run"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & set(argv):
         print(help_text(__doc__ or ""))
         return
-    dry_run = bool({"--dry-run", "--dry_run"} & set(argv))
-    argv = [word for word in argv if word not in ("--dry-run", "--dry_run", VERBOSE)]
+    dry_run, trust_run = bool(DRY_RUN & set(argv)), bool(TRUST_RUN & set(argv))
+    argv = [word for word in argv if word not in {*DRY_RUN, *TRUST_RUN, VERBOSE}]
     with one_voice():
         settings = parse_settings(argv, default_config=DEMO)
         from deepmlf_llm.training.run import run_training
 
-        result = run_training(settings, dry_run=dry_run, opened=log_beside)
+        result = run_training(settings, dry_run=dry_run, opened=log_beside, trust_run=trust_run)
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
         print_metrics("Best adapter by validation", {"valid": metrics["validation"], "test": metrics["test"]})

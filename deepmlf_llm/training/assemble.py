@@ -6,7 +6,6 @@ The first two are ``load_base_model``, the next two ``DeepMLFModel``; the traine
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.tasks.metrics import polarity_metrics
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
 from deepmlf_llm.training.launch import Launch
+from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.settings import AUTO, RunSettings
+from deepmlf_llm.training.stopping import StopRequest
 from deepmlf_llm.training.trainer_arguments import zero_stage
 
 REAL_BASE, TOY_BASE = "smollm2-135m", "tiny-llama"
@@ -120,12 +121,13 @@ def make_trainer(
     tokenizer: Any,
     splits: dict[str, Any],
     launch: Launch,
-    run: Path,
+    directory: RunDirectory,
+    stop: StopRequest,
 ) -> Any:
     """The trainer of a run, with its batches, groups and callbacks."""
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.training.batching import BalancedBatches
-    from deepmlf_llm.training.callbacks import EarlyStopping, MetricsLog
+    from deepmlf_llm.training.callbacks import Begun, EarlyStopping, MetricsLog
     from deepmlf_llm.training.head_metrics import compute_metrics_for
     from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer
@@ -147,10 +149,15 @@ def make_trainer(
         eval_dataset=splits["valid"],
         data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
         compute_metrics=compute_metrics_for(config.dataset),
-        callbacks=[MetricsLog(run), EarlyStopping(metric, higher, settings.early_stopping_patience)],
+        callbacks=[
+            Begun(directory),
+            MetricsLog(directory.path),
+            EarlyStopping(metric, higher, settings.early_stopping_patience),
+        ],
         batches=batches,
         group_settings=group_settings(settings),
         keep_checkpoints=settings.trainer_values()["save_total_limit"],
+        stop_asked=lambda: stop.asked,
     )
     show_progress(trainer, bar=not arguments.disable_tqdm)
     return trainer

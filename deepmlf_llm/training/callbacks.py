@@ -10,12 +10,24 @@ from transformers import TrainerCallback
 
 from deepmlf_llm.files import write_aside, writing
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
+from deepmlf_llm.training.run_directory import RunDirectory
 
 _EVALUATION = "eval_"
 
 
 class RunIsOver(Exception):
     """Raised before an epoch that an uninterrupted run would not have begun."""
+
+
+class Begun(TrainerCallback):
+    """After its first step a run has its directory for good."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.directory.begin()
 
 
 class MetricsLog(TrainerCallback):

@@ -76,6 +76,11 @@ class CheckpointingTrainer(Trainer):
         self._saved = this
         wait_for_everyone()
 
+    def save_where_it_is(self) -> None:
+        """After training: a checkpoint of the last step, where there is none."""
+        if self._saved is None or self._saved[0] != self.state.global_step:
+            self._save_checkpoint(self.model, None)
+
     @property
     def _window_file(self) -> str:
         return f"log_window_{self.args.process_index}.json"

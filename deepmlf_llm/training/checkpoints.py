@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import sha256, sync, write_aside, writing
-from deepmlf_llm.reading import read_json
+from deepmlf_llm.reading import parse_json, read_json
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -74,14 +74,26 @@ def all_checkpoints(run: Path) -> list[Path]:
 
 
 def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest whole checkpoint (None: there is none), and what is wrong with those that are newer."""
+    """The newest checkpoint that a run can go on from (None: there is none), and what is wrong with newer ones.
+
+    It is whole, and so is the best one until then, which the run would need at its end.
+    """
     skipped: dict[Path, str] = {}
     for directory in all_checkpoints(run):
         reason = flaw(directory)
+        if reason is None and (best := best_of(directory)) is not None and (worse := flaw(best)) is not None:
+            reason = f"the best one until then, {best.name}, is not whole: {worse}"
         if reason is None:
             return directory, skipped
         skipped[directory] = reason
     return None, skipped
+
+
+def best_of(directory: Path) -> Path | None:
+    """The best checkpoint when ``directory`` was written, where that is another one."""
+    path = directory / "trainer_state.json"
+    step = parse_json(path.read_text(), nan=True).get("best_global_step") if path.is_file() else None
+    return None if step is None or step == step_of(directory) else directory.with_name(f"checkpoint-{step}")
 
 
 def prune(run: Path, keep: int | None, best_step: int | None, newest: int | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 from deepmlf_llm.config.method import TextConfig
 from deepmlf_llm.errors import DataError, Problems, suggest
 from deepmlf_llm.tasks.regression import TASKS
+from deepmlf_llm.training.finite import FEW, name_of, some
 from deepmlf_llm.training.settings import EMBEDDED, RunSettings
 
 SPLITS = ("train", "valid", "test")
@@ -148,9 +148,13 @@ def tokenised(dataset: Any, name: str, tokenizer: Any, text: TextConfig) -> Any:
         raise DataError(f"split {name!r} is empty")
     values = getattr(dataset, "labels", None)
     labels = [dataset[i].get("label") for i in range(size)] if values is None else list(values)
-    broken = [i for i, label in enumerate(labels) if label is None or not math.isfinite(float(label))]
+    with np.errstate(over="ignore"):
+        broken = [i for i, label in enumerate(labels) if label is None or not np.isfinite(np.float32(label))]
     if broken:
-        raise DataError(f"split {name!r}: {len(broken)} labels are missing or not finite, the first at row {broken[0]}")
+        raise DataError(
+            f"split {name!r}: {len(broken)} labels are missing or not finite in 32 bits, of "
+            f"{some(name_of(dataset, i) for i in broken[: FEW + 1])}"
+        )
     return tokenise(
         dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, text.max_tokens, text.template
     )

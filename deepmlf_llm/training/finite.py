@@ -42,7 +42,7 @@ def broken_inputs(batch: Mapping[str, Tensor], names: Sequence[str]) -> list[tup
 
 def name_of(dataset: Any, index: int) -> str:
     """An utterance for a message: its id, else its row."""
-    identity = dataset[index].get("id")
+    identity = dataset[int(index)].get("id")
     return f"row {index}" if identity is None else repr(str(identity))
 
 

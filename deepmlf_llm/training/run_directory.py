@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,28 +16,37 @@ from typing import Any
 import yaml
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.files import make_directory, replace_directory, write_aside
+from deepmlf_llm.files import forget, make_directory, replace_directory, write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json, read_yaml
 from deepmlf_llm.training import checkpoints
-from deepmlf_llm.training.metrics_log import finite
+from deepmlf_llm.training.metrics_log import METRICS_FILE, finite
+from deepmlf_llm.training.run_identity import differences, in_words
+from deepmlf_llm.training.trusted import check_owner
 
 CONFIG, FACTS, RESULT, ADAPTER, LOCK = "config.yaml", "run.json", "result.json", "adapter", ".lock"
+_BEFORE_THE_FIRST_STEP = {CONFIG, FACTS, LOCK, METRICS_FILE, "libraries.log", "tensorboard"}
+_LEFT_BY_KILLS = re.compile(r"\.checkpoint-\d+-.*|\.{1,2}adapter\.(partial|old).*|\..+\.partial")
 
 
 class RunDirectory:
-    """A run's files at ``path``.
+    """A run's files at ``path``. It is the run's own from the end of its first step on.
 
     Args:
         path: need not exist.
         settings: the run's, as ``RunSettings.to_dict()``.
         fingerprint: of all that decides what is computed; the same for a run and its continuation.
+        facts: what the settings met, for ``run.json``: see :func:`~deepmlf_llm.training.run_identity.differences`.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], fingerprint: str) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], fingerprint: str, facts: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.settings = dict(settings)
         self.fingerprint = fingerprint
+        self.facts = dict(facts or {})
+        self._begun = False
 
     @property
     def adapter(self) -> Path:
@@ -53,25 +63,41 @@ class RunDirectory:
         name = shown(self.path)
         if not self.path.is_dir():
             raise RunError(f"output_dir={name}: is a file")
-        facts = self.path / FACTS
-        if not facts.is_file():
-            if any(entry.name != LOCK for entry in self.path.iterdir()):
+        stored = self._stored_facts()
+        if stored is None or not stored.get("begun", True):
+            known = _BEFORE_THE_FIRST_STEP
+            if any(e.name not in known and not _LEFT_BY_KILLS.fullmatch(e.name) for e in self.path.iterdir()):
                 raise RunError(f"output_dir={name}: holds something that is no run; choose another")
             return
-        try:
-            stored = read_json(facts)["fingerprint"]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"output_dir={name}: its {FACTS} is damaged; choose another directory") from None
-        if stored != self.fingerprint:
-            raise RunError(f"output_dir={name}: holds another run ({self._difference()}); choose another directory")
+        if stored["fingerprint"] != self.fingerprint:
+            raise RunError(
+                f"output_dir={name}: holds another run ({self._difference(stored)}); choose another directory"
+            )
 
     def holds_this_run(self) -> bool:
         """Whether this very run was begun here before."""
         try:
-            facts = json.loads((self.path / FACTS).read_text())
-        except (OSError, ValueError):
+            stored = self._stored_facts()
+        except RunError:
             return False
-        return isinstance(facts, dict) and facts.get("fingerprint") == self.fingerprint
+        return stored is not None and stored["fingerprint"] == self.fingerprint
+
+    def _stored_facts(self) -> dict[str, Any] | None:
+        """``run.json``; None where there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        path = self.path / FACTS
+        if not path.is_file():
+            return None
+        try:
+            facts = read_json(path)
+            facts["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"output_dir={shown(self.path)}: its {FACTS} is damaged; choose another directory") from None
+        found: dict[str, Any] = facts
+        return found
 
     def finished(self) -> dict[str, Any] | None:
         """The result, where this run has ended before."""
@@ -85,8 +111,11 @@ class RunDirectory:
         return result
 
     @contextmanager
-    def claimed(self, facts: Mapping[str, Any], main: bool) -> Iterator[None]:
+    def claimed(self, main: bool) -> Iterator[None]:
         """Takes the directory for this process' run, and frees it at the end, or when the process is killed.
+
+        What kills have left is removed first: whoever holds the lock is the only one who writes here. A run that fails
+        before its first step leaves nothing.
 
         Raises:
             RunError: another process is at work there.
@@ -97,6 +126,7 @@ class RunDirectory:
             return
         from filelock import FileLock, Timeout
 
+        was_there = self.path.exists()
         make_directory(self.path)
         lock = FileLock(str(self.path / LOCK), timeout=0)
         try:
@@ -105,15 +135,50 @@ class RunDirectory:
             raise RunError(f"output_dir={shown(self.path)}: another process is training there") from None
         try:
             self.check()
-            if not (self.path / FACTS).is_file():
-                self._write_facts(facts)
+            for entry in self.path.iterdir():
+                if _LEFT_BY_KILLS.fullmatch(entry.name):
+                    forget(entry)
+            stored = self._stored_facts()
+            self._begun = stored is not None and stored.get("begun", True)
+            if not self._begun:
+                self._write_facts()
             yield
+        except BaseException:
+            if not self._begun:
+                self._withdraw(was_there)
+            raise
         finally:
             lock.release()
 
-    def resume_from(self) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint, and a sentence for each that was skipped."""
+    def begin(self) -> None:
+        """After the first step: from now on the directory is this run's. The process that claimed it calls this."""
+        if not self._begun:
+            self._begun = True
+            self._write_facts()
+
+    def _withdraw(self, was_there: bool) -> None:
+        """Takes back what a run wrote before its first step."""
+        for name in _BEFORE_THE_FIRST_STEP:
+            forget(self.path / name)
+        if not was_there and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def resume_from(self, trusted: bool = False) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint, and a sentence for each that was skipped. One that was cut is removed.
+
+        Args:
+            trusted: go on from files that others could have written.
+
+        Raises:
+            RunError: they could have, and ``trusted`` is not set.
+        """
         newest, skipped = checkpoints.newest_whole(self.path)
+        if newest is not None and not trusted:
+            best = checkpoints.best_of(newest)
+            check_owner(self.path, [newest, *([] if best is None else [best])])
+        for path in skipped:
+            if not (path / checkpoints.MANIFEST).exists():
+                checkpoints.remove(path)
         return newest, [f"skipped {path.name}: {reason}" for path, reason in skipped.items()]
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -130,20 +195,17 @@ class RunDirectory:
         """Renames the adapter written aside to its place."""
         replace_directory(self.adapter_aside, self.adapter)
 
-    def _write_facts(self, facts: Mapping[str, Any]) -> None:
+    def _write_facts(self) -> None:
         text = yaml.safe_dump({k: v for k, v in self.settings.items() if v is not None}, sort_keys=False)
         write_aside(self.path / CONFIG, text)
-        record = {"schema": 1, "fingerprint": self.fingerprint, **facts}
+        record = {"schema": 1, "begun": self._begun, "fingerprint": self.fingerprint, **self.facts}
         write_aside(self.path / FACTS, json.dumps(record, indent=1) + "\n")
 
-    def _difference(self) -> str:
-        """Names the settings that differ from those stored."""
+    def _difference(self, stored_facts: Mapping[str, Any]) -> str:
+        """Names what differs from the run that is here, with both values."""
         try:
             stored = read_yaml(self.path / CONFIG) or {}
         except (OSError, ValueError):
             return "its settings cannot be read"
-        given = {name: value for name, value in self.settings.items() if value is not None}
-        differing = sorted(n for n in {*stored, *given} - {"output_dir"} if stored.get(n) != given.get(n))
-        if not differing:
-            return "same settings, other data or number of processes"
-        return "other " + ", ".join(differing[:6]) + (", ..." if len(differing) > 6 else "")
+        found = differences(stored, self.settings, stored_facts, self.facts)
+        return in_words(found) or "of another version: nothing of it differs that is named in its files"

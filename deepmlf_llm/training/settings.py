@@ -68,6 +68,9 @@ class RunSettings:
     )
     data_fraction: float = _key("share of the training split to use, in (0, 1]", 1.0)
     output_dir: str | None = _key("run directory; default: one under runs/ named after the settings", None)
+    init_from: str | None = _key(
+        "adapter whose weights the run begins with: its directory, its run, or a hub id; all else as configured", None
+    )
     deepspeed: str | None = _key("DeepSpeed configuration (also --ds): a file, or a shipped one such as zero2", None)
     text_cache: str = _key("keep the frozen text stream: none, memory or disk", "none")
     text_cache_dtype: str | None = _key(
@@ -163,6 +166,8 @@ class RunSettings:
         all_of_it = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
         missing = object()
         kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != FIRST_RUNS.get(k, missing)})
+        if self.init_from is None:  # which the first runs did not know
+            del kept["init_from"]
         engine = shipped.locate(shipped.DEEPSPEED, self.deepspeed) if self.deepspeed else None
         if engine is not None and engine.is_file():
             kept["deepspeed"] = read_json(engine)

@@ -64,6 +64,8 @@ class StopRequest:
             yield
         finally:
             self._graceful = False
+        if self.number is not None:  # after the last look
+            raise RunStopped(self.number)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():

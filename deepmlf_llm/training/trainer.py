@@ -157,17 +157,25 @@ class DeepMLFTrainer(CheckpointingTrainer):
             for batch in batches
             for row, name in broken_inputs(batch, self.modalities)
         ]
-        flags = torch.tensor([float(bool(broken)), float(self.stop_asked())], device=self.args.device)
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        any_broken, any_stop = flags.tolist()
+        any_broken, any_stop = self._of_any_process(bool(broken), self.stop_asked())
         if any_broken:
             raise DataError(
                 f"step {self.state.global_step + 1}: values that are not finite, in {some(said_by_all(broken))}; mend "
                 "these utterances or leave them out"
             )
         if self.schedule is not None:
-            self.schedule.stop_asked |= bool(any_stop)
+            self.schedule.stop_asked |= any_stop
+
+    def stops(self) -> bool:
+        """After training, on every process: whether any was asked to stop, be it after the last step."""
+        return self._of_any_process(self.stop_asked())[0]
+
+    def _of_any_process(self, *flags: bool) -> list[bool]:
+        if self.args.world_size == 1:
+            return list(flags)
+        values = torch.tensor([float(flag) for flag in flags], device=self.args.device)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        return [value > 0 for value in values.tolist()]
 
     @property
     def modalities(self) -> list[str]:

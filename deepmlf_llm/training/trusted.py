@@ -64,19 +64,19 @@ def _listed_types() -> list[Any]:
     return [LossScaler, ZeroStageEnum, fragment_address]
 
 
-def check_owner(run: Path, checkpoint: Path) -> None:
-    """Refuses to read a checkpoint that others than this user could have written.
+def check_owner(run: Path, checkpoints: list[Path]) -> None:
+    """Refuses to read checkpoints that others than this user could have written.
 
     Args:
         run: the directory of the run.
-        checkpoint: in it.
+        checkpoints: in it.
 
     Raises:
         RunError: owned by another user, or writable by others.
     """
     if not hasattr(os, "geteuid"):
         return
-    for path in (run, checkpoint, *sorted(checkpoint.rglob("*"))):
+    for path in (run, *(entry for checkpoint in checkpoints for entry in (checkpoint, *sorted(checkpoint.rglob("*"))))):
         if reason := _reason_for_doubt(path):
             raise RunError(
                 f"{shown(path)} {reason}: a checkpoint that others could have changed is not read; if it is yours, "

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
 
-from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
+from deepmlf_llm.training import run as run_module
+from deepmlf_llm.training.checkpoints import all_checkpoints, flaw, step_of
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.metrics_log import read_metrics
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
+from deepmlf_llm.training.stopping import RunStopped
 
 from .conftest import DIMS, Utterances
 
@@ -161,6 +165,68 @@ def test_a_run_ends_the_same_from_each_of_its_checkpoints(
     make: MakeSettings, data: TrainingData, tmp_path: Path, case: tuple[str, ...]
 ) -> None:
     assert check_every_resume(make, data, tmp_path, settings_of(*case)) >= 1
+
+
+class Ask(TrainerCallback):
+    """Sends this process a signal as a step begins."""
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        self.step, self.number = step, number
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("step", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGTERM), (6, signal.SIGHUP)]
+)
+def test_a_run_that_was_told_to_stop_ends_as_if_it_had_not_been(
+    make: MakeSettings,
+    data: TrainingData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: signal.Signals,
+) -> None:
+    """In mid-window of the log, at the end of an epoch (step 4), one step before the last (8)."""
+    values = settings_of(*QUICK[0]) | {"logging_steps": 3, "save_strategy": "epoch"}
+    whole = outcome(tmp_path / "whole", run_training(make(**values, output_dir=str(tmp_path / "whole")), data))
+    settings = make(**values, output_dir=str(tmp_path / "cut"))
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    with monkeypatch.context() as patch:
+        make_trainer = run_module.make_trainer
+
+        def with_signal(*args: Any) -> Any:
+            trainer = make_trainer(*args)
+            trainer.add_callback(Ask(step, number))
+            return trainer
+
+        patch.setattr(run_module, "make_trainer", with_signal)
+        with pytest.raises(RunStopped) as stopped:
+            run_training(settings, data)
+    assert stopped.value.code == 128 + number
+    assert {name: signal.getsignal(name) for name in before} == before
+    newest = all_checkpoints(tmp_path / "cut")[0]
+    assert step < (step_of(newest) or 0) <= step + 2
+    assert flaw(newest) is None
+    resumed = outcome(tmp_path / "cut", run_training(settings, data))
+    assert set(resumed.pop("checkpoints")) >= set(whole.pop("checkpoints"))
+    for part, value in whole.items():
+        assert resumed[part] == value, part
+
+
+def test_a_signal_before_training_ends_a_run_that_leaves_nothing(
+    make: MakeSettings, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_trainer(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was not heard")
+
+    monkeypatch.setattr(run_module, "make_trainer", make_trainer)
+    with pytest.raises(RunStopped):
+        run_training(make(), data)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow  # 60 combinations, some 300 runs

@@ -25,7 +25,7 @@ MakeSettings = Callable[..., RunSettings]
 CLOCKS = {"runtime", "samples_per_second", "steps_per_second"}
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for a kill: raised in the middle of a run, and nothing of the run may clean up after it."""
 
 
@@ -306,10 +306,10 @@ def test_another_run_in_the_directory_is_refused(
 ) -> None:
     run_training(toy_settings(max_steps=1), toy_data)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    with pytest.raises(RunError, match=r"holds another run \(other gate\)"):
+    with pytest.raises(RunError, match=r"holds another run \(gate='sigmoid' there, 'tanh' here\)"):
         run_training(toy_settings(max_steps=1, gate="tanh"), toy_data)
     toy_data.fingerprint = "other"
-    with pytest.raises(RunError, match="other data"):
+    with pytest.raises(RunError, match="the data: 'toy' there, 'other' here"):
         run_training(toy_settings(max_steps=1), toy_data)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 

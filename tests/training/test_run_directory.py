@@ -1,39 +1,45 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from deepmlf_llm.errors import RunError
+from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.run_directory import RunDirectory
 
 
-def directory(path: Path, fingerprint: str = "f", **settings: object) -> RunDirectory:
-    return RunDirectory(path, settings or {"seed": 1}, fingerprint)
+def directory(path: Path, fingerprint: str = "f", facts: dict[str, Any] | None = None, **settings: Any) -> RunDirectory:
+    facts = {"processes": 1, "data": "1-2-3", "base_model": "tiny", **(facts or {})}
+    return RunDirectory(path, settings or {"seed": 1}, fingerprint, facts)
 
 
 def claim(run: RunDirectory) -> None:
-    with run.claimed({"processes": 1}, main=True):
-        pass
+    """A run that makes its first step."""
+    with run.claimed(main=True):
+        run.begin()
 
 
 def test_a_new_run_writes_its_settings_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     claim(directory(path, seed=1, gate="tanh", revision=None))
     assert yaml.safe_load((path / "config.yaml").read_text()) == {"seed": 1, "gate": "tanh"}
-    assert json.loads((path / "run.json").read_text()) == {"schema": 1, "fingerprint": "f", "processes": 1}
+    stored = json.loads((path / "run.json").read_text())
+    facts = {"processes": 1, "data": "1-2-3", "base_model": "tiny"}
+    assert stored == {"schema": 1, "begun": True, "fingerprint": "f", **facts}
     claim(directory(path, seed=1, gate="tanh"))
 
 
 def test_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     claim(directory(tmp_path, seed=1, gate="tanh", output_dir="x"))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(RunError, match=r"holds another run \(other gate, seed\)"):
+    words = r"holds another run \(gate='tanh' there, 'none' here; seed=1 there, 2 here\)"
+    with pytest.raises(RunError, match=words):
         directory(tmp_path, "g", seed=2, gate="none", output_dir="y").check()
-    with pytest.raises(RunError, match="other data or number of processes"):
-        directory(tmp_path, "g", seed=1, gate="tanh").check()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -47,7 +53,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_two_processes_cannot_share_it(tmp_path: Path) -> None:
-    with directory(tmp_path).claimed({}, main=True):
+    with directory(tmp_path).claimed(main=True):
         with pytest.raises(RunError, match="another process is training there"):
             claim(directory(tmp_path))
     claim(directory(tmp_path))
@@ -71,3 +77,130 @@ def test_adapter_is_replaced_as_a_whole(tmp_path: Path) -> None:
         run.publish_adapter()
     assert [p.name for p in run.adapter.iterdir()] == ["new"]
     assert not run.adapter_aside.exists()
+
+
+def test_facts_that_differ_are_named_with_both_values(tmp_path: Path) -> None:
+    engine = {"zero_optimization": {"stage": 2, "overlap_comm": False}}
+    claim(directory(tmp_path, facts={"deepspeed": engine, "init_from": "aa"}, seed=1, objective={"gamma": 0.1}))
+    cases: dict[str, dict[str, Any]] = {
+        r"the number of processes: 1 there, 2 here": {"processes": 2},
+        r"the data: another valid split": {"data": "1-9-3"},
+        r"the data: '1-2-3' there, 'mine' here": {"data": "mine"},
+        r"base_model: 'tiny' there, 'big' here": {"base_model": "big"},
+        r"DeepSpeed's zero_optimization.stage=2 there, 3 here": {
+            "deepspeed": {"zero_optimization": {"stage": 3, "overlap_comm": False}}
+        },
+        r"DeepSpeed: used there, not used here": {"deepspeed": None},
+        r"init_from: 'aa' there, 'bb' here": {"init_from": "bb"},
+    }
+    same: dict[str, Any] = {"deepspeed": engine, "init_from": "aa"}
+    for words, facts in cases.items():
+        with pytest.raises(RunError, match=rf"holds another run \({words}"):
+            directory(tmp_path, "g", {**same, **facts}, seed=1, objective={"gamma": 0.1}).check()
+    with pytest.raises(RunError, match=r"objective.gamma=0.1 there, 0.2 here; the number of processes"):
+        directory(tmp_path, "g", {**same, "processes": 4}, seed=1, objective={"gamma": 0.2}).check()
+
+
+def test_a_run_without_a_first_step_leaves_no_claim(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+
+    def fail() -> None:
+        with directory(place, seed=1).claimed(main=True):
+            (place / "metrics.jsonl").write_text("")
+            (place / "tensorboard").mkdir()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not place.exists()
+    claim(directory(place, "g", seed=2))  # whoever comes next
+
+
+def test_a_kill_before_the_first_step_leaves_no_claim_either(tmp_path: Path) -> None:
+    with directory(tmp_path, seed=1).claimed(main=True):
+        left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for name, content in left.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "libraries.log").write_text("")
+    directory(tmp_path, "g", seed=2).check()
+    claim(directory(tmp_path, "g", seed=2))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 2}
+
+
+def test_a_failure_after_the_first_step_keeps_the_directory(tmp_path: Path) -> None:
+    run = directory(tmp_path / "run", seed=1)
+
+    def fail() -> None:
+        with run.claimed(main=True):
+            run.begin()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(RunError, match="seed=1 there, 2 here"):
+        directory(tmp_path / "run", "g", seed=2).check()
+
+
+def test_what_kills_left_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    claim(directory(tmp_path))
+    for name in (".checkpoint-4-ab12cd", "..adapter.partial-x1", ".adapter.partial", ".adapter.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"half")
+    (tmp_path / ".run.json.partial").write_text("{")
+    (tmp_path / ".mine").write_text("a user's own")
+    with directory(tmp_path).claimed(main=True):
+        with pytest.raises(RunError, match="another process"):  # whose files are not touched
+            claim(directory(tmp_path))
+        (tmp_path / ".checkpoint-8-live").mkdir()
+        with pytest.raises(RunError, match="another process"):
+            claim(directory(tmp_path))
+        assert (tmp_path / ".checkpoint-8-live").is_dir()
+    claim(directory(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".mine", "config.yaml", "run.json"}
+
+
+def checkpoint(run: Path, step: int, best: int | None = None, whole: bool = True) -> Path:
+    path = run / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text(json.dumps({"best_global_step": best, "loss": float("nan")}))
+    if whole:
+        checkpoints.commit(path)
+    return path
+
+
+def test_cut_checkpoints_are_removed_and_damaged_ones_named(tmp_path: Path) -> None:
+    claim(directory(tmp_path))
+    good, cut, damaged = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, whole=False), checkpoint(tmp_path, 6)
+    (damaged / "trainer_state.json").write_text("{}")
+    found, notes = directory(tmp_path).resume_from()
+    assert found == good
+    assert notes == [
+        "skipped checkpoint-6: trainer_state.json is damaged",
+        "skipped checkpoint-4: it was cut while being written",
+    ]
+    assert damaged.exists()
+    assert not cut.exists()
+
+
+def test_a_checkpoint_without_its_best_one_is_skipped(tmp_path: Path) -> None:
+    claim(directory(tmp_path))
+    best = checkpoint(tmp_path, 2, best=2)
+    checkpoint(tmp_path, 4, best=2)
+    assert directory(tmp_path).resume_from()[0] == tmp_path / "checkpoint-4"
+    (best / "trainer_state.json").write_text("{}")
+    found, notes = directory(tmp_path).resume_from()
+    assert found is None
+    assert notes[0].startswith("skipped checkpoint-4: the best one until then, checkpoint-2, is not whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners of files")
+@pytest.mark.parametrize("where", ["run", "checkpoint", "file", "best"])
+def test_what_others_could_have_written_is_not_gone_on_with(tmp_path: Path, where: str) -> None:
+    claim(directory(tmp_path))
+    best = checkpoint(tmp_path, 2, best=2)
+    newest = checkpoint(tmp_path, 4, best=2)
+    open_to_all = {"run": tmp_path, "checkpoint": newest, "file": newest / "trainer_state.json", "best": best}[where]
+    os.chmod(open_to_all, 0o777)
+    with pytest.raises(RunError, match=r"can be written by everybody: .* add --trust_run"):
+        directory(tmp_path).resume_from()
+    assert directory(tmp_path).resume_from(trusted=True)[0] == newest
