@@ -32,19 +32,6 @@ def build_parser() -> RecipeParser:
     )
     add("--out", type=Path, required=True, help="data directory to make (must be new or empty)")
     add(
-        "--case",
-        type=one_of(*CASES),
-        metavar="|".join(CASES),
-        help="case of transcripts (default: lower for mosi, whose transcripts are upper case; keep for the others)",
-    )
-    add(
-        "--clip",
-        type=float,
-        default=DEFAULT_CLIP,
-        metavar="SD",
-        help=f"cut standardised features at +- this many standard deviations, 0 = never (default: {DEFAULT_CLIP:g})",
-    )
-    add(
         "--modalities",
         nargs="+",
         metavar="NAME",
@@ -65,6 +52,27 @@ def build_parser() -> RecipeParser:
         help="prepare as the data directory DATA was: its modalities, case and standardisation; for evaluation only, "
         "so that the source may have one split (default: statistics of the source's own training split)",
     )
+    _add_form(parser)
+    add("--json", action="store_true", help="print the manifest as JSON instead of a table")
+    return parser
+
+
+def _add_form(parser: RecipeParser) -> None:
+    """Options of what becomes of the source."""
+    add = parser.add_argument
+    add(
+        "--case",
+        type=one_of(*CASES),
+        metavar="|".join(CASES),
+        help="case of transcripts (default: lower for mosi, whose transcripts are upper case; keep for the others)",
+    )
+    add(
+        "--clip",
+        type=float,
+        default=DEFAULT_CLIP,
+        metavar="SD",
+        help=f"cut standardised features at +- this many standard deviations, 0 = never (default: {DEFAULT_CLIP:g})",
+    )
     add(
         "--frame-rate",
         type=key_value,
@@ -80,8 +88,6 @@ def build_parser() -> RecipeParser:
         metavar="|".join(STORAGES),
         help="arrow, or numpy for machines without the package datasets (default: arrow)",
     )
-    add("--json", action="store_true", help="print the manifest as JSON instead of a table")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

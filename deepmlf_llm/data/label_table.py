@@ -57,7 +57,7 @@ def read_label_table(content: bytes, path: Path, labelled: bool = True) -> Label
     Args:
         content: of the file.
         path: for messages.
-        labelled: an empty label is an error.
+        labelled: an empty label is an error; False: there need be no labels and no splits, it is then all "test".
 
     Raises:
         DataError: no such table; every wrong row is named by its line, the first few of many.
@@ -70,7 +70,7 @@ def read_label_table(content: bytes, path: Path, labelled: bool = True) -> Label
     delimiter = _delimiter(lines, path)
     records = list(_records(lines, delimiter, path))
     columns = [_column(name) for name in records[0][1]]
-    _check_columns(columns, path)
+    _check_columns(columns, path, COLUMNS if labelled else COLUMNS[:3])
     _check_swallowed(records, lines, columns, delimiter, path)
     table = LabelTable([])
     if delimiter != ",":
@@ -168,8 +168,8 @@ def _column(name: str) -> str:
     return known.get(name.strip().lower(), name.strip())
 
 
-def _check_columns(columns: list[str], path: Path) -> None:
-    missing = [column for column in COLUMNS if column not in columns]
+def _check_columns(columns: list[str], path: Path, required: Sequence[str]) -> None:
+    missing = [column for column in required if column not in columns]
     if missing:
         hints = "".join(f"; {column}{hint}" for column in missing if (hint := _nearest(column, columns)))
         raise DataError(f"{path}: lacks the columns {', '.join(missing)}{hints}; it has {', '.join(columns)}")
@@ -187,6 +187,8 @@ def _check_swallowed(
     records: list[tuple[int, list[str]]], lines: Sequence[str], columns: list[str], delimiter: str, path: Path
 ) -> None:
     """Refuses records of several lines whose lines are rows themselves: a quote that closes by chance."""
+    if "mode" not in columns:
+        return
     place = columns.index("mode")
 
     def split_at(line: str, index: int) -> bool:
@@ -236,7 +238,7 @@ def _note_texts(table: LabelTable) -> None:
 def _check_splits(table: LabelTable, path: Path) -> None:
     wrong = []
     for line, row in zip(table.lines, table.rows, strict=True):
-        split = split_name(row["mode"])
+        split = split_name(row.get("mode", "test"))
         if split is None:
             wrong.append(f"row {line} has mode {row['mode']!r}")
         table.splits.append(split or "")

@@ -114,13 +114,7 @@ def prepare(
 
 def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: PreparationSettings) -> Manifest:
     """What :func:`prepare` does once the source has been read; raises the same errors."""
-    missing = [split for split in SPLITS if split not in corpus.splits]
-    if missing and settings.like is None:
-        raise DataError(
-            f"{corpus.source['name']}: expected the splits {', '.join(SPLITS)}, found {', '.join(corpus.splits)}: "
-            "training needs all three. What is for evaluation alone goes to evaluate as it is, or is prepared like the "
-            "training data (--like DATA)"
-        )
+    _check_splits(corpus, settings)
     dims = check_corpus(corpus, dataset)
     names = list(next(iter(corpus.splits.values())).features)
     for name in settings.frame_rates:
@@ -145,14 +139,8 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
         notes=corpus.notes,
         storage=settings.storage,
     )
-    existing = check_output(output)
-    if existing is not None:
-        if existing.same_preparation(manifest):
-            return existing
-        raise DataError(
-            f"{output}: holds another data set already ({existing.dataset} from {existing.source.get('name')}, or "
-            "other settings); give a new directory or remove that one"
-        )
+    if (existing := _existing(output, manifest)) is not None:
+        return existing
     features: dict[str, dict[str, Ragged]] = {split: {} for split in corpus.splits}
     for name in names:
         manifest.modalities[name] = _prepare_modality(corpus, name, dims[name], settings, features)
@@ -168,6 +156,28 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
     _describe_rows(manifest, splits)
     write_store(output, splits, manifest)
     return manifest
+
+
+def _check_splits(corpus: Corpus, settings: PreparationSettings) -> None:
+    """Raises DataError unless there is what the settings need: a training split, or other data to prepare like."""
+    missing = [split for split in SPLITS if split not in corpus.splits]
+    if missing and settings.like is None:
+        raise DataError(
+            f"{corpus.source['name']}: expected the splits {', '.join(SPLITS)}, found {', '.join(corpus.splits)}: "
+            "training needs all three. What is for evaluation alone goes to evaluate as it is, or is prepared like the "
+            "training data (--like DATA)"
+        )
+
+
+def _existing(output: Path, manifest: Manifest) -> Manifest | None:
+    """What is at ``output`` already, if it is the same preparation; raises DataError for any other data set there."""
+    existing = check_output(output)
+    if existing is None or existing.same_preparation(manifest):
+        return existing
+    raise DataError(
+        f"{output}: holds another data set already ({existing.dataset} from {existing.source.get('name')}, or other "
+        "settings); give a new directory or remove that one"
+    )
 
 
 def _prepare_modality(

@@ -188,8 +188,10 @@ def _read_folder(path: Path, reading: Reading) -> Corpus:
     if {"adapter_config.json", "config.json", "result.json"} & names:
         raise DataError(f"{path}: holds a model or a run, no data")
     near = sorted(name for name in names if name.lower().endswith((".csv", ".tsv", ".xlsx")))
-    files = sorted(name for name in names if name.endswith(SUFFIXES))
-    hint = f"is {near[0]} meant as {TABLE}?" if near else f"give {files[0]} itself" if files else f"expected {FORMATS}"
+    single = sorted(name for name in names if name.endswith(SUFFIXES))
+    hint = (
+        f"is {near[0]} meant as {TABLE}?" if near else f"give {single[0]} itself" if single else f"expected {FORMATS}"
+    )
     raise DataError(f"{path}: no {TABLE} in this folder, and no file a split; it has {_some(names)}; {hint}")
 
 

@@ -150,6 +150,13 @@ def test_without_labels_an_empty_cell_is_allowed():
     assert table.numbers["label"][3] != table.numbers["label"][3]
 
 
+def test_without_labels_no_column_of_labels_or_splits_is_needed():
+    table = read("video_id,clip_id,text\nv,1,a\nv,2,b\n", labelled=False)
+    assert table.splits == ["test", "test"]
+    with pytest.raises(DataError, match="lacks the columns text; it has video_id, clip_id"):
+        read("video_id,clip_id\nv,1\n", labelled=False)
+
+
 def test_the_word_for_a_missing_transcript_is_noted():
     assert (
         "1 transcripts are the word for a missing value, such as that of line 5"
