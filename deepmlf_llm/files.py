@@ -6,6 +6,7 @@ room, no permission, something else in its place) is a :class:`~deepmlf_llm.erro
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from deepmlf_llm.errors import FileError
@@ -156,6 +158,26 @@ def _target(path: Path) -> Path:
         with suppress(FileNotFoundError):  # what it points to will be made; a circle is refused
             path.stat()
     return Path(os.path.realpath(path))
+
+
+def temporary_directory(reason: str) -> Path:
+    """A directory that goes when this process ends, where a cache cannot be written; says so as a warning.
+
+    Args:
+        reason: why it is needed.
+
+    Returns:
+        The same one, however often this process asks: what was put there is found again.
+    """
+    warnings.warn(f"{reason}; going on without the cache, in a directory that goes at the end", stacklevel=3)
+    return _scratch()
+
+
+@cache
+def _scratch() -> Path:
+    directory = tempfile.mkdtemp(prefix="deepmlf-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
 
 
 def settle(directory: Path) -> None:

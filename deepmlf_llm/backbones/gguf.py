@@ -11,9 +11,9 @@ from typing import Any
 
 from deepmlf_llm.backbones.foreign_code import NO_CODE
 from deepmlf_llm.backbones.whole import check_loaded
-from deepmlf_llm.errors import BaseModelError
+from deepmlf_llm.errors import BaseModelError, FileError
 from deepmlf_llm.extras import require
-from deepmlf_llm.files import directory_aside, sha256, writing
+from deepmlf_llm.files import directory_aside, make_directory, sha256, temporary_directory, writing
 from deepmlf_llm.paths import base_models_dir
 
 SUFFIX = ".gguf"
@@ -71,13 +71,18 @@ def gguf_directory(file: Path, name: str, target: Path | None = None) -> Path:
         return target
     from filelock import FileLock
 
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(target) + ".lock"):
+    check_gguf(file, name)
+    try:
+        make_directory(target.parent)
+        with writing(target), FileLock(str(target) + ".lock"):
             if not _is_whole(target, source):  # else another process was faster
-                check_gguf(file, name)
                 with directory_aside(target, replace=True) as aside:
                     _convert(file, name, source, aside)
+    except FileError as error:  # a cache: whoever needs the model can do without it
+        target = temporary_directory(str(error)) / target.name
+        if not _is_whole(target, source):
+            with directory_aside(target, replace=True) as aside:
+                _convert(file, name, source, aside)
     return target
 
 

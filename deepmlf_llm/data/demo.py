@@ -25,8 +25,9 @@ from deepmlf_llm.data.corpus import Corpus, Utterances
 from deepmlf_llm.data.demo_texts import RatedTexts, rated_texts
 from deepmlf_llm.data.manifest import SCHEMA_VERSION
 from deepmlf_llm.data.prepare import PreparationSettings, prepare_corpus
-from deepmlf_llm.errors import ConfigError, DataError
+from deepmlf_llm.errors import ConfigError, FileError
 from deepmlf_llm.extras import installed
+from deepmlf_llm.files import make_directory, temporary_directory, writing
 
 RECIPE_VERSION = 1
 SIZES = (1200, 200, 300)
@@ -61,7 +62,7 @@ def embedded_dataset(
             installed.
 
     Raises:
-        DataError: ``texts`` is not that file, or the cache cannot be written.
+        DataError: ``texts`` is not that file.
         ConfigError: ``sizes`` or ``conflicts`` out of range.
     """
     from filelock import FileLock
@@ -75,15 +76,22 @@ def embedded_dataset(
     parent = (cache_dir or paths.cache_dir()) / "data"
     key = [RECIPE_VERSION, SCHEMA_VERSION, rated.sha256, list(sizes), seed, conflicts, storage]
     directory = parent / f"embedded-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(parent / f".{directory.name}.lock"):
+
+    def make(place: Path) -> None:
+        corpus = embedded_corpus(rated, sizes, seed, conflicts)
+        settings = PreparationSettings(case="keep", frame_rates=FRAME_RATES, storage=storage)
+        prepare_corpus(corpus, "mosi", place, settings)
+
+    if not directory.exists():
+        try:
+            make_directory(parent)
+            with writing(directory), FileLock(parent / f".{directory.name}.lock"):
+                if not directory.exists():
+                    make(directory)
+        except FileError as error:  # a cache: whoever needs the data can do without it
+            directory = temporary_directory(str(error)) / directory.name
             if not directory.exists():
-                corpus = embedded_corpus(rated, sizes, seed, conflicts)
-                settings = PreparationSettings(case="keep", frame_rates=FRAME_RATES, storage=storage)
-                prepare_corpus(corpus, "mosi", directory, settings)
-    except OSError as error:
-        raise DataError(f"{parent}: cannot be written ({error.strerror or error})") from None
+                make(directory)
     return directory
 
 

@@ -11,7 +11,7 @@ import torch
 
 from deepmlf_llm.backbones import base_fingerprint, gguf, load_base_model, load_tokenizer, smollm2
 from deepmlf_llm.backbones.shape import base_model_shape
-from deepmlf_llm.errors import BaseModelError, DeepMLFError
+from deepmlf_llm.errors import BaseModelError
 from tests.backbones.tiny_gguf import LAYERS, POSITIONS, VOCABULARY, write_gguf
 
 
@@ -125,12 +125,16 @@ def test_a_file_that_lacks_tensors_is_refused(tmp_path, cache, missing):
     assert converted(cache) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tiny, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_a_warning_and_the_base_is_loaded(tiny, tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setattr(gguf, "base_models_dir", lambda: blocked / "cache")
-    with pytest.raises(DeepMLFError, match="file"):
-        load_base_model(str(tiny))
+    with pytest.warns(
+        UserWarning, match="file is a file, and a directory is needed there; .*going on without the cache"
+    ):
+        first = gguf.gguf_directory(tiny, "tiny")
+        assert gguf.gguf_directory(tiny, "tiny") == first  # converted once for this process
+    assert (first / "config.json").is_file()
 
 
 @pytest.mark.slow  # converts 135 million weights

@@ -194,3 +194,13 @@ def test_the_download_of_the_setup_is_found(tmp_path, no_downloads):
     downloads_dir().mkdir(parents=True)
     make_archive(downloads_dir() / ARCHIVE, ["1\t4\tA really good film.", "2\t-4\tA really bad film."])
     assert rated_texts().texts == ["A really good film.", "A really bad film."]
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning_and_the_work_goes_on(tmp_path):
+    (tmp_path / "cache").write_text("a file where the cache should be")
+    with pytest.warns(UserWarning, match=r"cannot be written: .*; going on without the cache"):
+        directory = embedded_dataset(tmp_path / "cache", sizes=SMALL)
+    assert open_store(directory).split("train").fingerprint() == (
+        open_store(embedded_dataset(tmp_path / "other", sizes=SMALL)).split("train").fingerprint()
+    )
+    assert tmp_path not in directory.parents
