@@ -135,7 +135,7 @@ def _misshapen(content: dict[str, Any]) -> str:
             return f"{name} is a {type(content[name]).__name__}"
     for section, needed in (("splits", _SPLIT_FACTS), ("modalities", _MODALITY_FACTS)):
         for name, facts in content[section].items():
-            for fact, kind in needed.items():
-                if not isinstance(facts, dict) or not isinstance(facts.get(fact), kind):
-                    return f"{section}: {fact} of {name} is missing or not a {kind.__name__}"
+            for fact, needed_kind in needed.items():
+                if not isinstance(facts, dict) or not isinstance(facts.get(fact), needed_kind):
+                    return f"{section}: {fact} of {name} is missing or not a {needed_kind.__name__}"
     return ""
