@@ -12,12 +12,13 @@ else
 endif
 
 WORKERS ?= 2
+LOWEST_TORCH ?= 2.6.0
 ARGS ?=
 # One thread a process: the tests and the demo run two processes.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage docs docs-serve lint format check-code check-format check-types check-imports
+.PHONY: help setup demo test test-fast test-lowest coverage docs docs-serve lint format check-code check-format check-types check-imports
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +34,10 @@ test: setup ## the whole test suite; ARGS="-k metrics" picks tests, WORKERS=n
 
 test-fast: setup ## the tests without those that take minutes
 	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs -m "not slow" $(ARGS)
+
+test-lowest: ## test-fast on the lowest versions of pyproject.toml, in .cache/lowest; LOWEST_TORCH=2.13.0 for another
+	@$(BOOTSTRAP) scripts/lowest_env.py .cache/lowest $(LOWEST_TORCH)
+	@HF_HUB_OFFLINE=1 .cache/lowest/bin/python -m pytest -n $(WORKERS) --no-header -rs -m "not slow" $(ARGS)
 
 coverage: setup ## the whole suite with branch coverage, subprocesses included; the pages are in .cache/coverage/html
 	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs \
