@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from deepmlf_llm.config.lora import SERVED
+from deepmlf_llm.config.rules import RULE, Rule, brief, is_number
 from deepmlf_llm.errors import ConfigError, suggest
+from deepmlf_llm.training.ranges import trainer_rules
 
 RENAMED = {"lora_r": "r"}
 """Key of a run -> field of DeepMLFConfig, where "r" alone would say too little."""
@@ -128,6 +131,7 @@ class Key:
     hint: Any
     default: Any
     help: str
+    rule: Rule | None = None
 
     @property
     def takes_yaml(self) -> bool:
@@ -138,12 +142,23 @@ class Key:
         """``value`` as this key's type.
 
         Raises:
-            ConfigError: it cannot be read as one.
+            ConfigError: it cannot be read as one, or is out of range.
         """
         try:
-            return _coerce(value, self.hint)
-        except ValueError:
-            raise ConfigError(f"{self.name}={value!r}: expected {describe(self.hint)}") from None
+            read = _coerce(value, self.hint)
+            # YAML reads the words yes and no as truth values: `eval_strategy: no` means the word, `base_model: no` not.
+            if (
+                isinstance(value, bool)
+                and isinstance(read, str)
+                and read not in (self.rule.choices if self.rule else ())
+            ):
+                raise ValueError
+        except (ValueError, OverflowError):
+            expected = self.rule.expected if self.rule else describe(self.hint)
+            raise ConfigError(f"{self.name}={brief(value)}: expected {expected}") from None
+        if self.rule is not None and not self.rule.good(read):
+            raise ConfigError(f"{self.name}={brief(value)}: expected {self.rule.expected}")
+        return read
 
 
 def refuse(name: str) -> str:
@@ -169,7 +184,7 @@ def sections() -> set[str]:
 def _run_keys(settings: type) -> list[Key]:
     hints = typing.get_type_hints(settings)
     return [
-        Key(f.name, "run", hints[f.name], _default(f), f.metadata["help"])
+        Key(f.name, "run", hints[f.name], _default(f), f.metadata["help"], f.metadata.get(RULE))
         for f in dataclasses.fields(settings)
         if "help" in f.metadata
     ]
@@ -186,10 +201,12 @@ def _method_keys() -> list[Key]:
         if name in SECTIONS:
             keys += _section_keys(name, SECTIONS[name])
         elif name in own and name not in _NOT_THE_USERS:
-            keys.append(Key(name, "method", hints[name], _default(f), f.metadata["help"]))
+            keys.append(Key(name, "method", hints[name], _default(f), f.metadata["help"], f.metadata.get(RULE)))
     for name, real in RENAMED.items():
-        keys.append(Key(name, "method", hints[real], _default(fields[real]), fields[real].metadata["help"]))
-    keys += [Key(name, "method", hints[name], _default(fields[name]), text) for name, text in _FROM_PEFT.items()]
+        of = fields[real].metadata
+        keys.append(Key(name, "method", hints[real], _default(fields[real]), of["help"], of.get(RULE)))
+    for name, text in _FROM_PEFT.items():
+        keys.append(Key(name, "method", hints[name], _default(fields[name]), text, Rule(*SERVED[name])))
     return keys
 
 
@@ -197,7 +214,7 @@ def _section_keys(name: str, section: type) -> list[Key]:
     hints = typing.get_type_hints(section)
     dotted = ((f, f"{name}.{f.name}") for f in dataclasses.fields(section))
     return [
-        Key(path, "method", hints[f.name], _default(f), f.metadata["help"])
+        Key(path, "method", hints[f.name], _default(f), f.metadata["help"], f.metadata.get(RULE))
         for f, path in dotted
         if path not in _NOT_THE_USERS_DOTTED
     ]
@@ -211,7 +228,8 @@ def _trainer_keys() -> list[Key]:
     for f in dataclasses.fields(TrainingArguments):
         if f.init and f.name not in hidden and not f.name.startswith(("hub_", "trackio_", "fsdp")):
             default = TRAINER_DEFAULTS.get(f.name, _default(f))
-            keys.append(Key(f.name, "trainer", f.type, default, _TRAINER_HELP.get(f.name, "")))
+            rule = trainer_rules().get(f.name)
+            keys.append(Key(f.name, "trainer", f.type, default, _TRAINER_HELP.get(f.name, ""), rule))
     return sorted(keys, key=lambda key: (not key.help, list(_TRAINER_HELP).index(key.name) if key.help else key.name))
 
 
@@ -284,8 +302,7 @@ def _coerce_one(value: Any, origin: Any, member: Any) -> Any:
             return list(value)
     if origin is dict and isinstance(value, dict):
         return value
-    if _is_text(origin) and isinstance(value, (str, bool, int, float)):
-        # YAML reads the words yes and no as booleans: `eval_strategy: no` means the word.
+    if _is_text(origin) and (isinstance(value, (str, bool)) or is_number(value)):
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
     raise ValueError
 

@@ -10,6 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepmlf_llm import shipped
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.config.rules import (
+    Rule,
+    brief,
+    choice,
+    flag,
+    integer,
+    is_number,
+    number,
+    optional,
+    rule_problems,
+    setting,
+    word,
+    words,
+)
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.planning.steps import Steps, planned_steps
 from deepmlf_llm.reading import read_json
@@ -41,8 +56,13 @@ FIRST_RUNS = {"av_encoder.pool": "after", "av_encoder.feature_norm": "none", "gc
 so a run from before the key is known again."""
 
 
-def _key(help_text: str, default: Any) -> Any:
-    return field(default=default, metadata={"help": help_text})
+_SHARE = Rule(lambda value: is_number(value) and 0 < value <= 1, "a share in (0, 1]")
+_NAMES = words("a list of modalities")
+_MODALITIES = optional(
+    Rule(lambda value: _NAMES.good(value) and len(set(value)) == len(value), "a list of modalities, none of them twice")
+)
+_RATE = optional(number(0, 1e3))
+_KERNELS = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass
@@ -56,56 +76,62 @@ class RunSettings:
         ConfigError: a setting is out of range; the message names all that are.
     """
 
-    base_model: str = _key("hub id, directory, smollm2-135m, tiny-llama, tiny-mistral, tiny-gpt2, or auto", AUTO)
-    revision: str | None = _key("revision of a hub model", None)
-    num_layers: int | None = _key("keep only the first layers of the base model", None)
-    quantization: str = _key("of the frozen base: none, nf4, fp4 or int8 (bitsandbytes)", "none")
-    dtype: str = _key("of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16", AUTO)
-    attn_implementation: str = _key("auto, sdpa, eager, varlen, flash_attention_2, ..", AUTO)
-    data: str = _key("data directory made by `deepmlf prepare`, or embedded", EMBEDDED)
-    modalities: list[str] | None = field(
-        default=None, metadata={"help": "which of the data's modalities to use; default: all of them"}
+    base_model: str = setting(
+        "hub id, directory, smollm2-135m, tiny-llama, tiny-mistral, tiny-gpt2, or auto",
+        word("the name of a model"),
+        AUTO,
     )
-    data_fraction: float = _key("share of the training split to use, in (0, 1]", 1.0)
-    output_dir: str | None = _key("run directory; default: one under runs/ named after the settings", None)
-    init_from: str | None = _key(
-        "adapter whose weights the run begins with: its directory, its run, or a hub id; all else as configured", None
+    revision: str | None = setting("revision of a hub model", optional(word()), None)
+    num_layers: int | None = setting(
+        "keep only the first layers of the base model", optional(integer(1, 100_000)), None
     )
-    deepspeed: str | None = _key("DeepSpeed configuration (also --ds): a file, or a shipped one such as zero2", None)
-    text_cache: str = _key("keep the frozen text stream: none, memory or disk", "none")
-    text_cache_dtype: str | None = _key(
-        "of the kept text stream: float32, bfloat16, float16 or int8; default: as computed", None
+    quantization: str = setting(
+        "of the frozen base: none, nf4, fp4 or int8 (bitsandbytes)", choice("none", "nf4", "fp4", "int8"), "none"
     )
-    batch_size: int = _key("utterances a step, over all processes and accumulated batches", 32)
-    group_by_length: bool = _key("put texts of similar length into one batch", True)
-    warmup_epochs: float = _key("epochs of linear warm-up", 1.0)
-    av_learning_rate: float | None = _key("of the AV encoder; default: learning_rate", None)
-    lora_learning_rate: float | None = _key("of LoRA on the LM; default: learning_rate", None)
-    av_weight_decay: float | None = _key("of the AV encoder; default: weight_decay", None)
-    early_stopping_patience: int = _key("evaluations without improvement before the run ends; 0 = never", 10)
+    dtype: str = setting(
+        "of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16",
+        choice(AUTO, "float32", "bfloat16", "float16"),
+        AUTO,
+    )
+    attn_implementation: str = setting("auto, sdpa, eager, varlen, flash_attention_2, ..", choice(*_KERNELS), AUTO)
+    data: str = setting("data directory made by `deepmlf prepare`, or embedded", word("a directory"), EMBEDDED)
+    modalities: list[str] | None = setting(
+        "which of the data's modalities to use; default: all of them", _MODALITIES, None
+    )
+    data_fraction: float = setting("share of the training split to use, in (0, 1]", _SHARE, 1.0)
+    output_dir: str | None = setting(
+        "run directory; default: one under runs/ named after the settings", optional(word("a directory")), None
+    )
+    init_from: str | None = setting(
+        "adapter whose weights the run begins with: its directory, its run, or a hub id; all else as configured",
+        optional(word("an adapter")),
+        None,
+    )
+    deepspeed: str | None = setting(
+        "DeepSpeed configuration (also --ds): a file, or a shipped one such as zero2", optional(word("a file")), None
+    )
+    text_cache: str = setting("keep the frozen text stream: none, memory or disk", choice(*TEXT_CACHES), "none")
+    text_cache_dtype: str | None = setting(
+        "of the kept text stream: float32, bfloat16, float16 or int8; default: as computed",
+        optional(choice("float32", "bfloat16", "float16", "int8")),
+        None,
+    )
+    batch_size: int = setting("utterances a step, over all processes and accumulated batches", integer(1, 1 << 24), 32)
+    group_by_length: bool = setting("put texts of similar length into one batch", flag(), True)
+    warmup_epochs: float = setting("epochs of linear warm-up", number(0, 1e6), 1.0)
+    av_learning_rate: float | None = setting("of the AV encoder; default: learning_rate", _RATE, None)
+    lora_learning_rate: float | None = setting("of LoRA on the LM; default: learning_rate", _RATE, None)
+    av_weight_decay: float | None = setting("of the AV encoder; default: weight_decay", _RATE, None)
+    early_stopping_patience: int = setting(
+        "evaluations without improvement before the run ends; 0 = never", integer(0, 1 << 31), 10
+    )
     method: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._given_batch_size = False
         problems = Problems(ConfigError, "settings")
-        choices = {"text_cache": TEXT_CACHES, "quantization": ("none", "nf4", "fp4", "int8")}
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            problems.check(value in allowed, f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
-        problems.check(0 < self.data_fraction <= 1, f"data_fraction={self.data_fraction!r}: expected a share in (0, 1]")
-        problems.check(self.batch_size >= 1, f"batch_size={self.batch_size!r}: expected an integer >= 1")
-        for name in ("warmup_epochs", "av_learning_rate", "lora_learning_rate", "av_weight_decay"):
-            value = getattr(self, name)
-            problems.check(value is None or value >= 0, f"{name}={value!r}: expected a number >= 0")
-        problems.check(
-            self.early_stopping_patience >= 0,
-            f"early_stopping_patience={self.early_stopping_patience!r}: expected >= 0",
-        )
-        problems.check(
-            self.modalities is None or len(set(self.modalities)) == len(self.modalities),
-            f"modalities={self.modalities!r}: a name stands there twice",
-        )
+        problems.messages.extend(rule_problems(self))
         problems.raise_if_any()
 
     @classmethod
@@ -121,7 +147,8 @@ class RunSettings:
         for name, value in flat.items():
             key = all_keys().get(name)
             if key is None:
-                problems.check(False, refuse(name))
+                section = f"{name}={brief(value)}: expected a mapping of settings"
+                problems.check(False, section if name in sections() else refuse(name))
                 continue
             try:
                 owned[key.owner][name] = key.coerce(value)
@@ -130,6 +157,10 @@ class RunSettings:
         problems.raise_if_any()
         settings = cls(**owned["run"], method=_nest(owned["method"]), trainer=owned["trainer"])
         settings._given_batch_size = "batch_size" in owned["run"]
+        try:
+            DeepMLFConfig.from_dict(settings.method_values())  # what its settings say together
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("DeepMLFConfig", source, 1)) from error
         return settings
 
     def to_dict(self) -> dict[str, Any]:

@@ -102,13 +102,15 @@ def test_exclusions_are_counted(plan):
 
 def test_everything_wrong_is_named_once(plan):
     row = {"backbone": [*TWO_CUTS, {"base_model": "tiny-llama", "num_layers": 9}, "./no/such/model"]}
-    row |= {"fusion_layers": ["even:4", "even:2"], "gate": ["sigmoid", "relu"]}
+    row |= {"fusion_layers": ["even:4", "even:2"], "dtype": ["float32", "bfloat16"]}
     with pytest.raises(ConfigError) as caught:
         plan(grid=row)
     message = str(caught.value)
-    for part in ("study 'small': ", "fusion_layers='even:4'", "gate='relu'", "num_layers=9", "./no/such/model"):
+    for part in ("study 'small': ", "fusion_layers='even:4'", "num_layers=9", "./no/such/model"):
         assert message.count(part) >= 1, part
-    assert message.count("gate='relu': expected") == 1
+    assert message.count("num_layers=9: this decoder") == 1
+    with pytest.raises(ConfigError, match=r"^[^=]*gate='relu': expected one of 'sigmoid', 'tanh', 'none'$"):
+        plan(grid={**row, "gate": ["sigmoid", "relu"]})
 
 
 @pytest.mark.parametrize(

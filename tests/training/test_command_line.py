@@ -17,7 +17,16 @@ def parse(*argv: str) -> RunSettings:
 def test_values_get_the_type_of_their_key() -> None:
     settings = parse(
         *("--learning_rate", "1e-3", "--seed=7", "--fusion_layers", "[1, 3]", "--objective.gamma", "0.5", "--bf16"),
-        *("--modalities", "audio,vision", "--target_modules", "all-linear", "--text.template", "{text} Feels:"),
+        *(
+            "--modalities",
+            "audio,vision",
+            "--target_modules",
+            "all-linear",
+            "--lora_r",
+            "2",
+            "--text.template",
+            "{text} Feels:",
+        ),
         *("--eval_strategy", "steps", "--text_cache_dtype", "null", "--lr_scheduler_kwargs", "{num_cycles: 2}"),
     )
     assert settings.trainer["learning_rate"] == 1e-3

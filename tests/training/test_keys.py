@@ -43,7 +43,6 @@ def test_what_the_data_or_the_recipe_decide_is_no_key() -> None:
         (float, 3, 3.0),
         (float, "1e-4", 1e-4),
         (bool, True, True),
-        (str, False, "no"),
         (str | None, None, None),
         (str | None, "none", "none"),
         (list[str] | None, "a, b", ["a", "b"]),

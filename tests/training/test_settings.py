@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.training.keys import RENAMED, all_keys
 from deepmlf_llm.training.settings import VOLATILE, RunSettings
 
 
@@ -92,6 +95,7 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
     assert settings.to_dict()["av_encoder"]["pool"] == "before"
     assert settings.fingerprint(1, "lm", "d") != old.fingerprint(1, "lm", "d")
     stored = old.to_dict()
+    del stored["init_from"]
     for name in ("pool", "feature_norm"):
         del stored["av_encoder"][name]
     for name in ("gca_dropout", "ffw_dropout"):
@@ -109,3 +113,98 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
     asked = RunSettings.from_dict({**given_values, "batch_size": 8, "per_device_train_batch_size": 3})
     with pytest.raises(ConfigError, match="give one of them only"):
         asked.of_first_runs().resolve_batch(1)
+
+
+GOOD_ANYWAY = {
+    "base_model": ("nonsense: [",), "data": ("nonsense: [",), "target_modules": ("nonsense: [",),
+    **dict.fromkeys(("revision", "output_dir", "init_from", "deepspeed", "optim_args"), ("nonsense: [",)),
+    **dict.fromkeys(("run_name", "project"), ("nonsense: [",)),
+    **dict.fromkeys(("metric_for_best_model", "torch_compile_backend", "torch_compile_mode"), ("nonsense: [",)),
+    "optim_target_modules": ("nonsense: [", ["a"], []), "report_to": ([], ""), "debug": ([], ""),
+    "modalities": ([], ["a"], "nonsense: [", ""), "max_steps": (-1,),
+    **dict.fromkeys(("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs",
+                     "liger_kernel_config"), ({}, {"a": 1})),
+    "include_num_input_tokens_seen": (True,),
+}  # fmt: skip
+"""Values that are odd, and what the key means."""
+WORDS_TOO = {key.name for key in all_keys().values() if "str" in str(key.hint)}
+WRONG = [
+    None,
+    [],
+    ["a"],
+    {},
+    {"a": 1},
+    "nonsense: [",
+    "",
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**30,
+    10**5000,
+    True,
+    -1,
+    0.5,
+]
+
+
+@pytest.mark.parametrize("name", list(all_keys()))
+def test_every_key_takes_what_it_means_and_names_itself_where_it_does_not(name: str) -> None:
+    key = all_keys()[name]
+    for wrong in WRONG:
+        try:
+            RunSettings.from_dict({name: wrong})
+        except ConfigError as error:
+            message = str(error)
+            assert name in message or RENAMED.get(name, name) in message
+            assert "\n" not in message
+            assert len(message) < 500
+            continue
+        number = isinstance(wrong, (int, float)) and not isinstance(wrong, bool)
+        if wrong is None:
+            assert "None" in str(key.hint) or key.hint is Any, (name, wrong)
+        elif isinstance(wrong, bool):
+            assert "bool" in str(key.hint) or any(wrong is good for good in GOOD_ANYWAY.get(name, ())), (name, wrong)
+        elif number:
+            assert wrong != 10**5000
+            assert math.isfinite(wrong), (name, wrong)
+            assert wrong != -1 or name == "max_steps" or name in WORDS_TOO, (name, wrong)
+            assert wrong != 10**30 or name in WORDS_TOO, (name, wrong)
+            assert wrong != 0.5 or "float" in str(key.hint) or name in WORDS_TOO, (name, wrong)
+        else:
+            assert any(type(wrong) is type(good) and wrong == good for good in GOOD_ANYWAY.get(name, ())), (name, wrong)
+
+
+@pytest.mark.parametrize("name", ["text", "objective", "seqaug", "av_encoder"])
+@pytest.mark.parametrize("wrong", [None, [], "words", 3, True])
+def test_a_section_is_a_mapping(name: str, wrong: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=.*expected a mapping"):
+        RunSettings.from_dict({name: wrong})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": -1e-3}, {"weight_decay": -0.1}, {"adam_beta1": 1.0}, {"adam_epsilon": -1e-8}, {"seed": -1},
+        {"num_train_epochs": 0}, {"num_train_epochs": -3}, {"max_steps": -7}, {"warmup_steps": -5},
+        {"warmup_epochs": -1},
+        {"gradient_accumulation_steps": 0}, {"per_device_train_batch_size": -2}, {"per_device_eval_batch_size": 0},
+        {"max_grad_norm": -1}, {"eval_steps": 0}, {"save_steps": -1}, {"logging_steps": 0}, {"save_total_limit": -1},
+        {"av_learning_rate": -1}, {"lora_learning_rate": -1}, {"av_weight_decay": -1}, {"lora_r": -1},
+        {"lora_dropout": -0.1}, {"dataloader_num_workers": -1}, {"lr_scheduler_type": "cosin"}, {"optim": "adam"},
+        {"eval_strategy": "sometimes"}, {"report_to": "nowhere"}, {"log_level": "loud"}, {"neftune_noise_alpha": -5},
+        {"gate": ["sigmoid"]}, {"head_dropout": -0.1}, {"seqaug": {"p_apply": -0.5}}, {"ffw_lora_alpha": -1},
+        {"quantization": ["nf4"]}, {"dtype": "fp32"}, {"attn_implementation": "flash"}, {"text_cache": {"a": 1}},
+        {"early_stopping_patience": -1}, {"data_fraction": -0.5}, {"num_layers": 0}, {"av_encoder": {"dropout": -0.1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_negative_rates_and_words_that_mean_nothing_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values)).replace("lora_r", "(lora_)?r")):
+        RunSettings.from_dict(values)
+
+
+def test_settings_that_contradict_each_other_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"settings: objective.gamma > 0 trains nothing"):
+        RunSettings.from_dict({"objective": {"gamma": 1.0}, "ffw_scope": "fusion"})
+    with pytest.raises(ConfigError, match=r"gradient_acc.*; .*learning_rate=-1.*; unknown key 'gat'"):
+        RunSettings.from_dict({"gradient_accumulation_steps": "x", "learning_rate": -1, "gat": 3})
