@@ -55,6 +55,8 @@ def explain(error: BaseException, path: Path, needed: int | None = None, done: s
     reason, advice = _REASONS[number]
     if number == errno.ENOTDIR and (blocking := _file_among_parents(path)):
         reason = f"{shown(blocking)} is a file, and a directory is needed there"
+    if _SHORT.search(str(error)):  # numpy and torch do not ask why
+        reason = "the disk took only a part of it"
     if number in _FULL:
         free = free_bytes(path)
         room = [] if needed is None else [f"{megabytes(needed)} needed"]

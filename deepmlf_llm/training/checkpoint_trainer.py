@@ -65,7 +65,7 @@ class CheckpointingTrainer(Trainer):
         if self.args.should_save:
             checkpoints.remove(directory)
         wait_for_everyone()
-        with checkpoints.being_written(directory):
+        with checkpoints.being_written(directory, checkpoint_bytes(model)):
             super()._save_checkpoint(model, trial)
             write_aside(directory / self._window_file, json.dumps(self._window_state()))
             wait_for_everyone()
@@ -103,3 +103,9 @@ class CheckpointingTrainer(Trainer):
         """The adapter only: no tokenizer, no pickled arguments."""
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """About what a checkpoint takes up: the trained weights in fp32, and the two moments that Adam keeps of each."""
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return 3 * 4 * sum(getattr(p, "ds_numel", p.numel()) for p in trained)

@@ -30,13 +30,17 @@ def commit(directory: Path, facts: dict[str, Any] | None = None) -> None:
 
 
 @contextmanager
-def being_written(directory: Path) -> Iterator[None]:
+def being_written(directory: Path, needed: int | None = None) -> Iterator[None]:
     """A checkpoint that cannot be written goes at once, with what it takes up; those before it stay.
+
+    Args:
+        directory: of the checkpoint.
+        needed: bytes, about: for the message.
 
     Raises:
         FileError: no room, no permission; in the place of the error of the library that wrote.
     """
-    with writing(directory):
+    with writing(directory, needed):
         try:
             yield
         except Exception:
