@@ -200,7 +200,7 @@ def test_faults_are_named(folder, fault):
 def test_damaged_bytes_are_an_error_of_ours(folder):
     path = folder / "covarep.csd"
     whole, random = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(60):
+    for _ in range(30):
         content = bytearray(whole)
         content[int(random.integers(len(content)))] ^= 1 << int(random.integers(8))
         content[int(random.integers(3000))] = int(random.integers(256))
