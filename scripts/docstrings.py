@@ -55,13 +55,13 @@ def as_markdown(docstring: str, module: str) -> str:
 
 
 def help_and_default(value: str) -> tuple[str, str | None] | None:
-    """Of a field's source, ``setting(help, rule, default)`` or ``_key(help, default)``: its help, and the source of
+    """Of a field's source, ``setting(help, rule, default)``: its help text, and the source of
     its default where that is a value; None for any other field."""
     try:
         call = ast.parse(value, mode="eval").body
     except SyntaxError:
         return None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in ("setting", "_key"):
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "setting":
         return None
     first, *others = call.args
     if not isinstance(first, ast.Constant) or not isinstance(first.value, str):

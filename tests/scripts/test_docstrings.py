@@ -25,7 +25,6 @@ def test_shapes_are_no_reference_links():
     [
         ("setting('n, tokens', integer(1, 2), 8)", ("n, tokens", "8")),
         ("setting('the losses', None, factory=Objective)", ("the losses", None)),
-        ("_key('of the optimiser', 0.001)", ("of the optimiser", "0.001")),
         ("field(default=1)", None),
         ("3", None),
         ("None", None),
@@ -45,6 +44,11 @@ def test_every_room_has_a_page(api, repository):
     assert {path.stem for path in api.glob("*.md")} == rooms | {"index", "ground"}
     for room in rooms:
         assert f"::: deepmlf_llm.{room}\n" in (api / f"{room}.md").read_text()
+
+
+def test_the_ground_floor_is_shown(api, repository):
+    shown = re.findall(r"^::: deepmlf_llm\.(\w+)$", (api / "ground.md").read_text(), re.MULTILINE)
+    assert {"__init__", *shown} == {path.stem for path in (repository / "deepmlf_llm").glob("*.py")}
 
 
 def test_every_public_name_is_shown(api):
