@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters.base_location import location_of
+from deepmlf_llm.adapters.seal import sealed, settings_digest
 from deepmlf_llm.backbones import base_fingerprint, compare_fingerprints
-from deepmlf_llm.config.method import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig, sealed, settings_digest
+from deepmlf_llm.config.method import PEFT_TYPE, SCHEMA_VERSION, DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, DeepMLFError
 from deepmlf_llm.files import files_aside, sha256
 from deepmlf_llm.reading import parse_json

@@ -184,7 +184,7 @@ def _reason(lm: Any, missing: Sequence[str], unknown: Sequence[str]) -> str:
 
 def _is_tail(layers: set[int], depth: int, beyond: bool) -> bool:
     """``layers`` are whole layers at the end: of the config (``beyond=False``) or behind it."""
-    return min(layers) >= depth if beyond else max(layers) == depth - 1 and len(layers) == depth - min(layers)
+    return min(layers) >= depth if beyond else 0 < min(layers) == depth - len(layers)
 
 
 def _some(names: Sequence[str], separator: str = ", ") -> str:

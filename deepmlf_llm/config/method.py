@@ -8,15 +8,14 @@ on the language model itself, off (``r=0``) by default. Names and defaults follo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from deepmlf_llm.config.facts import fingerprint_problems, standardisation_problems
 from deepmlf_llm.config.lora import lora_problems
@@ -68,6 +67,9 @@ class DeepMLFConfig(LoraConfig):
     Raises:
         ConfigError: any setting is out of range; the message names all that are.
     """
+
+    after_saving: ClassVar[Callable[[Path], None] | None] = None
+    """What seals a directory that PEFT has saved; :mod:`deepmlf_llm.adapters.seal` puts itself here."""
 
     r: int = setting("LoRA rank on the language model itself; 0 = none", integer(0, WIDEST), 0)
     num_fusion_tokens: int = setting("n, learnable fusion tokens after the text", integer(1, 1 << 16), 8)
@@ -133,7 +135,7 @@ class DeepMLFConfig(LoraConfig):
         "of the adapter's weights, in the file beside them", optional(word("a sha256 in hexadecimal digits")), None
     )
     settings_sha256: str | None = setting(
-        "of the other settings in an adapter's file, see settings_digest",
+        "of the other settings in an adapter's file, see adapters/seal.py",
         optional(word("a sha256 in hexadecimal digits")),
         None,
     )
@@ -223,12 +225,10 @@ class DeepMLFConfig(LoraConfig):
         return super().check_kwargs(**{key: value for key, value in kwargs.items() if key in known})
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As in PEFT, which has written the weights just before: their hash is noted, so that damage is found."""
-        weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
-        self.weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+        """As in PEFT, which has written the weights just before; then the files are sealed, so that damage is found."""
         super().save_pretrained(save_directory, **kwargs)
-        path = Path(save_directory) / CONFIG_NAME
-        path.write_text(sealed(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+        if DeepMLFConfig.after_saving is not None:
+            DeepMLFConfig.after_saving(Path(save_directory))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DeepMLFConfig:
@@ -261,18 +261,5 @@ class DeepMLFConfig(LoraConfig):
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=sorted)
 
-
-def settings_digest(values: dict[str, Any]) -> str:
-    """sha256 of an adapter's settings as JSON, but for where its base is found: that may be edited by hand."""
-    told = {key: value for key, value in values.items() if key not in (*_LOCATION, "settings_sha256")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def sealed(values: dict[str, Any]) -> str:
-    """The text of an adapter's config file, its digest included."""
-    return json.dumps({**values, "settings_sha256": settings_digest(values)}, indent=2, sort_keys=True) + "\n"
-
-
-_LOCATION = ("base_model_name_or_path", "base_model_relative", "revision")
 
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = DeepMLFConfig  # open to out-of-tree methods by name

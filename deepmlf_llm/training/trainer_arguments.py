@@ -13,7 +13,8 @@ from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.extras import installed, require
 from deepmlf_llm.reading import read_json
-from deepmlf_llm.training.deepspeed_schema import AUTO, contradictions, schema_problems
+from deepmlf_llm.training.deepspeed_agreement import contradictions
+from deepmlf_llm.training.deepspeed_schema import AUTO, schema_problems
 from deepmlf_llm.training.launch import detect, on_terminal
 from deepmlf_llm.training.settings import RunSettings
 

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from deepmlf_llm.adapters import files
+from deepmlf_llm.adapters.seal import sealed
 from deepmlf_llm.backbones.toys import toy_model
-from deepmlf_llm.config.method import DeepMLFConfig, sealed
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.adapters.damage import damaged
