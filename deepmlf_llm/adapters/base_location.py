@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from deepmlf_llm.backbones.smollm2 import SMOLLM2
 from deepmlf_llm.backbones.toys import TOYS
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
+from deepmlf_llm.reading import parse_json
 
 NAME, RELATIVE, REVISION = "base_model_name_or_path", "base_model_relative", "revision"
 _HUB_IDS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -102,7 +102,7 @@ def hub_id(name: str | None) -> str | None:
     if not _exists(path):
         return None if _is_path(name) else name
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+        found = parse_json((path / "config.json").read_bytes(), nan=True).get("_name_or_path")
     except (OSError, ValueError, AttributeError):
         return None
     is_id = isinstance(found, str) and found.count("/") == 1 and not _is_path(found) and not Path(found).exists()

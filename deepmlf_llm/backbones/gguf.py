@@ -15,6 +15,7 @@ from deepmlf_llm.errors import BaseModelError, FileError
 from deepmlf_llm.extras import require
 from deepmlf_llm.files import directory_aside, make_directory, sha256, temporary_directory, writing
 from deepmlf_llm.paths import base_models_dir
+from deepmlf_llm.reading import read_json
 
 SUFFIX = ".gguf"
 RECORD = "conversion.json"  # what was converted, and the sha256 of each file that it made
@@ -115,7 +116,7 @@ def _convert(file: Path, name: str, source: str, aside: Path) -> None:
 def _is_whole(directory: Path, source: str | None = None) -> bool:
     """Whether a converted copy is of ``source`` and every file of it is as it was written."""
     try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        record = read_json(directory / RECORD)
         if source is not None and record["sha256"] != source:
             return False
         files = record["files"].items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections import Counter
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from deepmlf_llm.errors import BaseModelError
+from deepmlf_llm.reading import parse_json, read_json
 
 SHOWN = 4  # names that a message lists
 _HEADER_LIMIT = 256 << 20  # bytes; a header names tensors
@@ -54,7 +54,7 @@ def check_files(directory: Path, name: str) -> None:
 def _is_packed(directory: Path) -> bool:
     """Whether the weights are integers on purpose: a base that was saved in 4 or 8 bits."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((directory / "config.json").read_bytes(), nan=True)
     except (OSError, ValueError, RecursionError):
         return False  # the loader says what is wrong with it
     return isinstance(config, dict) and bool(config.get("quantization_config"))
@@ -67,7 +67,7 @@ def _weight_files(directory: Path, name: str) -> list[str]:
         if not (directory / index).is_file():
             continue
         try:
-            entries = json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"].values()
+            entries = read_json(directory / index)["weight_map"].values()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BaseModelError(f"base_model={name!r}: {index} is damaged: {_line(error)}") from error
         shards = sorted({str(file) for file in entries})
@@ -97,7 +97,7 @@ def _damage(path: Path, packed: bool) -> str:
             return f"is no safetensors file, or damaged ({size} bytes)"
         header = file.read(length)
     try:
-        tensors = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
+        tensors = {key: entry for key, entry in parse_json(header).items() if key != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         odd = [f"{key} ({entry['dtype']})" for key, entry in tensors.items() if str(entry["dtype"]) not in _FLOATS]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):

@@ -56,9 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deepmlf_llm.adapters.files import read_config
     from deepmlf_llm.adapters.hub import local_directory
     from deepmlf_llm.backbones import load_base_model
-    from deepmlf_llm.files import write_aside
+    from deepmlf_llm.files import check_place, write_aside
     from deepmlf_llm.training.evaluation import evaluate_adapter
 
+    if options.output is not None:
+        check_place(options.output)  # not after minutes of work
     adapter = local_directory(options.adapter)
     base: Any = options.base_model
     if options.num_layers is not None:

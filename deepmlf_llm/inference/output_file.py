@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.files import held, write_aside, writing
+from deepmlf_llm.reading import read_json
 
 
 @dataclass
@@ -96,7 +97,7 @@ def _begin(path: Path, note: Path, found: int, made_of: Mapping[str, Any]) -> No
         write_aside(note, json.dumps(made_of, indent=2) + "\n")
         return
     try:
-        before = json.loads(note.read_text(encoding="utf-8"))
+        before = read_json(note)
         other = [name for name in {**made_of, **before} if before.get(name) != made_of.get(name)]
     except (OSError, ValueError, AttributeError, TypeError):
         other = [f"nobody knows what ({note.name} is missing or damaged)"]
