@@ -26,6 +26,8 @@ from deepmlf_llm.reading import parse_json
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
+TENSORS_LIMIT = 20_000  # each costs time, be it empty
+CONFIG_LIMIT = 16 << 20  # bytes
 FEW = 64
 SHOWN = 4  # names an error message lists
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
@@ -69,6 +71,8 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
 
 def _content(path: Path) -> bytes:
     try:
+        if path.name == CONFIG and path.stat().st_size > CONFIG_LIMIT:
+            raise AdapterError(f"{path}: damaged: {path.stat().st_size} bytes; settings have at most {CONFIG_LIMIT}")
         return path.read_bytes()
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read: {error.strerror}") from error
@@ -90,6 +94,8 @@ def read_weights(directory: str | Path, config: DeepMLFConfig) -> dict[str, Tens
     length = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1
     if not 2 <= length <= min(HEADER_LIMIT, len(raw) - 8):
         raise AdapterError(f"{path}: damaged: a header of {length} bytes in a file of {len(raw)}")
+    if (count := raw.count(b"{", 8, 8 + length)) > TENSORS_LIMIT:
+        raise AdapterError(f"{path}: damaged: some {count} tensors; an adapter has at most {TENSORS_LIMIT}")
     found = hashlib.sha256(raw).hexdigest()
     if config.weights_sha256 is not None and found != config.weights_sha256:
         raise AdapterError(f"{path}: damaged or exchanged: its sha256 is not the one in {CONFIG}")

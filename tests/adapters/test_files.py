@@ -281,3 +281,27 @@ def test_what_is_no_adapter_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match="expected the directory of a saved adapter"):
         DeepMLFModel.from_pretrained(tmp_path / name)
+
+
+@pytest.mark.timeout(30)
+def test_a_header_of_many_empty_tensors_is_refused_before_they_are_made(tmp_path):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"a{i}": entry for i in range(100_000)}).encode()
+    (tmp_path / files.WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(AdapterError, match="some 100001 tensors; an adapter has at most 20000"):
+        files.read_weights(tmp_path, DeepMLFConfig(modalities={"audio": {"dim": 5}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 200_000, "nested too deep"),
+        ('{"peft_type": "DEEPMLF", "peft_type": "DEEPMLF"}', "the key 'peft_type' stands there twice"),
+        ("{" + ", ".join(f'"k{i}": 1' for i in range(6000)) + "}", "6000 keys"),
+        (" " * (files.CONFIG_LIMIT + 1), "settings have at most"),
+    ],
+)
+def test_settings_that_only_an_attack_needs_are_refused(tmp_path, text, message):
+    (tmp_path / files.CONFIG).write_text(text)
+    with pytest.raises(AdapterError, match=message):
+        files.read_config(tmp_path)
