@@ -15,7 +15,8 @@ from deepmlf_llm.tasks.metrics import polarity_metrics
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
 from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.run_directory import RunDirectory
-from deepmlf_llm.training.settings import AUTO, RunSettings
+from deepmlf_llm.training.run_keys import AUTO
+from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.stopping import StopRequest
 from deepmlf_llm.training.trainer_arguments import zero_stage
 

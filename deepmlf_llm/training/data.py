@@ -14,7 +14,8 @@ from deepmlf_llm.config.method import TextConfig
 from deepmlf_llm.errors import DataError, Problems, suggest
 from deepmlf_llm.tasks.regression import TASKS
 from deepmlf_llm.training.finite import FEW, name_of, some
-from deepmlf_llm.training.settings import EMBEDDED, RunSettings
+from deepmlf_llm.training.run_keys import EMBEDDED
+from deepmlf_llm.training.settings import RunSettings
 
 SPLITS = ("train", "valid", "test")
 

@@ -19,6 +19,7 @@ from deepmlf_llm.config.lora import SERVED
 from deepmlf_llm.config.rules import RULE, Rule, brief, is_number
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.training.ranges import trainer_rules
+from deepmlf_llm.training.run_keys import RunKeys
 
 RENAMED = {"lora_r": "r"}
 """Key of a run -> field of DeepMLFConfig, where "r" alone would say too little."""
@@ -171,9 +172,7 @@ def refuse(name: str) -> str:
 @cache
 def all_keys() -> dict[str, Key]:
     """Name -> key, in the order of ``--help``."""
-    from deepmlf_llm.training.settings import RunSettings
-
-    return {key.name: key for key in [*_run_keys(RunSettings), *_method_keys(), *_trainer_keys()]}
+    return {key.name: key for key in [*_run_keys(), *_method_keys(), *_trainer_keys()]}
 
 
 def sections() -> set[str]:
@@ -181,11 +180,11 @@ def sections() -> set[str]:
     return {name.partition(".")[0] for name in all_keys() if "." in name}
 
 
-def _run_keys(settings: type) -> list[Key]:
-    hints = typing.get_type_hints(settings)
+def _run_keys() -> list[Key]:
+    hints = typing.get_type_hints(RunKeys)
     return [
         Key(f.name, "run", hints[f.name], _default(f), f.metadata["help"], f.metadata.get(RULE))
-        for f in dataclasses.fields(settings)
+        for f in dataclasses.fields(RunKeys)
         if "help" in f.metadata
     ]
 

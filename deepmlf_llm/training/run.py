@@ -30,7 +30,8 @@ from deepmlf_llm.training.init_from import StartingAdapter, read_start
 from deepmlf_llm.training.launch import Launch, progress_bar, say
 from deepmlf_llm.training.result import check_best, opening_lines, train_facts
 from deepmlf_llm.training.run_directory import RunDirectory
-from deepmlf_llm.training.settings import AUTO, RunSettings
+from deepmlf_llm.training.run_keys import AUTO
+from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.stopping import RunStopped, StopRequest, keep_talking
 from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed
 

@@ -11,28 +11,12 @@ from typing import Any
 
 from deepmlf_llm import shipped
 from deepmlf_llm.config.method import DeepMLFConfig
-from deepmlf_llm.config.rules import (
-    Rule,
-    brief,
-    choice,
-    flag,
-    integer,
-    is_number,
-    number,
-    optional,
-    rule_problems,
-    setting,
-    word,
-    words,
-)
+from deepmlf_llm.config.rules import brief, rule_problems
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.planning.steps import Steps, planned_steps
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
-
-TEXT_CACHES = ("none", "memory", "disk")
-EMBEDDED = "embedded"
-AUTO = "auto"
+from deepmlf_llm.training.run_keys import RunKeys
 
 VOLATILE = {
     "output_dir",
@@ -56,17 +40,8 @@ FIRST_RUNS = {"av_encoder.pool": "after", "av_encoder.feature_norm": "none", "gc
 so a run from before the key is known again."""
 
 
-_SHARE = Rule(lambda value: is_number(value) and 0 < value <= 1, "a share in (0, 1]")
-_NAMES = words("a list of modalities")
-_MODALITIES = optional(
-    Rule(lambda value: _NAMES.good(value) and len(set(value)) == len(value), "a list of modalities, none of them twice")
-)
-_RATE = optional(number(0, 1e3))
-_KERNELS = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
-
-
 @dataclass
-class RunSettings:
+class RunSettings(RunKeys):
     """Settings of one training run.
 
     ``method`` holds the keys of :class:`~deepmlf_llm.config.DeepMLFConfig` that differ from its defaults (nested), and
@@ -76,55 +51,6 @@ class RunSettings:
         ConfigError: a setting is out of range; the message names all that are.
     """
 
-    base_model: str = setting(
-        "hub id, directory, smollm2-135m, tiny-llama, tiny-mistral, tiny-gpt2, or auto",
-        word("the name of a model"),
-        AUTO,
-    )
-    revision: str | None = setting("revision of a hub model", optional(word()), None)
-    num_layers: int | None = setting(
-        "keep only the first layers of the base model", optional(integer(1, 100_000)), None
-    )
-    quantization: str = setting(
-        "of the frozen base: none, nf4, fp4 or int8 (bitsandbytes)", choice("none", "nf4", "fp4", "int8"), "none"
-    )
-    dtype: str = setting(
-        "of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16",
-        choice(AUTO, "float32", "bfloat16", "float16"),
-        AUTO,
-    )
-    attn_implementation: str = setting("auto, sdpa, eager, varlen, flash_attention_2, ..", choice(*_KERNELS), AUTO)
-    data: str = setting("data directory made by `deepmlf prepare`, or embedded", word("a directory"), EMBEDDED)
-    modalities: list[str] | None = setting(
-        "which of the data's modalities to use; default: all of them", _MODALITIES, None
-    )
-    data_fraction: float = setting("share of the training split to use, in (0, 1]", _SHARE, 1.0)
-    output_dir: str | None = setting(
-        "run directory; default: one under runs/ named after the settings", optional(word("a directory")), None
-    )
-    init_from: str | None = setting(
-        "adapter whose weights the run begins with: its directory, its run, or a hub id; all else as configured",
-        optional(word("an adapter")),
-        None,
-    )
-    deepspeed: str | None = setting(
-        "DeepSpeed configuration (also --ds): a file, or a shipped one such as zero2", optional(word("a file")), None
-    )
-    text_cache: str = setting("keep the frozen text stream: none, memory or disk", choice(*TEXT_CACHES), "none")
-    text_cache_dtype: str | None = setting(
-        "of the kept text stream: float32, bfloat16, float16 or int8; default: as computed",
-        optional(choice("float32", "bfloat16", "float16", "int8")),
-        None,
-    )
-    batch_size: int = setting("utterances a step, over all processes and accumulated batches", integer(1, 1 << 24), 32)
-    group_by_length: bool = setting("put texts of similar length into one batch", flag(), True)
-    warmup_epochs: float = setting("epochs of linear warm-up", number(0, 1e6), 1.0)
-    av_learning_rate: float | None = setting("of the AV encoder; default: learning_rate", _RATE, None)
-    lora_learning_rate: float | None = setting("of LoRA on the LM; default: learning_rate", _RATE, None)
-    av_weight_decay: float | None = setting("of the AV encoder; default: weight_decay", _RATE, None)
-    early_stopping_patience: int = setting(
-        "evaluations without improvement before the run ends; 0 = never", integer(0, 1 << 31), 10
-    )
     method: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
 
