@@ -58,7 +58,7 @@ def test_modalities_hold_what_travels_with_a_model(prepared):
     store = open_store(prepared / "arrow")
     assert list(store.modalities) == ["audio", "vision"]
     for facts in store.modalities.values():
-        assert set(facts) == {"dim", "frame_rate", "features", "standardisation"}
+        assert set(facts) == {"dim", "frame_rate", "features", "provenance", "standardisation"}
 
 
 def test_unknown_split_names_the_nearest(prepared):
