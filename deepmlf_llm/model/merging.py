@@ -119,7 +119,7 @@ def _requantised(merged: MergedDeepMLF, kind: str, dtype: str) -> MergedDeepMLF:
 def polarities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Polarities of a batch [b], on the CPU, in eval mode."""
     device = next(model.parameters()).device
-    result: Tensor = model.eval()(**{name: value.to(device) for name, value in batch.items()}).polarity.float().cpu()
+    result: Tensor = model.eval()(**{name: value.to(device) for name, value in batch.items()}).polarity.cpu()
     return result
 
 

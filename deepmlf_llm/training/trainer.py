@@ -260,7 +260,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        polarities = tuple(getattr(outputs, head).float() for head in HEADS)
+        polarities = tuple(getattr(outputs, head) for head in HEADS)
         loss = None if outputs.loss is None else outputs.loss.detach()
         return loss, polarities, inputs.get("labels")
 
