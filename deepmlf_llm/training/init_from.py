@@ -130,3 +130,17 @@ def read_start(name: str) -> StartingAdapter:
     except AdapterError as error:
         raise AdapterError(f"init_from={name}: {error}") from None
     return StartingAdapter(name, config, tensors)
+
+
+def find_start(name: str, needed: bool) -> StartingAdapter | None:
+    """The same; None where it is not there and not needed, because the run goes on from a checkpoint.
+
+    Raises:
+        AdapterError: it is needed, and not there or damaged.
+    """
+    try:
+        return read_start(name)
+    except AdapterError:
+        if needed:
+            raise
+        return None

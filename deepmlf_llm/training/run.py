@@ -26,7 +26,7 @@ from deepmlf_llm.training.assemble import (
 from deepmlf_llm.training.checkpoints import all_checkpoints
 from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, take_fraction, tokenised
 from deepmlf_llm.training.environment import environment, parameter_counts
-from deepmlf_llm.training.init_from import StartingAdapter, read_start
+from deepmlf_llm.training.init_from import StartingAdapter, find_start, read_start
 from deepmlf_llm.training.launch import Launch, progress_bar, say
 from deepmlf_llm.training.result import check_best, opening_lines, train_facts
 from deepmlf_llm.training.run_directory import RunDirectory
@@ -108,22 +108,27 @@ class _Run:
 
     def _start(self) -> StartingAdapter | None:
         """The adapter to begin with; None without one, and in a run that goes on, which needs it no more."""
-        if self.settings.init_from is None or all_checkpoints(self.directory.path):
+        if self.settings.init_from is None:
             return None
-        start = read_start(self.settings.init_from)
-        self.directory.facts["init_from"] = start.config.weights_sha256
-        for note in start.check_modalities(chosen_modalities(self.settings, self.data)):
+        goes_on = bool(all_checkpoints(self.directory.path)) or self.directory.finished() is not None
+        start = find_start(self.settings.init_from, needed=not goes_on)
+        self.directory.facts["init_from"] = start and start.config.weights_sha256
+        for note in (
+            start.check_modalities(chosen_modalities(self.settings, self.data)) if start and not goes_on else ()
+        ):
             say(note, self.launch)
-        return start
+        return None if goes_on else start
 
     def _place(self, settings: RunSettings) -> tuple[RunSettings, RunDirectory]:
         """Where the run is or will be; one of the first version is gone on with as it was begun."""
+        facts = {"processes": self.launch.processes, "base_model": self.base_name, "data": self.data.fingerprint}
+        facts["deepspeed"] = self.deepspeed
         for understood in (settings.of_first_runs(), settings):
             fingerprint = understood.fingerprint(self.launch.processes, self.base_name, self.data.fingerprint)
             path = (
                 Path(settings.output_dir) if settings.output_dir else RUNS / self._default_name(settings, fingerprint)
             )
-            directory = RunDirectory(path, understood.to_dict(), fingerprint, self._facts())
+            directory = RunDirectory(path, understood.to_dict(), fingerprint, facts)
             if directory.holds_this_run():
                 break
         return understood, directory
@@ -227,15 +232,6 @@ class _Run:
         launching.wait_for_everyone()
         held = model.build_text_cache(texts)
         say(f"text cache ({kind}): {held / 2**20:.0f} MB in {time.monotonic() - began:.0f} s", self.launch)
-
-    def _facts(self) -> dict[str, Any]:
-        """What the settings met, for comparing with a run that is in the directory."""
-        return {
-            "processes": self.launch.processes,
-            "base_model": self.base_name,
-            "data": self.data.fingerprint,
-            "deepspeed": self.deepspeed,
-        }
 
     def begin_with(self, model: Any) -> None:
         """The weights of ``init_from``; not in a run that goes on, whose checkpoint has them further on."""

@@ -69,7 +69,8 @@ class RunDirectory:
             if any(e.name not in known and not _LEFT_BY_KILLS.fullmatch(e.name) for e in self.path.iterdir()):
                 raise RunError(f"output_dir={name}: holds something that is no run; choose another")
             return
-        if stored["fingerprint"] != self.fingerprint:
+        starts = {facts.get("init_from") for facts in (stored, self.facts)} - {None}
+        if stored["fingerprint"] != self.fingerprint or len(starts) > 1:
             raise RunError(
                 f"output_dir={name}: holds another run ({self._difference(stored)}); choose another directory"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ _WRITABLE_BY_GROUP, _WRITABLE_BY_ALL = stat.S_IWGRP, stat.S_IWOTH
 
 
 @contextmanager
-def tensors_only(source: Path | None = None) -> Iterator[None]:
+def tensors_only(source: str | Path | None = None) -> Iterator[None]:
     """Inside, ``torch.load`` reads tensors, numbers and listed types only, even where it is told otherwise.
 
     Args:
@@ -40,11 +41,11 @@ def tensors_only(source: Path | None = None) -> Iterator[None]:
         with torch.serialization.safe_globals(_listed_types()):
             yield
     except pickle.UnpicklingError as error:
-        where = "" if source is None else f"{shown(source)}: "
-        reason = str(error).partition("\n")[0].removeprefix("Weights only load failed.").strip()
+        where = "" if source is None else f"{shown(Path(source))}: "
+        what = re.search(r"GLOBAL (\S+)", str(error))
         raise RunError(
             f"{where}a file of this checkpoint holds something else than tensors and numbers, and was not read "
-            f"({reason[:200] or 'refused by weights_only'}); delete the checkpoint to go on from an older one"
+            f"({what[1] if what else 'refused by weights_only'}); delete the checkpoint to go on from an older one"
         ) from None
     finally:
         del os.environ[_FORCE]
