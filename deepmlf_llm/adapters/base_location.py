@@ -61,7 +61,7 @@ def find_base(config: DeepMLFConfig, source: str | Path) -> str:
         if _exists(place):
             return os.path.normpath(place)
     if _is_path(name) or config.base_model_relative:
-        tried = " nor at ".join(str(Path(os.path.normpath(place)).absolute()) for place in places)
+        tried = " nor at ".join(dict.fromkeys(os.path.abspath(place) for place in places))
         raise AdapterError(f"{source}: its base model is not at {tried}; {_TELL}")
     return name
 

@@ -62,7 +62,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a ``.jsonl`` (``.ndjson``) or ``.parquet`` file, in order.
 
     JSON Lines: one object a line, in UTF-8, or in UTF-16 or UTF-32; byte order marks, blank lines and any line ending
-    are read.
+    are read. ``NaN`` and ``Infinity`` among the numbers are read as such, though JSON has no such words.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -167,7 +167,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     for index in range(len(batch)):
                         number += 1
                         yield _parquet_row(batch.slice(index, 1), number)
-    except (OSError, pyarrow.ArrowException) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # names that are no UTF-8 are the 2nd
         where = f"after row {number}" if number else "no Parquet file"
         raise DataError(f"{path}: cannot be read, {where} ({_short(error)})") from error
 

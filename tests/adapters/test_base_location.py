@@ -67,13 +67,15 @@ def test_a_base_that_is_gone_is_looked_for_in_both_places_and_may_be_named(home,
     Path("bases").rename("new_place")
     with pytest.raises(AdapterError) as caught:
         SentimentPredictor.from_pretrained("run/adapter")
-    assert f"not at {home}/bases/llama nor at {home}/bases/llama" in str(caught.value)
-    shutil.copytree("run/adapter", "other/adapter")
-    with pytest.raises(AdapterError, match=rf"not at {home}/bases/llama nor at .*; give .* with --base_model"):
-        polarity("other/adapter")
-    assert polarity("other/adapter", base="new_place/llama") == expected
-    assert polarity("other/adapter", base=Path("new_place/llama")) == expected
-    report = merge_adapter("other/adapter", "merged", base_model="new_place/llama")
+    assert f"not at {home}/bases/llama; give the base model's place" in str(caught.value)
+    shutil.copytree("run/adapter", "far/other/adapter")
+    with pytest.raises(
+        AdapterError, match=rf"not at {home}/bases/llama nor at .*bases/llama; give .* with --base_model"
+    ):
+        polarity("far/other/adapter")
+    assert polarity("far/other/adapter", base="new_place/llama") == expected
+    assert polarity("far/other/adapter", base=Path("new_place/llama")) == expected
+    report = merge_adapter("far/other/adapter", "merged", base_model="new_place/llama")
     assert max(entry["largest"] for entry in report.values()) < 1e-4
     shutil.rmtree("new_place")
     assert polarity("merged") == pytest.approx(expected, abs=1e-4)

@@ -141,6 +141,9 @@ def test_parquet_that_is_damaged_or_odd(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(DataError, match="cannot be read"):
         list(read_rows(path))
+    path.write_bytes(bytes(raw).replace(b"text", b"te\xff\xfe"))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_rows(path))
 
 
 def test_a_file_that_cannot_be_opened_is_one_error(tmp_path):
