@@ -20,6 +20,7 @@ import pytest
 
 from deepmlf_llm.data.storage import STORAGES
 
+pytestmark = pytest.mark.timeout(600)  # all commands in one process, for the first test: a minute on a quiet core
 SCRIPT = """
     import contextlib, io, json, resource, sys
     from deepmlf_llm.commands.cli import main
@@ -43,7 +44,7 @@ SCRIPT = """
 def run_all(place: Path, calls: list[Any]) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(calls)],
-        cwd=place, capture_output=True, text=True, timeout=280, check=False,
+        cwd=place, capture_output=True, text=True, timeout=560, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -76,11 +77,31 @@ PREPARE = ["prepare", "--source", "source.pkl", "--dataset", "mosi", "--storage"
 AGAIN = ["--adapter", "run/adapter"]
 
 
+WRONG = ["clips.jsonl/x", "n" * 300, "full", "loop/loop/x", "/dev/full"]
+
+
+def writes_to(where: str) -> list[list[str]]:
+    """Every command, told to write to a place where it cannot."""
+    return [
+        [*PREPARE, "numpy", "--out", where],
+        [*TRAIN, where],
+        ["evaluate", *AGAIN, "--data", "data", "--split", "test", "--output", where],
+        ["predict", *AGAIN, "--input", "clips.jsonl", "--output", where],
+        ["merge", *AGAIN, "--output", where],
+        ["study", "--grid", "grid.yaml", "--output", where],
+        ["configs", "zero2", "--copy", where],
+    ]
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each command said on the full disk, and the names in its directory afterwards."""
     place = tmp_path_factory.mktemp("full")
     source(place)
+    (place / "full").mkdir()
+    (place / "full" / "file").write_text("kept")
+    (place / "loop").mkdir()
+    (place / "loop" / "loop").symlink_to("loop")
     small = {
         **{f"prepare {kind}": ([*PREPARE, kind, "--out", f"new-{kind}"], 2000) for kind in STORAGES},
         "train, its first file": ([*TRAIN, "new-run"], 100),
@@ -93,10 +114,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     good = [([*PREPARE, "numpy", "--out", "data"],), ([*TRAIN, "run"],)]
     after = [([*TRAIN, "cut-run"],)]
-    said = run_all(place, [*good, *small.values(), *after])
+    wrong = [(words,) for where in WRONG for words in writes_to(where)]
+    said = run_all(place, [*good, *small.values(), *wrong, *after])
     assert [code for code, _ in said[:2]] == [0, 0], said[:2]
-    found: dict[str, Any] = dict(zip(small, said[2:-1], strict=True))
-    return {**found, "again": said[-1], "place": place}
+    found: dict[str, Any] = dict(zip(small, said[2:], strict=False))
+    return {**found, "wrong": said[2 + len(small) : -1], "again": said[-1], "place": place}
 
 
 NAMES = ["prepare arrow", "prepare numpy", "train, its first file", "train, a checkpoint", "evaluate", "predict"]
@@ -115,9 +137,18 @@ def test_a_command_says_one_line_and_ends_with_code_2(outcomes, name):
     assert "Traceback" not in said
 
 
+def test_a_wrong_place_is_one_line_for_every_command(outcomes):
+    assert len(outcomes["wrong"]) == len(WRONG) * 7
+    for code, said in outcomes["wrong"]:
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert (code, len(lines)) == (2, 1), said
+        assert "Traceback" not in said
+    assert [path.read_text() for path in (outcomes["place"] / "full").iterdir()] == ["kept"]
+
+
 def test_nothing_half_written_is_left(outcomes):
     place = outcomes["place"]
-    names = {path.name for path in place.iterdir()}
+    names = {path.name for path in place.iterdir()} - {"full", "loop"}
     assert names <= {"source.pkl", "clips.jsonl", "grid.yaml", "data", "run", "new-run", "cut-run", "study"}
     for run in ("new-run", "study"):
         left = [path.name for path in (place / run).iterdir() if path.stat().st_size] if (place / run).exists() else []
