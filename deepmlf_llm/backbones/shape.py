@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def _from_config(name: str, revision: str | None) -> Any:
             return AutoModelForCausalLM.from_config(config, **NO_CODE)
     except Exception as error:  # whatever a config from elsewhere makes it raise
         reason = " ".join(str(error).split())
-        raise BaseModelError(
-            f"base_model={name!r}: not there, neither as a directory nor as a hub id that can be reached from here: "
-            f"{reason[:200]}"
-        ) from error
+        where = "not there, neither as a directory nor as a hub id that can be reached from here"
+        if Path(source).is_dir():
+            where = "its config.json is that of no causal LM here"
+        raise BaseModelError(f"base_model={name!r}: {where}: {reason[:200] or type(error).__name__}") from error

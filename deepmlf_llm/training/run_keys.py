@@ -27,7 +27,7 @@ class RunKeys:
     """What a run decides beside the method and transformers' ``TrainingArguments``."""
 
     base_model: str = setting(
-        "hub id, directory, smollm2-135m, tiny-llama, tiny-mistral, tiny-gpt2, or auto",
+        "hub id, directory, GGUF file, smollm2-135m, tiny-llama, tiny-mistral, tiny-gpt2, or auto",
         word("the name of a model"),
         AUTO,
     )

@@ -136,7 +136,8 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_the_base_is_loaded(tiny
     assert (first / "config.json").is_file()
 
 
-@pytest.mark.slow  # converts 135 million weights
+@pytest.mark.slow  # converts 135 million weights and a vocabulary of 49152
+@pytest.mark.timeout(900)
 def test_the_packaged_file_under_another_name_is_the_same_base(tmp_path, cache):
     source = smollm2._packaged_gguf()
     if source is None:

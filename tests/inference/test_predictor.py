@@ -133,3 +133,15 @@ def test_a_text_of_any_length_is_cut_before_it_is_read(predictor, monkeypatch):
     (found,) = predictor.predict([long * 100_000])
     assert found.polarity == expected.polarity
     assert max(len(text) for texts in read for text in ([texts] if isinstance(texts, str) else texts)) < 10_000
+
+
+def test_a_token_beyond_the_embedding_is_an_error_of_its_utterance(predictor):
+    """A special token that was added to the tokenizer, and never to the base, may be typed into a text."""
+    tokenizer = load_tokenizer("tiny-llama")
+    tokenizer.add_tokens([f"[x{i}]" for i in range(70)], special_tokens=True)
+    odd = SentimentPredictor(predictor.model, tokenizer)
+    assert odd.predict(["fine [x1]"])
+    with pytest.raises(
+        DataError, match=r"utterance 1: .*the token '\[x69\]' \(328\) has no row in the embedding of 320"
+    ):
+        odd.predict(["fine", "bad [x69]"])
