@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepmlf_llm.backbones.disk_store import DiskStore
 from deepmlf_llm.backbones.fingerprint import base_sizes, weights_digest
 from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.quantisation import is_quantised
 from deepmlf_llm.backbones.stream import TextStream, read_text
-from deepmlf_llm.backbones.text_store import STORAGE, DiskStore, MemoryStore, pack, unpacked
+from deepmlf_llm.backbones.text_store import STORAGE, Entry, MemoryStore, Text, pack, unpacked
 from deepmlf_llm.errors import ConfigError
 
 # Of a config: where it came from, and what training switches.
@@ -124,8 +125,18 @@ class TextCache:
             mask: 1 where a token is real [b x l].
         """
         rows = texts_of(input_ids, mask)
-        self.add(rows)
-        return self._assemble(rows, input_ids)
+        return self._assemble([*map(self._entries(rows).__getitem__, rows)], rows, input_ids)
+
+    def _entries(self, texts: Sequence[Text]) -> dict[Text, Entry]:
+        """The entry of each text. They are in hand before they are used: what is kept may be dropped by another
+        thread at any time."""
+        wanted = set(texts)
+        entries = self.store.found(wanted)
+        for batch in _batches(wanted - entries.keys()):
+            computed = self._read(batch)
+            self.store.put(computed)
+            entries.update(computed)
+        return entries
 
     def add(self, texts: Iterable[Sequence[int]], progress: Callable[[int], Any] | None = None) -> None:
         """Computes what is missing, in batches of like length; ``progress`` hears how many texts a batch held.
@@ -133,18 +144,13 @@ class TextCache:
         Raises:
             ConfigError: a text without tokens.
         """
-        missing = self.missing(texts)
-        if missing and not missing[0]:
-            raise ConfigError("a text has no tokens: every row needs at least one real token")
-        while missing:
-            count = max(1, BATCH_TOKENS // len(missing[-1]))
-            batch, missing = missing[-count:], missing[:-count]
+        for batch in _batches(self.missing(texts)):
             self.store.put(self._read(batch))
             if progress is not None:
                 progress(len(batch))
 
     @torch.no_grad()
-    def _read(self, texts: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], Any]]:
+    def _read(self, texts: list[Text]) -> list[tuple[Text, Entry]]:
         device = self.decoder.embeddings.weight.device
         length = max(map(len, texts))
         input_ids = torch.zeros(len(texts), length, dtype=torch.long)
@@ -161,9 +167,8 @@ class TextCache:
             for row, text in enumerate(texts)
         ]
 
-    def _assemble(self, rows: list[tuple[int, ...]], input_ids: Tensor) -> TextStream:
+    def _assemble(self, entries: list[Entry], rows: list[Text], input_ids: Tensor) -> TextStream:
         batch, length = input_ids.shape
-        entries = [self.store[row] for row in rows]
         layers, two, heads, _, width = entries[0].keys_values.shape
         dtype = entries[0].states.dtype
         keys_values = torch.zeros(layers, two, batch, heads, length, width, dtype=dtype)
@@ -180,6 +185,21 @@ def _settings(config: dict[str, Any]) -> str:
     """A hash of what an LM's config says about its computation (rotary tables, sliding windows, ...)."""
     told = {key: value for key, value in config.items() if key not in _BESIDE_THE_POINT}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Texts of like length together, about ``BATCH_TOKENS`` a batch, the longest first.
+
+    Raises:
+        ConfigError: a text without tokens.
+    """
+    left = sorted(texts, key=len)
+    if left and not left[0]:
+        raise ConfigError("a text has no tokens: every row needs at least one real token")
+    while left:
+        count = max(1, BATCH_TOKENS // len(left[-1]))
+        yield left[-count:]
+        left = left[:-count]
 
 
 def texts_of(input_ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:

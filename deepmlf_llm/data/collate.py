@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,12 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.locks import Lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_MAX_TOKENS = 50
 TRANSCRIPT = "{text}"  # a template that adds nothing
+_TOKENISING = Lock()
+# Nor may a process fork meanwhile: the lock inside such a tokenizer would stay locked in the child for ever.
+os.register_at_fork(before=_TOKENISING.__enter__, after_in_parent=_TOKENISING.__exit__)
 MOST_CHARACTERS = 1 << 20
 _SPARE_TOKENS = 16  # how a tokenizer splits words depends on a few characters around them, not on more
 
@@ -75,6 +80,8 @@ def token_ids(
 ) -> tuple[list[list[int]], int]:
     """Token ids of each text in its template, and how many texts were longer than ``max_tokens``.
 
+    One thread at a time: a tokenizer of the Rust kind switches truncation on and off in itself, for everybody.
+
     No more of a text is read than the limit needs: its beginning, until that makes more tokens than are kept and
     sixteen to spare, and never more than :func:`most_characters`. So the cut is far behind the last token kept.
 
@@ -87,6 +94,13 @@ def token_ids(
         max_tokens: limit of what stands before the end of the transcript; what the template puts after it is never cut.
         template: holds ``{text}`` once.
     """
+    with _TOKENISING:
+        return _token_ids(texts, tokenizer, max_tokens, template)
+
+
+def _token_ids(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int, template: str
+) -> tuple[list[list[int]], int]:
     before, _, after = template.partition(TRANSCRIPT)
     first = 64 * max_tokens + 4096
     whole = [before + text for text in texts]

@@ -22,6 +22,7 @@ from deepmlf_llm.fusion.hooks import FusionState, Injection
 from deepmlf_llm.fusion.objective import combine, loss_terms, next_token_sum
 from deepmlf_llm.fusion.passes import PassInput, States, Text, choose_pass
 from deepmlf_llm.fusion.token_cache import TokenCache
+from deepmlf_llm.locks import SharedLock
 from deepmlf_llm.modules import AVContext, FusionStack, seqaug
 
 
@@ -67,6 +68,7 @@ class FusedDecoder:
         self.text_once = text_once
         self.cache: TextCache | None = None
         self.token_cache: TokenCache | None = None
+        self.lm_lora = SharedLock()  # shared by passes that need the LM's LoRA, held alone to switch it off
 
     def forward(
         self,

@@ -6,6 +6,7 @@ changed: with every gate shut, the injected decoder is the base model.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -125,7 +126,13 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
     }
     present = torch.tensor([[True, True], [False, False]], device=table.device)
     reached: list[nn.Module] = []
-    handles = [block.register_forward_hook(lambda m, a, o: reached.append(m)) for block in stack.blocks.values()]
+    here = threading.get_ident()
+
+    def reach(block: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == here:  # another thread may be predicting
+            reached.append(block)
+
+    handles = [block.register_forward_hook(reach) for block in stack.blocks.values()]
     try:
         expected = run_layers(decoder, inputs, mask)
         with stack.gates_shut():

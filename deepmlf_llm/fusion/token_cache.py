@@ -7,33 +7,60 @@ text again, with other audio or vision, its lowest layers have nothing left to c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What was computed from the same learned tokens, in the same way.
+
+    Args:
+        layer: LM layer after which.
+        autocast: on or off.
+        learned: the fusion tokens as they enter the LM [n x d].
+        states: token ids of a text -> [n x d].
+    """
+
+    layer: int
+    autocast: bool
+    learned: Tensor
+    states: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def fits(self, layer: int, autocast: bool, learned: Tensor) -> bool:
+        same_kind = (self.learned.device, self.learned.dtype) == (learned.device, learned.dtype)
+        return (self.layer, self.autocast) == (layer, autocast) and same_kind and torch.equal(self.learned, learned)
 
 
 class TokenCache:
     """States of the fusion tokens after one LM layer, by the text's token ids. For passes without a graph.
 
     What is kept goes with the layer, with the learned tokens that it was computed from, and with autocast: once another
-    adapter is active, or they change or go to another device, all of it is dropped.
+    adapter is active, or they change or go to another device, all of it is dropped. A pass works to its end on what it
+    found at its beginning, whatever other threads drop or replace meanwhile.
     """
 
     def __init__(self) -> None:
-        self._layer: int | None = None
-        self._autocast = False
-        self._learned = torch.empty(0)
-        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._kept: _Kept | None = None
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.states)
+
+    @property
+    def states(self) -> dict[tuple[int, ...], Tensor]:
+        """Token ids of a text -> states [n x d]."""
+        kept = self._kept
+        return {} if kept is None else kept.states
 
     @property
     def nbytes(self) -> int:
-        return len(self._kept) * self._learned.nbytes
+        kept = self._kept
+        return 0 if kept is None else len(kept.states) * kept.learned.nbytes
 
     def clear(self) -> None:
-        self._kept.clear()
+        self._kept = None
 
     def read(
         self, layer: int, learned: Tensor, texts: Sequence[tuple[int, ...]], compute: Callable[[], Tensor]
@@ -47,14 +74,13 @@ class TokenCache:
             compute: makes the states of all rows.
         """
         autocast = torch.is_autocast_enabled(learned.device.type)
-        if (self._layer, self._autocast) != (layer, autocast) or not _same(self._learned, learned):
-            self._layer, self._autocast, self._learned, self._kept = layer, autocast, learned.clone(), {}
-        if all(text in self._kept for text in texts):
-            return torch.stack([self._kept[text] for text in texts])
+        kept = self._kept
+        if kept is None or not kept.fits(layer, autocast, learned):
+            kept = self._kept = _Kept(layer, autocast, learned.clone())
+        found = [kept.states.get(text) for text in texts]
+        known = [state for state in found if state is not None]
+        if len(known) == len(found):
+            return torch.stack(known)
         states = compute()
-        self._kept.update(zip(texts, states.clone(), strict=True))
+        kept.states.update(zip(texts, states.clone(), strict=True))
         return states
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)

@@ -55,6 +55,9 @@ class Prediction:
 class SentimentPredictor:
     """Predicts polarity from transcripts and feature sequences of any length, either modality missing.
 
+    Any number of threads may use one predictor, or several on one model, also in a process that was forked. It stays
+    with the adapter that is active when it is made.
+
     Args:
         model: a trained :class:`DeepMLFModel`, or a merged one.
         tokenizer: of its base model.
@@ -64,6 +67,7 @@ class SentimentPredictor:
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
         self.model = model.eval()
         self.config = model.deepmlf_config
+        self._adapter: str | None = model.adapter_in_use
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.gates: dict[str, dict[str, float]] = model.gate_values()
@@ -190,7 +194,7 @@ class SentimentPredictor:
         for rows in self._batches(order):
             batch = self._collate([items[i] for i in rows])
             device = next(self.model.parameters()).device
-            out = self.model(**{name: value.to(device) for name, value in batch.items()})
+            out = self.model.predict_with(self._adapter, **{name: x.to(device) for name, x in batch.items()})
             heads = torch.stack([out.polarity, out.text_polarity, out.av_polarity, out.fusion_polarity]).T.tolist()
             for i, (polarity, text, av, fusion) in zip(rows, heads, strict=True):
                 heard = any(len(items[i].get(name, ())) for name in self.config.modalities)
@@ -212,6 +216,10 @@ class SentimentPredictor:
             text.store.clear()
             if tokens is not None:
                 tokens.clear()
+
+
+# OpenMP's threads are not there after a fork, and a parallel region would wait for them for ever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def _find_compiler() -> None:

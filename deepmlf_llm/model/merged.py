@@ -73,6 +73,8 @@ class MergedDeepMLF(FusedModel, nn.Module):
     def fused_decoder(self) -> FusedDecoder:
         return self._fused
 
+    plain_lm = "merged.lm.generate(...)"
+
     def get_base_model(self) -> nn.Module:
         return self.lm
 

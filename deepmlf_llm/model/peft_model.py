@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub, lora
@@ -25,15 +25,15 @@ from deepmlf_llm.backbones import is_quantised, load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
 from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
-from deepmlf_llm.model.base import FusedModel
 from deepmlf_llm.model.merged import MergedDeepMLF
+from deepmlf_llm.model.switching import SwitchedModel
 from deepmlf_llm.model.tuner import DeepMLFTuner
 from deepmlf_llm.modules import FusionStack
 
 _TRAINERS_CHECKPOINT = re.compile(r"checkpoint-\d+$")
 
 
-class DeepMLFModel(FusedModel, PeftModelForCausalLM):
+class DeepMLFModel(SwitchedModel):
     """A frozen decoder that reads text, and fusion tokens that read the text, hear and see (arXiv 2504.11082).
 
     Args:

@@ -5,6 +5,7 @@ First half of an MM Block, DeepMLF section 3 (arXiv 2504.11082):
 all blocks come out of one matmul, in the FusionStack.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,8 @@ class Gate(nn.Module):
         kind: ``"sigmoid"`` (the paper: opens at 0.5), ``"tanh"`` (Flamingo: starts shut) or
             ``"none"`` (always 1; the parameter stays, frozen, so that files keep one layout).
 
-    ``shut = True`` forces the factor to exactly 0: the injection probe shows with it that nothing else has changed.
+    ``shut = True`` forces the factor to exactly 0 in the thread that says so: the injection probe shows with it that
+    nothing else has changed, while other threads may predict.
 
     Raises:
         ValueError: unknown ``kind``; the message names the known ones.
@@ -34,9 +36,21 @@ class Gate(nn.Module):
         if kind not in GATES:
             raise ValueError(f"gate={kind!r}: expected one of {', '.join(map(repr, GATES))}")
         self.kind = kind
-        self.shut = False
+        self._shut_in: dict[int, bool] = {}  # threads
         # One element, not a scalar tensor: DeepSpeed broadcasts parameters as bytes, and a scalar has no such view.
         self.alpha = nn.Parameter(torch.zeros(1), requires_grad=kind != "none")
+
+    @property
+    def shut(self) -> bool:
+        """Whether this thread has shut it."""
+        return bool(self._shut_in) and threading.get_ident() in self._shut_in
+
+    @shut.setter
+    def shut(self, shut: bool) -> None:
+        if shut:
+            self._shut_in[threading.get_ident()] = True
+        else:
+            self._shut_in.pop(threading.get_ident(), None)
 
     def forward(self) -> Tensor:
         dtype = at_least_fp32(self.alpha)

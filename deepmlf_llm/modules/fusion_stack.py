@@ -78,7 +78,7 @@ class FusionStack(nn.Module):
 
     @contextmanager
     def gates_shut(self) -> Iterator[None]:
-        """Every gate factor is exactly 0 inside: the decoder must then be the base model, bit for bit."""
+        """Every gate factor is exactly 0 inside, in this thread: the decoder must then be the base model, bitwise."""
         gates = [gate for block in self.blocks.values() for gate in block.gates().values()]
         for gate in gates:
             gate.shut = True

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepmlf_llm.backbones.text_store import STORAGE, DiskStore, MemoryStore, pack, unpacked
+from deepmlf_llm.backbones.disk_store import DiskStore
+from deepmlf_llm.backbones.text_store import STORAGE, MemoryStore, pack, unpacked
 from deepmlf_llm.errors import ConfigError
 
 KEY = {"base": {"family": "llama"}, "depth": 2}

@@ -194,7 +194,7 @@ def test_kept_fusion_tokens_go_with_a_move_of_the_model():
     model.fused_decoder.token_cache = tokens
     batch = {name: x.double() if x.is_floating_point() else x for name, x in tiny_batch().items()}
     assert_close(outputs(model, **batch)["polarity"].float(), expected, rtol=1e-4, atol=1e-5)
-    assert {x.dtype for x in tokens._kept.values()} == {torch.float64}
+    assert {x.dtype for x in tokens.states.values()} == {torch.float64}
 
 
 def test_kept_fusion_tokens_are_not_those_of_a_pass_under_autocast():
@@ -211,7 +211,7 @@ def test_what_kept_fusion_tokens_take_is_known():
     model.enable_text_cache("memory", fusion_tokens=True)
     outputs(model, **tiny_batch())
     kept = model.fused_decoder.token_cache
-    assert kept.nbytes == sum(x.nbytes for x in kept._kept.values()) > 0
+    assert kept.nbytes == sum(x.nbytes for x in kept.states.values()) > 0
     kept.clear()
     assert len(kept) == kept.nbytes == 0
 
