@@ -208,7 +208,7 @@ def check_predictions(
         bad |= ~np.isfinite(np.asarray(values).reshape(len(order), -1)).all(axis=1)
     if not bad.any():
         return
-    indices = [order[row] for row in np.flatnonzero(bad)]
+    indices = [order[row] for row in np.flatnonzero(bad).tolist()]
     what = f"evaluation: {len(indices)} of {len(order)} predictions are not finite, "
     what += f"at the utterances {some(name_of(dataset, index) for index in indices)}"
     if findings := suspects(dataset, indices, modalities):

@@ -69,8 +69,9 @@ class DeepMLFTrainer(CheckpointingTrainer):
         if batches is not None:
             self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore_window)
             self.add_callback(self.schedule)
-        if self.compute_metrics is not None:
-            self.compute_metrics = self._of_finite_predictions(self.compute_metrics)
+        compute = kwargs.get("compute_metrics")
+        if compute is not None:
+            self.compute_metrics = self._of_finite_predictions(compute)
 
     # ---- data ----
 
@@ -108,8 +109,9 @@ class DeepMLFTrainer(CheckpointingTrainer):
         """One group per role and decay: norms, biases and gates (what has one dimension or none) are not decayed."""
         if self.optimizer is None:  # type: ignore[has-type]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class(self.optimizer_groups(), **options)
-            self.optimizer.register_step_pre_hook(self._before_update)
+            optimizer = optimizer_class(self.optimizer_groups(), **options)
+            optimizer.register_step_pre_hook(self._before_update)
+            self.optimizer = optimizer
         return self.optimizer
 
     def optimizer_groups(self) -> list[dict[str, Any]]:

@@ -127,11 +127,10 @@ files = [p.relative_to("clean") for p in Path("clean/checkpoint-1").rglob("*.p*t
 files = [p for p in files if p.suffix in (".pt", ".pth")]
 found["files"] = sorted(str(p) for p in files)
 for file in files:
-    for inside in (False, True):
-        shutil.rmtree(run)
-        shutil.copytree("clean", run)
-        poison(run / file, Path("mark"), inside)
-        found[f"{{file}} {{inside}}"] = attempt()
+    shutil.rmtree(run)
+    shutil.copytree("clean", run)
+    poison(run / file, Path("mark"), inside=True)
+    found[str(file)] = attempt()
 found["marked"] = Path("mark").exists()
 
 weights = {{}}
@@ -161,7 +160,8 @@ Path("found.json").write_text(json.dumps(found))
 """
 
 
-@pytest.mark.slow  # DeepSpeed's imports and a dozen of runs
+@pytest.mark.slow  # DeepSpeed's imports and eight runs
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_the_same_under_deepspeed(tmp_path: Path, repository: Path, engine: str) -> None:
     script = tmp_path / "script.py"
@@ -169,7 +169,7 @@ def test_the_same_under_deepspeed(tmp_path: Path, repository: Path, engine: str)
     script.write_text(UNDER_DEEPSPEED.format(repository=str(repository), ds=ds))
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
@@ -177,8 +177,7 @@ def test_the_same_under_deepspeed(tmp_path: Path, repository: Path, engine: str)
     assert any("optim_states" in name for name in found["files"])
     assert any("model_states" in name for name in found["files"])
     for file in found["files"]:
-        for inside in (False, True):
-            assert found[f"{file} {inside}"].startswith("RunError: run/checkpoint-1: a file of this checkpoint"), file
+        assert found[file].startswith("RunError: run/checkpoint-1: a file of this checkpoint"), file
     assert not found["marked"]
     assert "step 2: the gradient of the weights is not finite" in found["gradient"]
     assert found["untouched"] or engine == "zero3"  # whose weights are shards after the run
