@@ -12,7 +12,9 @@ from deepmlf_llm.training.assemble import load_model, make_trainer, method_confi
 from deepmlf_llm.training.data import TrainingData, tokenised
 from deepmlf_llm.training.head_metrics import split_metrics
 from deepmlf_llm.training.launch import Launch
+from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.settings import RunSettings
+from deepmlf_llm.training.stopping import StopRequest
 from deepmlf_llm.training.trainer import DeepMLFTrainer
 from deepmlf_llm.training.trainer_arguments import make_arguments
 
@@ -27,8 +29,10 @@ def make(toy_data: TrainingData, toy_settings: Callable[..., RunSettings], tmp_p
         arguments = make_arguments(settings, tmp_path / "run", 1, len(toy_data.train), None)  # type: ignore[arg-type]
         model, tokenizer = load_model(settings, settings.base_model, config, arguments, None)
         splits = {name: tokenised(split, name, tokenizer, config.text) for name, split in toy_data.splits().items()}
+        launch, directory = Launch("python"), RunDirectory(tmp_path / "run", settings.to_dict(), "toy")
+        directory.path.mkdir()
         trainer: DeepMLFTrainer = make_trainer(
-            settings, config, arguments, model, tokenizer, splits, Launch("python"), tmp_path / "run"
+            settings, config, arguments, model, tokenizer, splits, launch, directory, StopRequest(launch)
         )
         return trainer
 
@@ -148,5 +152,7 @@ def test_training_goes_on_after_an_evaluation_of_a_quantised_base(make: MakeTrai
 def test_a_diverged_run_ends_with_a_sentence(make: MakeTrainer) -> None:
     from deepmlf_llm.errors import RunError
 
+    trainer = make(max_grad_norm=0, max_steps=10, warmup_epochs=0)
+    trainer.args.learning_rate = 1e30  # more than settings allow
     with pytest.raises(RunError, match=r"lower (the learning rate|learning_rate)"):
-        make(learning_rate=1e30, max_grad_norm=0, max_steps=10, warmup_epochs=0).train()
+        trainer.train()
