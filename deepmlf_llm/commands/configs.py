@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepmlf_llm import shipped
-from deepmlf_llm.commands.shell import RecipeParser
+from deepmlf_llm.commands.shell import RecipeParser, program
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.files import write_aside
 
 
 def build_parser() -> RecipeParser:
-    parser = RecipeParser(prog="deepmlf configs", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = RecipeParser(prog=program("configs"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="of a shipped file (default: list them)")
     parser.add_argument("--copy", type=Path, metavar="FILE", help="copy it to this file; must not exist yet")
     return parser

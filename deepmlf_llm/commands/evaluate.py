@@ -3,7 +3,7 @@
 Reads prepared data, or any source that prepare reads: an MMSA pickle, a folder with label.csv, JSON Lines with labels;
 a file or folder with the test split alone. Features are standardised as those of the adapter's training were.
 
-python recipes/evaluate.py --adapter runs/x/adapter --data data/mosi --split test --output test.json
+deepmlf evaluate --adapter runs/x/adapter --data data/mosi --split test --output test.json
 """
 
 import json
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_metrics, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_metrics, program, run_recipe
 from deepmlf_llm.errors import ConfigError
 
 
 def build_parser() -> RecipeParser:
-    parser = RecipeParser(prog="evaluate.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = RecipeParser(prog=program("evaluate"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--adapter", required=True, help="directory of a trained adapter or of its run, or a hub id")
     add("--data", default="embedded", help="data directory, labelled file or folder, or embedded (default)")

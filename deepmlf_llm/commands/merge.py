@@ -1,18 +1,18 @@
 """Merges an adapter and its base model into one directory that needs neither PEFT nor the adapter.
 
-python recipes/merge_adapter.py --adapter runs/x/adapter --output merged
+deepmlf merge --adapter runs/x/adapter --output merged
 """
 
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, one_of, print_table, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, one_of, print_table, program, run_recipe
 from deepmlf_llm.errors import ConfigError
 
 
 def build_parser() -> RecipeParser:
-    parser = RecipeParser(prog="merge_adapter.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = RecipeParser(prog=program("merge"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--adapter", required=True, help="directory of a trained adapter or of its run, or a hub id")
     add("--base_model", help="hub id or path of the base model (default: the one the adapter names)")

@@ -11,7 +11,7 @@ the same adapter, input and settings.
 
 Exit codes: 0 all rows are good, 3 some are bad, 2 none is good, or nothing could be predicted.
 
-python recipes/predict.py --adapter runs/x/adapter --input clips.jsonl --output polarity.jsonl
+deepmlf predict --adapter runs/x/adapter --input clips.jsonl --output polarity.jsonl
 """
 
 import json
@@ -19,11 +19,11 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, program, run_recipe
 
 
 def build_parser() -> RecipeParser:
-    parser = RecipeParser(prog="predict.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = RecipeParser(prog=program("predict"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--adapter", required=True, help="directory of an adapter, of a run or of a merged model, or a hub id")
     add("--input", type=Path, required=True, help="utterances: .jsonl, .parquet, or any data; see above")

@@ -1,6 +1,6 @@
 """Prepares a data set once: reads, checks, cleans, standardises, and writes Arrow with a manifest.
 
-python recipes/prepare_data.py --source mosi.pkl --dataset mosi --out data/mosi
+deepmlf prepare --source mosi.pkl --dataset mosi --out data/mosi
 
 A source is an MMSA pickle, a pickle of word tuples, a folder with one pickle or JSON Lines file a split, JSON Lines, a
 folder with label.csv and <modality>/*.npy, or a folder of CMU-MultimodalSDK's .csd files.
@@ -11,7 +11,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_table, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_table, program, run_recipe
 from deepmlf_llm.data.clean import DEFAULT_CLIP
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.text import CASES
@@ -20,7 +20,7 @@ from deepmlf_llm.tasks.regression import TASKS, described_ranges
 
 
 def build_parser() -> RecipeParser:
-    parser = RecipeParser(prog="prepare_data.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = RecipeParser(prog=program("prepare"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--source", type=Path, required=True, help="file or folder to read, see above")
     add(

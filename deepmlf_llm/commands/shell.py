@@ -40,6 +40,12 @@ def run_recipe(main: Callable[[], int | None]) -> int:
     return BAD_INPUT
 
 
+def program(command: str) -> str:
+    """What ``--help`` calls a command: the recipe that was started, or ``deepmlf COMMAND``."""
+    started = Path(sys.argv[0])
+    return started.name if started.suffix == ".py" and started.stem != "__main__" else f"deepmlf {command}"
+
+
 def one_line(message: str) -> str:
     """A message as a terminal may show it: one line, without control sequences that a file brought in, not endless."""
     line = "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(message.split()))

@@ -1,7 +1,7 @@
 """Runs a scale study: every cell of a grid through the training recipe, then one report.
 
-  python recipes/scale_study.py                                     # the default grid, on the embedded set
-  python recipes/scale_study.py --grid recipes/configs/scale/mosi.yaml --output runs/mosi-study --slots 2
+  deepmlf study                                                        # the default grid, on the embedded set
+  deepmlf study --grid scale/mosi --output runs/mosi-study --slots 2
 
 The same command again goes on: finished cells are skipped, cut ones resume, failed ones are tried again. Ctrl-C is
 safe, and so is a kill.
@@ -15,7 +15,7 @@ from typing import Any
 
 from deepmlf_llm import shipped
 from deepmlf_llm.commands import train
-from deepmlf_llm.commands.shell import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, program, run_recipe
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.paths import shown
 
@@ -25,7 +25,7 @@ FAILED_CELLS = 1
 
 
 def build_parser() -> RecipeParser:
-    parser = RecipeParser(prog="scale_study.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = RecipeParser(prog=program("study"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--grid", type=Path, help=f"YAML of the study, or the name of a shipped one (default: {DEFAULT})")
     add("--output", type=Path, metavar="DIR", help="folder of the study (default: runs/scale-NAME)")

@@ -1,10 +1,10 @@
 """Trains a DeepMLF adapter on a LLaMA-class decoder (any supported family), or goes on with the run that was cut.
 
-    deepspeed recipes/train_llama.py --ds ds_configs/zero2.json [--config recipes/configs/X.yaml] [--key value ...]
-    torchrun --nproc_per_node 2 recipes/train_llama.py [...]
-    python recipes/train_llama.py [...]
+    deepmlf train [--config FILE] [--key value ...]
+    torchrun --nproc_per_node 2 --module deepmlf_llm.commands.train [...]
+    deepspeed --module deepmlf_llm.commands.train --ds zero2 [...]
 
-With no options: the embedded data set with recipes/configs/demo.yaml. The same command again goes on with a run
+With no options: the embedded data set with the shipped settings `demo`. The same command again goes on with a run
 that was cut, or says that it is finished.
 """
 
