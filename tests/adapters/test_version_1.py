@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 
 from deepmlf_llm.adapters import files
+from deepmlf_llm.adapters.seal import sealed
 from deepmlf_llm.backbones import load_base_model
-from deepmlf_llm.config.method import sealed
 from deepmlf_llm.model.merged import FUSION, MergedDeepMLF
 from deepmlf_llm.model.peft_model import DeepMLFModel
 
