@@ -156,3 +156,37 @@ def test_a_folder_of_another_key_under_the_same_name_is_refused(tmp_path):
     (store.directory / "key.json").write_text(json.dumps({"format": 0}))
     with pytest.raises(ConfigError, match="another key under the same hash; delete that folder"):
         DiskStore(tmp_path, KEY)
+
+
+DAMAGES = {
+    "a flipped byte": lambda data, index: data.write_bytes(data.read_bytes()[:-3] + b"\x7f" + data.read_bytes()[-2:]),
+    "a truncated file": lambda data, index: data.write_bytes(data.read_bytes()[:-3]),
+    "a missing file": lambda data, index: data.unlink(),
+    "an empty file": lambda data, index: data.write_bytes(b""),
+    "another text": lambda data, index: index.write_text(index.read_text().replace("[1, 2]", "[1, 3]")),
+    "another shape": lambda data, index: index.write_text(index.read_text().replace("[2, 6]", "[1, 6]")),
+    "an unknown dtype": lambda data, index: index.write_text(index.read_text().replace("float32", "load")),
+    "no numbers": lambda data, index: index.write_text('[["a"], {}, null]\n7\n[[1, 2], -5, [], 0]\n'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_as_if_it_were_not_there_and_is_written_again(damage, tmp_path):
+    store = DiskStore(tmp_path, KEY)
+    store.put([((1, 2), entry(2)[0])])
+    DAMAGES[damage](next(store.directory.glob("*.data")), next(store.directory.glob("*.index")))
+    again = DiskStore(tmp_path, KEY)
+    assert again.found([(1, 2), (1, 3)]) == {}
+    assert again.missing({(1, 2)}) == {(1, 2)}
+    again.put([((1, 2), entry(2)[0])])
+    for reader in (again, DiskStore(tmp_path, KEY)):
+        assert torch.equal(reader[(1, 2)].keys_values, entry(2)[0].keys_values)
+        assert reader.found([(1, 3)]) == {}
+
+
+def test_a_damaged_key_is_written_again(tmp_path):
+    store = DiskStore(tmp_path, KEY)
+    store.put([((1, 2), entry(2)[0])])
+    (store.directory / "key.json").write_text('{"base"')
+    assert len(DiskStore(tmp_path, KEY)) == 1
+    assert json.loads((store.directory / "key.json").read_text())["depth"] == KEY["depth"]
