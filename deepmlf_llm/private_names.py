@@ -1,0 +1,114 @@
+"""Names inside other libraries that we lean on though nobody promised them, each with the reason.
+
+A version without one of them, or with another signature, fails a test that says what was wanted and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PrivateName:
+    """One name.
+
+    Attributes:
+        holder: ``module`` or ``module:Class``.
+        name: what it has.
+        reason: what we need it for.
+        used_in: our file.
+        parameters: the first parameters of a function that we call or override.
+        on_instances: set by the class in itself, so that only its source shows it.
+    """
+
+    holder: str
+    name: str
+    reason: str
+    used_in: str
+    parameters: tuple[str, ...] = ()
+    on_instances: bool = False
+
+
+_LAYER = "transformers.modeling_layers:GradientCheckpointingLayer"
+_LORA = "peft.tuners.lora.model:LoraModel"
+_TUNER_LAYER = "peft.tuners.tuners_utils:BaseTunerLayer"
+_TRAINER = "transformers.trainer:Trainer"
+
+PRIVATE_NAMES = (
+    PrivateName(
+        "transformers.configuration_utils:PreTrainedConfig", "_attn_implementation",
+        "the attention kernel in use decides whether rows are packed", "fusion/passes.py",
+    ),
+    PrivateName(
+        _LAYER, "_gradient_checkpointing_func", "activation checkpointing must not be reentrant", "model/tuner.py",
+        on_instances=True,
+    ),
+    PrivateName(
+        _LAYER, "gradient_checkpointing", "whether an MM Block's activations are checkpointed with its layer's",
+        "fusion/hooks.py",
+    ),
+    PrivateName(
+        "torch.nn:Module", "_forward_hooks", "checkpointing's hooks come out when a base is given back",
+        "backbones/state.py", on_instances=True,
+    ),
+    PrivateName(
+        "torch.nn:Module", "_modules", "a segment puts other layers into a body that shares everything else",
+        "backbones/segment.py", on_instances=True,
+    ),
+    PrivateName("torch.nn:Module", "_compiled_call_impl", "segments compile as their body", "backbones/segment.py"),
+    PrivateName("torch.nn:Module", "_call_impl", "what of a segment is compiled", "backbones/segment.py"),
+    PrivateName(
+        _TUNER_LAYER, "_active_adapter", "PEFT reads from it which fusion modules are at work", "model/tuner.py",
+    ),
+    PrivateName(_TUNER_LAYER, "_disable_adapters", "PEFT reads from it whether any is", "model/tuner.py"),
+    PrivateName(
+        _TUNER_LAYER, "_move_adapter_to_device_of_base_layer", "fusion modules follow the embeddings' device",
+        "model/tuner.py", ("self", "adapter_name", "device"),
+    ),
+    PrivateName(
+        _LORA, "_unload_and_optionally_merge", "hooks come out and the base's state comes back whenever PEFT unloads",
+        "model/tuner.py", ("self",),
+    ),
+    PrivateName(
+        _LORA, "_remove_adapter_name_from_key", "keys of fusion modules hold the adapter's name in the middle",
+        "model/tuner.py", ("key", "adapter_name"),
+    ),
+    PrivateName(
+        _TRAINER, "_prepare_input", "batches go to the device in the dtypes that fusion needs", "training/trainer.py",
+        ("self", "data"),
+    ),
+    PrivateName(
+        _TRAINER, "_determine_best_metric", "the best checkpoint is known before it is written", "training/trainer.py",
+        ("self", "metrics", "trial"),
+    ),
+    PrivateName(
+        _TRAINER, "_save_checkpoint", "a checkpoint is written aside, then renamed", "training/trainer.py",
+        ("self", "model", "trial"),
+    ),
+    PrivateName(
+        _TRAINER, "_prepare_inputs", "what a batch holds goes to the device as fusion reads it", "training/trainer.py",
+        ("self", "inputs"),
+    ),
+    PrivateName(
+        _TRAINER, "_load_best_model", "we load the selected adapter", "training/checkpoint_trainer.py", ("self",),
+    ),
+    PrivateName(
+        _TRAINER, "_set_signature_columns_if_needed", "the collator picks what the model reads", "training/trainer.py",
+        ("self",),
+    ),
+    PrivateName(
+        _TRAINER, "_tr_loss", "a resumed run logs the mean over the same steps", "training/checkpoint_trainer.py",
+        on_instances=True,
+    ),
+    PrivateName(
+        _TRAINER, "_globalstep_last_logged", "as above", "training/checkpoint_trainer.py", on_instances=True,
+    ),
+    PrivateName(
+        "transformers.models.auto.auto_factory:_BaseAutoModelClass", "_model_mapping",
+        "which architectures need no code of their own", "backbones/foreign_code.py",
+    ),
+    PrivateName(
+        "transformers.configuration_utils:PreTrainedConfig", "_name_or_path", "adapters name their base by it",
+        "backbones/loading.py", on_instances=True,
+    ),
+)  # fmt: skip
