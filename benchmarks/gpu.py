@@ -25,7 +25,7 @@ from workload import TRAINING_SPLIT, Geometry, grouped, make_utterances, represe
 
 from deepmlf_llm.backbones import keep_weights_in_place, load_base_model, load_tokenizer
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
-from deepmlf_llm.backbones.quantisation import quantization_config
+from deepmlf_llm.backbones.quantization import quantization_config
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_available
 from deepmlf_llm.commands.shell import RecipeParser, run_recipe
 from deepmlf_llm.errors import ConfigError
@@ -91,7 +91,7 @@ def needed_flops(config: Any, name: str, text: int, tokens: int, layers: Sequenc
 
     A multiply and an add count two, forward one pass, backward one for the gradient of a frozen weight's input and two
     where a weight trains. Not counted: padding, recomputation, attention maps, norms, the AV encoder, heads and the
-    optimiser (together under 2 % at 1B and above).
+    optimizer (together under 2 % at 1B and above).
 
     Args:
         config: of the LM.

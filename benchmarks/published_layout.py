@@ -1,4 +1,4 @@
-"""The yardstick: DeepMLF with the cost profile of the published code, written anew to measure against.
+"""The yardstick: DeepMLF with the cost profile of the published code, written again to measure against.
 
 The cost is the published one (arXiv 2504.11082 and what its authors' loop does at each step): text right-padded to its
 limit, fusion tokens after the padding, an fp32 copy of each FFW, the FFW of every MM Block over text and padding too,

@@ -1,6 +1,6 @@
 """DeepMLF against the published cost profile, on this machine's CPU, in one run: samples a second and peak memory.
 
-Every variant has the same LM weights, the same utterances, the same number of trainable weights and the same optimiser.
+Every variant has the same LM weights, the same utterances, the same number of trainable weights and the same optimizer.
 Timed steps alternate: one of the yardstick, one pass of a variant over all batches, again. Peak memory is taken in a
 process of its own for each variant, on the epoch's longest batch.
 
@@ -50,7 +50,7 @@ METHOD = {
     "time": "wall time, steps alternating in one process; a ratio is the median of each pass over the yardstick's step "
     "of the same round (just before the fp32 variant), its spread the quartiles",
     "fusion_cached": "after the first epoch: text read beforehand, a batch's cache put together inside the step",
-    "inference_shared_text": "predictions for texts met before (audio and vision encoded anew), against the "
+    "inference_shared_text": "predictions for texts met before (audio and vision encoded again), against the "
     "yardstick's: the text is kept, and so are the fusion tokens below the first MM Block",
     "assembly": "putting a batch's text together from a cache in each place and dtype, over a step of fusion_cached",
     "profile": "one step, ours on the batch of middle length",

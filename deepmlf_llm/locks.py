@@ -14,7 +14,7 @@ from typing import Any
 
 
 class _Renewed:
-    """Made anew in a child process."""
+    """Made again in a child process."""
 
     def __init__(self) -> None:
         self._renew()

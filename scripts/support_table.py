@@ -27,7 +27,7 @@ TARGET = REPOSITORY / "docs" / "support.md"
 HEADER = """# Decoder families and what works with each
 
 Made by `python scripts/support_table.py`, which tries each of these on a tiny random model of the family on CPU; a test
-holds this page to it. Quantised bases (bitsandbytes) need `nn.Linear` layers: GPT-2's Conv1D layers stay in 16 bits.
+holds this page to it. Quantized bases (bitsandbytes) need `nn.Linear` layers: GPT-2's Conv1D layers stay in 16 bits.
 
 | family | {columns} |
 |---|{rule}

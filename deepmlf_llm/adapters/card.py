@@ -72,7 +72,7 @@ def adapter_card(config: DeepMLFConfig, tensors: Mapping[str, Any]) -> str:
             f"{', '.join(map(code, modules))}.\n"
         )
     values = sum(tensor.numel() for name, tensor in tensors.items() if "running_" not in name)
-    quantised = config.base_quantization not in (None, "none")
+    quantized = config.base_quantization not in (None, "none")
     return (_HEAD + _ADAPTER).format(
         **_facts(config),
         tokens=config.num_fusion_tokens,
@@ -81,7 +81,7 @@ def adapter_card(config: DeepMLFConfig, tensors: Mapping[str, Any]) -> str:
         weights=config.ffw_weights,
         values=f"{values:,}",
         lora=lora,
-        quantization=f"in {config.base_quantization}" if quantised else "as it is",
+        quantization=f"in {config.base_quantization}" if quantized else "as it is",
     )
 
 

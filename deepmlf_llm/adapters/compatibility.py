@@ -1,4 +1,4 @@
-"""Whether an adapter's files fit a base model, told from shapes alone, before anything is built or loaded.
+"""Whether an adapter's files fit a base model, decided from shapes alone, before anything is built or loaded.
 
 The adapter is built once on the meta device, on the shape of its base: whatever sizes a damaged config asks for cost
 neither time nor memory, and a base that is at hand is not touched.

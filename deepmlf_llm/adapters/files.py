@@ -141,7 +141,7 @@ def check_fit(
     source: str | Path,
     build: Callable[[], Mapping[str, Tensor]],
 ) -> None:
-    """The file's tensors are exactly those of modules with these settings on this base, told from shapes alone.
+    """The file's tensors are exactly those of modules with these settings on this base, decided from shapes alone.
 
     The modules are built once on the meta device: whatever sizes a damaged config asks for cost no memory.
 

@@ -4,7 +4,7 @@ from deepmlf_llm.backbones.fingerprint import base_fingerprint, compare_fingerpr
 from deepmlf_llm.backbones.interface import FAMILIES, Decoder, DecoderInterface, register_family
 from deepmlf_llm.backbones.loading import cpu_or_cuda_dtype, load_base_model, load_tokenizer
 from deepmlf_llm.backbones.packing import PACKING, PackedRows
-from deepmlf_llm.backbones.quantisation import QUANTIZATIONS, is_quantised, keep_weights_in_place, quantisation_of
+from deepmlf_llm.backbones.quantization import QUANTIZATIONS, is_quantized, keep_weights_in_place, quantization_of
 from deepmlf_llm.backbones.state import BaseState
 from deepmlf_llm.backbones.stream import PrefixCache, TextStream, positions, read_text, run_layers, run_packed
 
@@ -21,12 +21,12 @@ __all__ = [
     "base_fingerprint",
     "compare_fingerprints",
     "cpu_or_cuda_dtype",
-    "is_quantised",
+    "is_quantized",
     "keep_weights_in_place",
     "load_base_model",
     "load_tokenizer",
     "positions",
-    "quantisation_of",
+    "quantization_of",
     "read_text",
     "register_family",
     "run_layers",

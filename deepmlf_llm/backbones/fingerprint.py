@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepmlf_llm.backbones.quantisation import dequantised_weight, is_bitsandbytes, quantisation_of
+from deepmlf_llm.backbones.quantization import dequantized_weight, is_bitsandbytes, quantization_of
 
 VERSION = 2
 SAMPLED_ROWS = 64
@@ -52,7 +52,7 @@ def base_fingerprint(lm: nn.Module) -> dict[str, Any]:
     fingerprint["digest"] = _hash([_bytes(samples)])
     fingerprint["sketch"] = base64.b64encode(_sketch(samples.double().numpy()).tobytes()).decode()
     fingerprint["stored"] = str(weight.dtype).removeprefix("torch.")
-    fingerprint["quantization"] = quantisation_of(lm)
+    fingerprint["quantization"] = quantization_of(lm)
     return fingerprint
 
 
@@ -85,10 +85,10 @@ def _tensors(lm: Any) -> Iterator[tuple[str, list[int], Any]]:
             seen.add(id(parameter))
             if own == "weight" and is_bitsandbytes(module):
                 shape = [int(module.out_features), int(module.in_features)]
-                if getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D":  # GPT-2's, [in x out] unquantised
-                    yield name, shape[::-1], lambda module=module: dequantised_weight(module).T
+                if getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D":  # GPT-2's, [in x out] unquantized
+                    yield name, shape[::-1], lambda module=module: dequantized_weight(module).T
                 else:
-                    yield name, shape, lambda module=module: dequantised_weight(module)
+                    yield name, shape, lambda module=module: dequantized_weight(module)
             else:
                 yield name, list(getattr(parameter, "ds_shape", parameter.shape)), lambda p=parameter: p
 

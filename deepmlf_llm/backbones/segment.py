@@ -1,8 +1,8 @@
 """Some layers of a decoder as a body of their own, beside the live one and without touching it.
 
 A segment is another object over the same parts: layers, parameters, buffers and hooks are the LM's own, so LoRA that
-was put in later, ZeRO-3's hooks, a move to another device and another attention kernel all hold for it. It is made anew
-for each pass, which takes microseconds: nothing can go stale, and passes of several threads share nothing that one of
+was put in later, ZeRO-3's hooks, a move to another device and another attention kernel all hold for it. Each pass
+makes its own, which takes microseconds: nothing can go stale, and passes of several threads share nothing that one of
 them changes.
 """
 

@@ -16,7 +16,7 @@ from deepmlf_llm.errors import BaseModelError
 
 
 def base_model_shape(name: str, num_layers: int | None = None, revision: str | None = None) -> Any:
-    """The decoder that ``load_base_model`` would load unquantised, frozen, its parameters on the meta device.
+    """The decoder that ``load_base_model`` would load unquantized, frozen, its parameters on the meta device.
 
     Args:
         name, num_layers, revision: as for :func:`~deepmlf_llm.backbones.loading.load_base_model`.
@@ -36,7 +36,7 @@ def base_model_shape(name: str, num_layers: int | None = None, revision: str | N
 
 
 def shape_of(lm: Any) -> Any:
-    """The shape of a model that is loaded: what its class makes of its config, unquantised, on the meta device.
+    """The shape of a model that is loaded: what its class makes of its config, unquantized, on the meta device.
 
     None where its class cannot be made from a config alone.
     """

@@ -108,7 +108,7 @@ def run_layers(
 
 def _unrecorded(decoder: Decoder) -> dict[str, bool]:
     """Whoever records states and attentions (``config.output_hidden_states``) wants those of whole passes, and the
-    hooks for it would be set anew for each segment."""
+    hooks for it would be set again for each segment."""
     names = ("output_hidden_states", "output_attentions")
     return {name: False for name in names if getattr(decoder.body.config, name, False)}
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from deepmlf_llm.backbones.disk_store import DiskStore
 from deepmlf_llm.backbones.fingerprint import base_sizes, weights_digest
 from deepmlf_llm.backbones.interface import Decoder
-from deepmlf_llm.backbones.quantisation import is_quantised
+from deepmlf_llm.backbones.quantization import is_quantized
 from deepmlf_llm.backbones.stream import TextStream, read_text
 from deepmlf_llm.backbones.text_store import STORAGE, Entry, MemoryStore, Text, pack, unpacked
 from deepmlf_llm.errors import ConfigError
 
 # Of a config: where it came from, and what training switches.
-_BESIDE_THE_POINT = frozenset(
+_IRRELEVANT = frozenset(
     ("_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache")
 )
 BATCH_TOKENS = 2048  # texts are read in batches of about this many tokens, of like length
@@ -62,15 +62,15 @@ class TextCache:
 
     def _key(self) -> dict[str, Any]:
         lm = self.decoder.lm
-        quantisation = getattr(lm.config, "quantization_config", None) if is_quantised(lm) else None
-        described = quantisation if isinstance(quantisation, dict) or quantisation is None else quantisation.to_dict()
+        quantization = getattr(lm.config, "quantization_config", None) if is_quantized(lm) else None
+        described = quantization if isinstance(quantization, dict) or quantization is None else quantization.to_dict()
         return {
             "base": base_sizes(lm),
             "weights": weights_digest(self._weights()),
             "attention": lm.config._attn_implementation,
             "config": _settings(lm.config.get_text_config().to_dict()),
             "dtype": str(self.decoder.embeddings.weight.dtype),
-            "quantisation": {k: str(v) for k, v in described.items()} if described else None,
+            "quantization": {k: str(v) for k, v in described.items()} if described else None,
             "depth": self.depth,
             "storage": self.storage,
         }
@@ -183,7 +183,7 @@ class TextCache:
 
 def _settings(config: dict[str, Any]) -> str:
     """A hash of what an LM's config says about its computation (rotary tables, sliding windows, ...)."""
-    told = {key: value for key, value in config.items() if key not in _BESIDE_THE_POINT}
+    told = {key: value for key, value in config.items() if key not in _IRRELEVANT}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

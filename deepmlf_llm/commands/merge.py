@@ -22,14 +22,14 @@ def build_parser() -> RecipeParser:
         "--base",
         type=one_of("dequantized", "16bit"),
         metavar="dequantized|16bit",
-        help="for an adapter that was trained on a quantised base: merge into what quantisation made of the weights, "
+        help="for an adapter that was trained on a quantized base: merge into what quantization made of the weights, "
         "which keeps the predictions (default), or into the original ones",
     )
     add(
         "--requantize",
         type=one_of("nf4", "fp4", "int8"),
         metavar="nf4|fp4|int8",
-        help="quantise the merged LM again; predictions change, and the report says by how much",
+        help="quantize the merged LM again; predictions change, and the report says by how much",
     )
     return parser
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from deepmlf_llm.commands.screen import VERBOSE, log_beside
 from deepmlf_llm.commands.shell import print_metrics, run_recipe
-from deepmlf_llm.training.launch import detect, one_voice
+from deepmlf_llm.training.launch import detect, errors_reported_once
 
 DEMO = "demo"
 DRY_RUN, TRUST_RUN = {"--dry-run", "--dry_run"}, {"--trust-run", "--trust_run"}
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     dry_run, trust_run = bool(DRY_RUN & set(argv)), bool(TRUST_RUN & set(argv))
     argv = [word for word in argv if word not in {*DRY_RUN, *TRUST_RUN, VERBOSE}]
-    with one_voice():
+    with errors_reported_once():
         settings = parse_settings(argv, default_config=DEMO)
         from deepmlf_llm.training.run import run_training
 

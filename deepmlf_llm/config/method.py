@@ -89,7 +89,7 @@ class DeepMLFConfig(LoraConfig):
     ffw_lora_dropout: float = setting("dropout before that LoRA", share(), 0.0)
     ffw_dropout: float = setting("dropout on the output of an MM Block's FFW; 0.1 in the authors' code", share(), 0.0)
     dequantize_copy: bool = setting(
-        "allow ffw_weights='copy' of a 4-bit or 8-bit FFW: it is dequantised to fp32", flag(), False
+        "allow ffw_weights='copy' of a 4-bit or 8-bit FFW: it is dequantized to fp32", flag(), False
     )
     gate: str = setting(
         "sigmoid (paper: opens at 0.5), tanh (Flamingo: starts shut) or none",

@@ -22,7 +22,7 @@ LARGEST_KEY = (1 << 61) - 2  # such whole numbers are their own hash: a file can
 
 
 class Budget:
-    """What reading a file may take, told from its size: instructions, bytes copied, values unfolded."""
+    """What reading a file may take, known from its size: instructions, bytes copied, values unfolded."""
 
     def __init__(self, size: int) -> None:
         self.instructions = INSTRUCTIONS

@@ -12,7 +12,7 @@ from deepmlf_llm.data.pickle_budget import DEPTH, DIMENSIONS, LARGEST_SIZE, Budg
 from deepmlf_llm.errors import DataError
 
 DTYPE_KINDS = "biufcSUO"
-"""Booleans, numbers, bytes, strings, and object arrays (of values that obey the same rules)."""
+"""Booleans, numbers, bytes, strings, and object arrays (of values that follow the same rules)."""
 
 LARGEST_CODE_POINT = 0x10FFFF
 

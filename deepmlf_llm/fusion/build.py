@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepmlf_llm.backbones import Decoder, is_quantised
+from deepmlf_llm.backbones import Decoder, is_quantized
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.placement import resolve_fusion_layers
 from deepmlf_llm.errors import ConfigError
@@ -29,7 +29,7 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
 
     Raises:
         ConfigError: layers out of range, no modality, widths that do not divide, a text longer than the LM's positions,
-            or a copy of a quantised FFW that was not asked for.
+            or a copy of a quantized FFW that was not asked for.
     """
     layers = resolve_fusion_layers(config.fusion_layers, decoder.num_layers)
     if not config.modalities:
@@ -43,10 +43,10 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             f"text.max_tokens={config.text.max_tokens} and num_fusion_tokens={config.num_fusion_tokens} make "
             f"{longest} positions; this LM has {limit}"
         )
-    if config.ffw_weights == "copy" and is_quantised(decoder.lm) and not config.dequantize_copy:
+    if config.ffw_weights == "copy" and is_quantized(decoder.lm) and not config.dequantize_copy:
         raise ConfigError(
-            "ffw_weights='copy' of a quantised base would dequantise each FFW to fp32: say so with "
-            "dequantize_copy=true, or keep ffw_weights='shared' (one quantised copy, LoRA on top)"
+            "ffw_weights='copy' of a quantized base would dequantize each FFW to fp32: say so with "
+            "dequantize_copy=true, or keep ffw_weights='shared' (one quantized copy, LoRA on top)"
         )
     av = config.av_encoder
     stack = FusionStack(

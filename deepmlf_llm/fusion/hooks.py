@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from deepmlf_llm.backbones import Decoder, is_quantised, run_layers
+from deepmlf_llm.backbones import Decoder, is_quantized, run_layers
 from deepmlf_llm.backbones.interface import layer_output, replace_layer_output
 from deepmlf_llm.errors import InjectionError
 from deepmlf_llm.modules import FusionStack, MMBlock
@@ -147,7 +147,7 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
             f"injection probe failed: {len(reached)} of {len(stack.blocks)} MM Blocks ran in a pass through the "
             f"{family} decoder; each layer must run once and receive the keyword arguments of the decoder's forward"
         )
-    exact = table.device.type == "cpu" and table.dtype == at_least_fp32(table) and not is_quantised(decoder.lm)
+    exact = table.device.type == "cpu" and table.dtype == at_least_fp32(table) and not is_quantized(decoder.lm)
     same = torch.equal(expected, found) if exact else torch.allclose(expected, found, rtol=1e-2, atol=1e-2)
     if not same:
         worst = (expected - found).abs().max().item()

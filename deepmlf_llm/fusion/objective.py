@@ -62,7 +62,7 @@ def combine(terms: Iterable[LossTerm], counts: Mapping[str, Tensor] | None = Non
 
 
 def term_counts(mask: Tensor, present: Tensor) -> dict[str, Tensor]:
-    """Term -> what it is a mean over, told from the inputs alone: whole numbers, scalars.
+    """Term -> what it is a mean over, known from the inputs alone: whole numbers, scalars.
 
     Args:
         mask: 1 where a text token is real [b x l].

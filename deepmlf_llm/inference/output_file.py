@@ -103,6 +103,6 @@ def _begin(path: Path, note: Path, found: int, made_of: Mapping[str, Any]) -> No
         other = [f"nobody knows what ({note.name} is missing or damaged)"]
     if other:
         raise DataError(
-            f"{path} holds {found} lines of another run: other {', '.join(other)}; delete it to start anew, or name "
+            f"{path} holds {found} lines of another run: other {', '.join(other)}; delete it to start again, or name "
             "another --output"
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from deepmlf_llm.adapters.hub import local_directory
-from deepmlf_llm.backbones import is_quantised
+from deepmlf_llm.backbones import is_quantized
 from deepmlf_llm.backbones.text_store import MemoryStore
 from deepmlf_llm.backbones.vocabulary import check_ids, check_tokenizer, embedding_rows
 from deepmlf_llm.data.clean import standardise
@@ -105,7 +105,7 @@ class SentimentPredictor:
             _find_compiler()
         directory = local_directory(directory)
         model: Any = DeepMLFModel.from_pretrained(directory, base=base, dtype=dtype, quantization=quantization)
-        if not is_quantised(model.get_base_model()):  # those are where they were loaded
+        if not is_quantized(model.get_base_model()):  # those are where they were loaded
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer = tokenizer_beside(directory, model.deepmlf_config, model.get_base_model())
         check_tokenizer(tokenizer, embedding_rows(model.get_base_model()), str(directory))

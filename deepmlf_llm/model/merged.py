@@ -18,7 +18,7 @@ from deepmlf_llm.adapters import files, hub
 from deepmlf_llm.adapters.card import merged_card
 from deepmlf_llm.adapters.compatibility import base_and_revision
 from deepmlf_llm.adapters.listing import check_listed, list_files, listed_names
-from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantisation_of
+from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantization_of
 from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.config.method import NO_LM_LORA, DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, BaseModelError
@@ -48,7 +48,7 @@ class MergedDeepMLF(FusedModel, nn.Module):
         self.config = config
         config.r, config.target_modules, config.ffw_weights = 0, NO_LM_LORA, "copy"
         config.dequantize_copy = True  # own FFW weights are in the files, whatever the LM's are stored in
-        config.base_fingerprint, config.base_quantization = base_fingerprint(lm), quantisation_of(lm)
+        config.base_fingerprint, config.base_quantization = base_fingerprint(lm), quantization_of(lm)
         dtype = lm.get_input_embeddings().weight.dtype  # type: ignore[operator]
         for block in stack.blocks.values():
             block.ffw.own.to(dtype)  # as exact as the LM's own, not twice as large

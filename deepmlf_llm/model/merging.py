@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters.hub import local_directory
-from deepmlf_llm.backbones import QUANTIZATIONS, cpu_or_cuda_dtype, is_quantised, load_base_model
+from deepmlf_llm.backbones import QUANTIZATIONS, cpu_or_cuda_dtype, is_quantized, load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError
 from deepmlf_llm.model.merged import MergedDeepMLF, tokenizer_beside
@@ -50,10 +50,10 @@ def merge_adapter(
         adapter: directory of a trained adapter.
         output: directory to write.
         dtype: of the merged LM.
-        base: ``"dequantized"``: merge into what the training's quantisation makes of the weights, which keeps the
+        base: ``"dequantized"``: merge into what the training's quantization makes of the weights, which keeps the
             predictions; ``"16bit"``: into the original weights. Default: ``"dequantized"`` for an adapter that was
-            trained on a quantised base; the two are the same for any other.
-        requantize: quantise the merged LM again (``"nf4"``, ``"fp4"``, ``"int8"``), for what that costs in accuracy.
+            trained on a quantized base; the two are the same for any other.
+        requantize: quantize the merged LM again (``"nf4"``, ``"fp4"``, ``"int8"``), for what that costs in accuracy.
         base_model: hub id or path of the base model; default: the one that the adapter names.
 
     Returns:
@@ -74,21 +74,21 @@ def merge_adapter(
     batch = probe_batch(trained.deepmlf_config, trained.get_base_model().config.get_text_config().vocab_size)
     expected = polarities(trained, batch)
     trained_on = trained.deepmlf_config.base_quantization
-    if is_quantised(trained.get_base_model()):
-        trained = _on_unquantised_base(trained, directory, dtype, base or "dequantized", base_model)
+    if is_quantized(trained.get_base_model()):
+        trained = _on_unquantized_base(trained, directory, dtype, base or "dequantized", base_model)
     tokenizer = tokenizer_beside(directory, trained.deepmlf_config, trained.get_base_model())
     merged = trained.merge_and_unload()
     before = "adapter" if trained_on in (None, "none") else f"adapter on {trained_on}"
     report = {f"{before}, merged": difference(expected, polarities(merged, batch))}
     if requantize is not None:
-        merged = _requantised(merged, requantize, dtype)
+        merged = _requantized(merged, requantize, dtype)
         report[f"{before}, merged and in {requantize} again"] = difference(expected, polarities(merged, batch))
     merged.save_pretrained(output, tokenizer, report)
     saved = MergedDeepMLF.from_pretrained(output, dtype=dtype)
     return report | {f"{before}, what was saved": difference(expected, polarities(saved, batch))}
 
 
-def _on_unquantised_base(
+def _on_unquantized_base(
     trained: DeepMLFModel, directory: Path, dtype: str, base: str, base_model: str | None
 ) -> DeepMLFModel:
     """The adapter on weights that a sum can be put into."""
@@ -98,21 +98,21 @@ def _on_unquantised_base(
         return model
     lm: Any = trained.eject()
     lm = lm.dequantize().to(cpu_or_cuda_dtype(dtype))
-    lm.name_or_path = lm.config._name_or_path = name  # dequantising forgets it
+    lm.name_or_path = lm.config._name_or_path = name  # dequantizing forgets it
     model = DeepMLFModel.from_pretrained(directory, base=lm)
     model.deepmlf_config.revision = revision
     return model
 
 
-def _requantised(merged: MergedDeepMLF, kind: str, dtype: str) -> MergedDeepMLF:
-    """The merged model with its LM quantised; bitsandbytes does that while loading."""
+def _requantized(merged: MergedDeepMLF, kind: str, dtype: str) -> MergedDeepMLF:
+    """The merged model with its LM quantized; bitsandbytes does that while loading."""
     with tempfile.TemporaryDirectory() as directory:
         lm: Any = merged.get_base_model()
         name = lm.name_or_path
         lm.save_pretrained(directory)
-        quantised = load_base_model(directory, kind, dtype)
-    quantised.name_or_path = quantised.config._name_or_path = name
-    return MergedDeepMLF(quantised, merged.active_stack, merged.deepmlf_config)
+        quantized = load_base_model(directory, kind, dtype)
+    quantized.name_or_path = quantized.config._name_or_path = name
+    return MergedDeepMLF(quantized, merged.active_stack, merged.deepmlf_config)
 
 
 @torch.inference_mode()

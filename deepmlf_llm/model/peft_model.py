@@ -21,7 +21,7 @@ from deepmlf_llm.adapters.compatibility import (
     check_fit,
     trained_kind,
 )
-from deepmlf_llm.backbones import is_quantised, load_base_model
+from deepmlf_llm.backbones import is_quantized, load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
 from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
@@ -242,11 +242,11 @@ class DeepMLFModel(SwitchedModel):
         """One model without PEFT: LoRA folded into the LM, each MM Block's LoRA into its own FFW weights.
 
         Raises:
-            ConfigError: the base is quantised: weights that are sums of 4-bit ones do not fit 4 bits.
+            ConfigError: the base is quantized: weights that are sums of 4-bit ones do not fit 4 bits.
         """
-        if is_quantised(self.get_base_model()):
+        if is_quantized(self.get_base_model()):
             raise ConfigError(
-                "a quantised base cannot be merged into: load the adapter on base.dequantize() (same outputs) or on "
+                "a quantized base cannot be merged into: load the adapter on base.dequantize() (same outputs) or on "
                 "the 16-bit original, then merge (deepmlf merge --base dequantized|16bit)"
             )
         stack, config = self.active_stack, copy.deepcopy(self.deepmlf_config)

@@ -24,7 +24,7 @@ from deepmlf_llm.backbones import (
     base_fingerprint,
     compare_fingerprints,
     keep_weights_in_place,
-    quantisation_of,
+    quantization_of,
 )
 from deepmlf_llm.config.method import PEFT_TYPE, DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, InjectionError
@@ -67,7 +67,7 @@ class DeepMLFTuner(LoraModel):
     uses_shared_state = True  # state lives on the tuner: PEFT then refuses inject_adapter_in_model by itself
     deepmlf: FusionStacks
     fused: FusedDecoder
-    found: BaseState  # the base as it came, for the day it is given back
+    found: BaseState  # the base as it came; `eject` restores it
 
     @skip_init_on_device  # ``low_cpu_mem_usage``: the probe needs weights, and an adapter's cost little
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -121,7 +121,7 @@ class DeepMLFTuner(LoraModel):
             raise InjectionError(f"adapter {adapter_name!r} belongs to another base model: {'; '.join(differences)}")
         config.base_fingerprint = config.base_fingerprint or found
         if config.base_quantization is None or not config.inference_mode:  # what it is (or will be) trained on
-            config.base_quantization = quantisation_of(model)
+            config.base_quantization = quantization_of(model)
         return config
 
     def _probe(self, stack: FusionStack) -> None:

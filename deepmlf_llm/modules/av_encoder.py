@@ -3,7 +3,7 @@
 DeepMLF section 3 (arXiv 2504.11082) and its published settings, in the order of its authors' code: per modality the raw
 frames are pooled in time to at most T; optional BatchNorm; a bias-free projection to d_av times sqrt(d_av), sinusoidal
 positions (of pooled frames), dropout, pre-norm Transformer layers; then the modalities side by side through one Linear;
-a LayerNorm. Masks are obeyed everywhere, and any number of modalities goes through the same code.
+a LayerNorm. Masks are applied everywhere, and any number of modalities goes through the same code.
 """
 
 import math

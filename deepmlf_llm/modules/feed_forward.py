@@ -25,7 +25,7 @@ class FFWParts:
         activation: its activation, exactly as the LM calls it (GPT-2: the tanh form of GELU).
         fused_gate: ``up`` holds gate and up side by side, gate first.
         post_norm: a norm on the way out (Gemma 2 and 3), if any.
-        dequantised: returns a projection's weight as [out x in] in fp32, whatever its storage.
+        dequantized: returns a projection's weight as [out x in] in fp32, whatever its storage.
     """
 
     up: Any
@@ -34,7 +34,7 @@ class FFWParts:
     gate: Any = None
     fused_gate: bool = False
     post_norm: Callable[[Tensor], Tensor] | None = None
-    dequantised: Callable[[Any], Tensor] | None = None
+    dequantized: Callable[[Any], Tensor] | None = None
 
     def projections(self) -> dict[str, Any]:
         """Role -> module, in the order of the computation."""
@@ -65,8 +65,8 @@ class LowRank(nn.Module):
 
 
 def _dense_weight(projection: Any, parts: FFWParts) -> Tensor:
-    if parts.dequantised is not None:
-        return parts.dequantised(projection)
+    if parts.dequantized is not None:
+        return parts.dequantized(projection)
     weight: Tensor = projection.weight.detach()
     return weight.to(at_least_fp32(weight))
 
@@ -153,7 +153,7 @@ def _input_dtype(projection: Any, x: Tensor) -> torch.dtype:
 
 
 def projection_widths(projection: Any) -> tuple[int, int]:
-    """(in, out) of a projection: ``nn.Linear`` and its quantised kin, or GPT-2's Conv1D (weight [in x out])."""
+    """(in, out) of a projection: ``nn.Linear`` and its quantized kin, or GPT-2's Conv1D (weight [in x out])."""
     if hasattr(projection, "in_features"):
         return projection.in_features, projection.out_features
     in_width, out_width = projection.weight.shape

@@ -1,4 +1,4 @@
-"""What a run costs, told before it starts.
+"""What a run costs, known before it starts.
 
 Import from the modules themselves; nothing heavy is loaded here.
 """

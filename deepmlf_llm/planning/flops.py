@@ -2,7 +2,7 @@
 
 Counted are matrix products, at two FLOPs for each multiply-add: projections and the two products of attention (queries
 with keys, weights with values; causal masks save nothing here). Norms, activations, rotary tables, softmax and the
-optimiser are not. Each product costs once forward; backward once for the gradient of its input where one is needed, and
+optimizer are not. Each product costs once forward; backward once for the gradient of its input where one is needed, and
 once for the gradient of a weight that is trained. Frozen text computed without a graph costs its forward only, and
 nothing where it is cached. Recomputation (gradient checkpointing) is not counted: it does no new work.
 """

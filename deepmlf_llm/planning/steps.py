@@ -1,4 +1,4 @@
-"""How many optimizer steps a run takes: the Trainer's rule, told before there is a Trainer."""
+"""How many optimizer steps a run takes: the Trainer's rule, without a Trainer."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class CellProcess:
         make_directory(folder)
         write_aside(folder / CONFIG, settings_yaml(cell.settings))
         self.attempts = _count_attempt(folder)
-        forget_stillborn(folder / RUN)
+        remove_unstarted_run(folder / RUN)
         self.began = time.monotonic()
         self._length, self._step = -1, 0
         with writing(folder / LOG), (folder / LOG).open("ab") as log:
@@ -89,7 +89,7 @@ class CellProcess:
         return (self.folder / LOG).stat().st_size
 
     def step(self) -> int:
-        """Optimiser steps done, by the run's own log."""
+        """Optimizer steps done, by the run's own log."""
         path = self.folder / RUN / METRICS_FILE
         length = path.stat().st_size if path.is_file() else -1
         if length != self._length:
@@ -157,14 +157,14 @@ def environment(slot: Slot) -> dict[str, str]:
     return given
 
 
-def forget_stillborn(run: Path) -> None:
+def remove_unstarted_run(run: Path) -> None:
     """Removes a run that was cut before it had a name: the training recipe would take it for something foreign."""
     if run.is_dir() and not (run / FACTS).is_file():
         shutil.rmtree(run)
 
 
 def drop_checkpoints(run: Path) -> None:
-    """Of a finished run: its adapter stays, the states of its optimiser go."""
+    """Of a finished run: its adapter stays, the states of its optimizer go."""
     for checkpoint in all_checkpoints(run):
         remove(checkpoint)
 

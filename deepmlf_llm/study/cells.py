@@ -20,9 +20,9 @@ class PlannedCell:
         values: what the report sorts by: base, layers, blocks, placement, and the row's own settings.
         seed: of the run.
         processes: that it trains with.
-        trainable, total: parameters, unquantised.
+        trainable, total: parameters, unquantized.
         step_flops: see :mod:`~deepmlf_llm.planning.flops`.
-        steps: optimiser steps, at most.
+        steps: optimizer steps, at most.
         geometry: that the FLOPs are for.
         text_key: cells with the same one read the same texts through the same layers.
     """

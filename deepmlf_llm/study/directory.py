@@ -66,7 +66,7 @@ class StudyDirectory:
         except FileNotFoundError:
             raise RunError(f"--output {shown(self.path)}: no study there (no {STUDY})") from None
         except (OSError, ValueError, KeyError, TypeError):
-            raise RunError(f"{shown(path)}: damaged; start the study again with its --grid to write it anew") from None
+            raise RunError(f"{shown(path)}: damaged; start the study again with its --grid to write it again") from None
         if schema != SCHEMA:
             raise RunError(f"{shown(path)}: layout version {schema}, this package reads {SCHEMA}")
         return study

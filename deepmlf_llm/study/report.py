@@ -21,8 +21,8 @@ MARKDOWN, PAGE = "report.md", "report.html"
 _FLOPS_METHOD = (
     "FLOPs are counted on paper for a step on the batch described: matrix products at two FLOPs for each multiply-add "
     "(projections, and both products of attention), forward, backward for inputs that need a gradient, and backward "
-    "for trained weights; text read from the cache costs nothing. Norms, activations and the optimiser are left out. "
-    "Parameters are counted unquantised."
+    "for trained weights; text read from the cache costs nothing. Norms, activations and the optimizer are left out. "
+    "Parameters are counted unquantized."
 )
 
 

@@ -1,4 +1,4 @@
-"""The parts of a run, in their one order: load the base (quantised or not) -> freeze -> inject -> LoRA -> trainer.
+"""The parts of a run, in their one order: load the base (quantized or not) -> freeze -> inject -> LoRA -> trainer.
 
 The first two are ``load_base_model``, the next two ``DeepMLFModel``; the trainer hands the model to the engine
 (DeepSpeed, DDP or none).

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot spoil: written, synced, then declared whole by a manifest that is renamed in last.
+"""Checkpoints that a kill cannot damage: written, synced, then declared whole by a manifest that is renamed in last.
 
 A directory without a manifest that fits it is no checkpoint. The previous one goes only after the new one is whole.
 """

@@ -1,6 +1,6 @@
 """Numbers that are not finite: found at their step, before the update, by all processes, and traced to a cause.
 
-Inputs are looked at before the step, the parts of the loss and the gradient before the optimiser acts. What is said
+Inputs are looked at before the step, the parts of the loss and the gradient before the optimizer acts. What is said
 then names the utterances, and answers a bad feature or label as such; only where inputs are sound does it speak of the
 learning rate.
 """
@@ -158,7 +158,7 @@ class FiniteSteps:
             return DataError(f"{what}; {some(findings)}: look at these features and labels")
         broken = said_by_all(_broken_weights(model))
         if broken:
-            return RunError(f"{what}; the weights {some(broken)} of the base model are not finite: get it anew")
+            return RunError(f"{what}; the weights {some(broken)} of the base model are not finite: get it again")
         if step == 1:
             return RunError(
                 f"{what}; features, labels and weights are sound and nothing is trained yet: the base model overflows "
@@ -217,7 +217,7 @@ def check_predictions(
 
 
 def gradients_by_group(groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Group of the optimiser -> whether its gradients are finite, a scalar; one pass over them."""
+    """Group of the optimizer -> whether its gradients are finite, a scalar; one pass over them."""
     found: dict[str, Tensor] = {}
     for group in groups:
         gradients = [p.grad for p in group["params"] if p.grad is not None]

@@ -64,7 +64,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 _TRAINER_HELP = {
     "num_train_epochs": "epochs, at most (early stopping may end earlier)",
-    "max_steps": "optimiser steps; overrides num_train_epochs when positive",
+    "max_steps": "optimizer steps; overrides num_train_epochs when positive",
     "learning_rate": "of fusion tokens, MM Blocks and heads",
     "weight_decay": "of matrices and fusion tokens; norms, biases and gates have none",
     "lr_scheduler_type": "shape of the learning rate over time",

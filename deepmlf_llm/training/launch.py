@@ -136,7 +136,7 @@ def on_terminal() -> bool:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def errors_reported_once() -> Iterator[None]:
     """Bad input meets every process: one of each machine says so, the others only if that does not end them."""
     try:
         yield

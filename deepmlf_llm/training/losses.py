@@ -62,7 +62,7 @@ class LossWindow:
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + part
 
     def drain(self) -> dict[str, float]:
-        """Means over steps and processes; the window starts anew."""
+        """Means over steps and processes; the window starts again."""
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
         if torch.distributed.is_initialized():

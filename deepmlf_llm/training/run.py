@@ -173,7 +173,7 @@ class _Run:
         say(f"{steps.total} steps, {steps.per_epoch} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
         held = 0
         if self.settings.text_cache != "none":
-            held = self.foretell_text_cache(model, self._texts(splits))
+            held = self.report_text_cache_size(model, self._texts(splits))
         facts = {"steps": steps.total, "parameters": parameter_counts(model), "text_cache_bytes": held}
         return {"status": "planned", "config": self.settings.to_dict(), "train": facts}
 
@@ -205,7 +205,7 @@ class _Run:
         size: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         return size * self.launch.processes
 
-    def foretell_text_cache(self, model: Any, texts: Sequence[tuple[int, ...]]) -> int:
+    def report_text_cache_size(self, model: Any, texts: Sequence[tuple[int, ...]]) -> int:
         """Says what the text cache will take; returns the bytes."""
         held: int = model.text_cache.predicted_bytes(texts)
         count = f"{len(texts)} texts, {len(model.text_cache.missing(texts))} of them to be read"
@@ -225,7 +225,7 @@ class _Run:
         model.to(arguments.device)
         began = time.monotonic()
         texts = self._texts(splits)
-        self.foretell_text_cache(model, texts)
+        self.report_text_cache_size(model, texts)
         own = texts[self.launch.rank :: self.launch.processes] if kind == "disk" else texts
         with progress_bar(len(own), "text cache", self.launch) as progress:
             model.build_text_cache(own, progress)

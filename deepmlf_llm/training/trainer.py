@@ -103,7 +103,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
             return {name: self._prepare_input(value) for name, value in data.items()}
         return super()._prepare_input(data)
 
-    # ---- optimiser ----
+    # ---- optimizer ----
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         """One group per role and decay: norms, biases and gates (what has one dimension or none) are not decayed."""
@@ -221,7 +221,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         return loss
 
     def _before_update(self, *_: Any) -> None:
-        """Inside the optimiser's step; under DeepSpeed the only place between gradient and update."""
+        """Inside the optimizer's step; under DeepSpeed the only place between gradient and update."""
         if self.is_deepspeed_enabled:
             self._check_finite(getattr(self.deepspeed.optimizer, "_global_grad_norm", None))
 

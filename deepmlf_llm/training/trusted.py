@@ -1,6 +1,6 @@
 """Reading one's own run again without running what lies in it.
 
-A checkpoint's optimiser, scheduler and random states are torch files, which are pickles. They are read with
+A checkpoint's optimizer, scheduler and random states are torch files, which are pickles. They are read with
 ``weights_only``: tensors, numbers and the few types listed here, whoever reads them (transformers, DeepSpeed). And a
 run directory that others could have written to is refused unless the user trusts it.
 """

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from deepmlf_llm.adapters import files
-from deepmlf_llm.backbones import load_base_model, quantisation_of
+from deepmlf_llm.backbones import load_base_model, quantization_of
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.merging import merge_adapter
@@ -100,7 +100,7 @@ def test_an_adapter_on_4_bits_with_lora_trains_saves_and_merges(tmp_path):
     trainer(model, tmp_path / "run").train()
     model.save_pretrained(tmp_path / "adapter")
     loaded = DeepMLFModel.from_pretrained(tmp_path / "adapter")
-    assert quantisation_of(loaded.get_base_model()) == "nf4"  # as trained, unasked
+    assert quantization_of(loaded.get_base_model()) == "nf4"  # as trained, unasked
     assert torch.equal(polarity(loaded), polarity(model))
     report = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     assert max(d["largest"] for d in report.values()) < 1e-4

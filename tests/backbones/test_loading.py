@@ -123,7 +123,7 @@ def test_the_automatic_kernel(monkeypatch, cuda, installed):
     assert cpu_or_cuda_dtype("auto") == (torch.bfloat16 if cuda else torch.float32)
 
 
-def test_quantisation_without_its_package_says_how_to_install_it(monkeypatch):
+def test_quantization_without_its_package_says_how_to_install_it(monkeypatch):
     import transformers.quantizers.quantizer_bnb_4bit as room
 
     monkeypatch.setattr(room, "is_bitsandbytes_available", lambda *a, **k: False)
@@ -135,7 +135,7 @@ SAFE = {"trust_remote_code": False, "weights_only": True}  # nothing that comes 
 
 
 def test_what_is_asked_of_transformers(monkeypatch):
-    """Revision, dtype, kernel and quantisation go on as given; what is not set is not mentioned."""
+    """Revision, dtype, kernel and quantization go on as given; what is not set is not mentioned."""
     asked = []
 
     def from_pretrained(source, **options):

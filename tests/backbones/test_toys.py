@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepmlf_llm.backbones import load_base_model, quantisation_of
+from deepmlf_llm.backbones import load_base_model, quantization_of
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
@@ -31,14 +31,14 @@ def test_changes_go_to_the_config():
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_a_quantised_toy_is_the_same_on_every_rank(name, monkeypatch):
-    """transformers saves on rank 0 only, and bitsandbytes quantises what it loads from files."""
+def test_a_quantized_toy_is_the_same_on_every_rank(name, monkeypatch):
+    """transformers saves on rank 0 only, and bitsandbytes quantizes what it loads from files."""
     from transformers import PreTrainedModel
 
     first = load_base_model(name, quantization="nf4", dtype="float32")
     monkeypatch.setattr(PreTrainedModel, "should_save_on_this_rank", lambda *_: False)
     other = load_base_model(name, quantization="nf4", dtype="float32")
-    assert quantisation_of(other) == "nf4" or name == "tiny-gpt2"  # Conv1D is no nn.Linear
+    assert quantization_of(other) == "nf4" or name == "tiny-gpt2"  # Conv1D is no nn.Linear
     ids = torch.arange(12).reshape(2, 6)
     assert torch.equal(first(ids).logits, other(ids).logits)
 

@@ -8,7 +8,7 @@ from variants import VARIANTS, OurLoop
 from workload import Geometry, make_utterance, with_token_ids
 
 from deepmlf_llm.backbones import load_tokenizer
-from deepmlf_llm.backbones.quantisation import is_quantised
+from deepmlf_llm.backbones.quantization import is_quantized
 from deepmlf_llm.errors import ConfigError
 
 SIZES = {
@@ -56,7 +56,7 @@ def test_random_llama_is_a_finite_decoder_with_tied_or_own_logits():
 
 def test_random_nf4_llama_trains_a_step():
     lm = random_llama(SIZES, "nf4", "cpu")
-    assert is_quantised(lm)
+    assert is_quantized(lm)
     packed = sum(p.numel() * p.element_size() for layer in lm.model.layers for p in layer.parameters())
     dense = 8 * (256 * (2 * 256 + 2 * 128) + 3 * 256 * 640) * 2
     assert packed < 0.3 * dense

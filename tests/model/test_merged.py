@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from deepmlf_llm.backbones import load_base_model, load_tokenizer, quantisation_of
+from deepmlf_llm.backbones import load_base_model, load_tokenizer, quantization_of
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError
 from deepmlf_llm.inference.predictor import SentimentPredictor
@@ -88,9 +88,9 @@ def on_nf4(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
-def test_a_quantised_base_cannot_be_merged_into_but_its_dequantised_weights_can(kind, tmp_path):
+def test_a_quantized_base_cannot_be_merged_into_but_its_dequantized_weights_can(kind, tmp_path):
     model = adapter(quantization=kind, r=2)
-    with pytest.raises(ConfigError, match="quantised base cannot be merged"):
+    with pytest.raises(ConfigError, match="quantized base cannot be merged"):
         model.merge_and_unload()
     model.save_pretrained(tmp_path / "adapter")
     report = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
@@ -115,7 +115,7 @@ def test_a_merged_lm_can_be_saved_in_4_bits_again(on_nf4, tmp_path):
     assert report["adapter on nf4, merged"]["largest"] < BOUND_DEQUANTISED
     assert report["adapter on nf4, merged and in nf4 again"] == report["adapter on nf4, what was saved"]
     loaded = DeepMLFModel.from_pretrained(tmp_path / "merged")
-    assert quantisation_of(loaded.lm) == "nf4"
+    assert quantization_of(loaded.lm) == "nf4"
     linears = [m for m in loaded.lm.modules() if type(m).__name__ == "Linear4bit"]
     assert not any(m.support_avx512bf16_for_cpu for m in linears)
 

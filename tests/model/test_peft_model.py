@@ -63,14 +63,14 @@ def test_masters_are_fp32_on_any_base_and_learn(quantization, dtype):
     frozen = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     model = DeepMLFModel(base, tiny_config(head_norm="layer"))
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     model.train()
     losses = []
     for _ in range(8):
         out = model(**tiny_batch())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         out.loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(out.loss.item())
     assert out.polarity.dtype == torch.float32
     assert losses[-1] < losses[0]

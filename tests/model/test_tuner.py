@@ -66,11 +66,11 @@ def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def step(model, optimiser, batch=None):
+def step(model, optimizer, batch=None):
     loss = model(**(batch or tiny_batch())).loss
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss.item()
 
 
@@ -106,10 +106,10 @@ def test_all_of_them_learn_and_nothing_frozen_changes(settings):
         name: tensor.clone() for name, tensor in model.base_model.model.state_dict().items() if "lora_" not in name
     }
     learning = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = adamw(model)
+    optimizer = adamw(model)
     model.train()
     for _ in range(3):  # LoRA's A moves once its B has; behind a shut tanh gate everything waits for the gate
-        step(model, optimiser)
+        step(model, optimizer)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -135,8 +135,8 @@ def test_any_number_of_modalities_trains(names):
     if "heart_rate" in names:
         batch |= {"heart_rate": torch.randn(3, 9, 1), "heart_rate_mask": torch.ones(3, 9).bool()}
     model.train()
-    optimiser = adamw(model, 3e-3)
-    losses = [step(model, optimiser, batch) for _ in range(12)]
+    optimizer = adamw(model, 3e-3)
+    losses = [step(model, optimizer, batch) for _ in range(12)]
     assert losses[-1] < 0.6 * losses[0]
 
 
@@ -148,8 +148,8 @@ def test_every_combination_of_missing_modalities_trains(scope, present):
     for name in ("audio", "vision"):
         batch[f"{name}_mask"] = torch.full_like(batch[f"{name}_mask"], name in present)
     model.train()
-    optimiser = adamw(model, 3e-3)
-    losses = [step(model, optimiser, batch) for _ in range(8)]
+    optimizer = adamw(model, 3e-3)
+    losses = [step(model, optimizer, batch) for _ in range(8)]
     assert losses[-1] < losses[0]
     assert all(p.isfinite().all() for p in model.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)

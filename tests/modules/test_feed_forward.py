@@ -28,7 +28,7 @@ def swiglu():
 
 def biased_conv():
     parts = FFWParts(
-        Conv1D(HIDDEN, D), Conv1D(D, HIDDEN), nn.GELU(approximate="tanh"), dequantised=lambda p: p.weight.T
+        Conv1D(HIDDEN, D), Conv1D(D, HIDDEN), nn.GELU(approximate="tanh"), dequantized=lambda p: p.weight.T
     )
     for projection in (parts.up, parts.down):
         nn.init.normal_(projection.bias)

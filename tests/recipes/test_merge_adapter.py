@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepmlf_llm.backbones import load_base_model, quantisation_of
+from deepmlf_llm.backbones import load_base_model, quantization_of
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.inference.predictor import SentimentPredictor
 from deepmlf_llm.model.merged import MergedDeepMLF
@@ -58,7 +58,7 @@ def test_other_bases_dtypes_and_4_bits_again(merge: Any, tmp_path: Path) -> None
     assert list(report) == ["adapter on nf4, merged", "adapter on nf4, merged and in nf4 again"]
     merged = DeepMLFModel.from_pretrained(tmp_path / "merged", dtype="bfloat16")
     assert isinstance(merged, MergedDeepMLF)
-    assert quantisation_of(merged.lm) == "nf4"
+    assert quantization_of(merged.lm) == "nf4"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_other_bases_dtypes_and_4_bits_again(merge: Any, tmp_path: Path) -> None
         (("--output", "{tmp}"), "exists"),
         (("--adapter", "nowhere"), "nowhere: expected the directory of a saved adapter"),
         (("--base", "8bit"), "16bit"),
-        (("--requantise", "nf4"), "--requantize"),
+        (("--requantize", "nf4"), "--requantize"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

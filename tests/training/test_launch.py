@@ -6,7 +6,7 @@ import pytest
 
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.training import launch as launching
-from deepmlf_llm.training.launch import Launch, detect, one_voice, prepare_environment, progress_bar, say
+from deepmlf_llm.training.launch import Launch, detect, errors_reported_once, prepare_environment, progress_bar, say
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "DS_ACCELERATOR")
 
@@ -65,7 +65,7 @@ def test_one_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         for name in ("RANK", "LOCAL_RANK"):
             monkeypatch.setenv(name, rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(ConfigError), one_voice():
+        with pytest.raises(ConfigError), errors_reported_once():
             raise ConfigError("x")
         assert len(waits) == expected
 

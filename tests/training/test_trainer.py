@@ -140,7 +140,7 @@ def test_gradient_checkpointing_trains_the_same(make: MakeTrainer) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_training_goes_on_after_an_evaluation_of_a_quantised_base(make: MakeTrainer, quantization: str) -> None:
+def test_training_goes_on_after_an_evaluation_of_a_quantized_base(make: MakeTrainer, quantization: str) -> None:
     """Some CPUs repack 4-bit weights when evaluating: afterwards no gradient would flow."""
     trainer = make(max_steps=4, quantization=quantization, eval_strategy="steps", eval_steps=2)
     trainer.train()

@@ -18,7 +18,7 @@ def quantization_config(kind: str, compute_dtype: torch.dtype, storage_dtype: to
     """transformers' ``BitsAndBytesConfig`` for ``kind``, or None for ``"none"``.
 
     Args:
-        kind: one of ``QUANTIZATIONS``; nf4 and fp4 quantise their constants too (double quantisation).
+        kind: one of ``QUANTIZATIONS``; nf4 and fp4 quantize their constants too (double quantization).
         compute_dtype: in which 4-bit matmuls run.
         storage_dtype: of the packed weights; ZeRO-3 shards only if it equals the other parameters' dtype.
 
@@ -53,11 +53,11 @@ def _bitsandbytes_linears(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if is_bitsandbytes(module)]
 
 
-def is_quantised(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     return bool(_bitsandbytes_linears(model))
 
 
-def quantisation_of(model: nn.Module) -> str:
+def quantization_of(model: nn.Module) -> str:
     """What the model's linear layers are stored in: ``"none"``, ``"nf4"``, ``"fp4"`` or ``"int8"``."""
     for module in _bitsandbytes_linears(model):
         weight: Any = module.weight
@@ -68,7 +68,7 @@ def quantisation_of(model: nn.Module) -> str:
 def keep_weights_in_place(model: nn.Module) -> None:
     """Forbids bitsandbytes to repack 4-bit weights for AVX512-BF16 CPUs on the first forward in eval mode.
 
-    After that repacking no gradient flows through the layer, without an error, and dequantising it gives garbage.
+    After that repacking no gradient flows through the layer, without an error, and dequantizing it gives garbage.
     """
     for module in _bitsandbytes_linears(model):
         if type(module).__name__ == "Linear4bit":
@@ -76,7 +76,7 @@ def keep_weights_in_place(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def dequantised_weight(projection: nn.Module) -> Tensor:
+def dequantized_weight(projection: nn.Module) -> Tensor:
     """A projection's weight as [out x in] in fp32 (fp64 stays): ``nn.Linear``, GPT-2's Conv1D, 4-bit or 8-bit."""
     weight: Any = projection.weight
     kind = type(projection).__name__

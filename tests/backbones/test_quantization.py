@@ -1,4 +1,4 @@
-"""4-bit and 8-bit bases: an evaluation must not end training; a dequantised weight is the one that is computed with."""
+"""4-bit and 8-bit bases: an evaluation must not end training; a dequantized weight is the one that is computed with."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from deepmlf_llm.backbones import Decoder, is_quantised, keep_weights_in_place, load_base_model
-from deepmlf_llm.backbones.quantisation import dequantised_weight, quantization_config
+from deepmlf_llm.backbones import Decoder, is_quantized, keep_weights_in_place, load_base_model
+from deepmlf_llm.backbones.quantization import dequantized_weight, quantization_config
 from deepmlf_llm.errors import BaseModelError, ConfigError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.families import tiny_batch, tiny_config
@@ -73,11 +73,11 @@ def test_the_guard_is_on_every_layer_and_again_at_injection(base):
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"], indirect=True)
-def test_a_dequantised_weight_is_what_the_forward_computes_with(base):
+def test_a_dequantized_weight_is_what_the_forward_computes_with(base):
     exact = any(four_bit(base))
     parts = Decoder(base).ffw_parts(1)
     for projection in parts.projections().values():
-        weight = dequantised_weight(projection)
+        weight = dequantized_weight(projection)
         assert (weight.dtype, weight.shape) == (torch.float32, (projection.out_features, projection.in_features))
         x = torch.randn(5, projection.in_features)
         with torch.no_grad():
@@ -89,7 +89,7 @@ def test_a_dequantised_weight_is_what_the_forward_computes_with(base):
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"], indirect=True)
-def test_a_copy_of_a_quantised_ffw_must_be_asked_for(base):
+def test_a_copy_of_a_quantized_ffw_must_be_asked_for(base):
     with pytest.raises(ConfigError, match="say so with dequantize_copy=true, or keep ffw_weights='shared'"):
         DeepMLFModel(base, tiny_config(ffw_weights="copy"))
     model = DeepMLFModel(base, tiny_config(ffw_weights="copy", dequantize_copy=True))
@@ -106,9 +106,9 @@ def test_other_linears_are_read_as_out_by_in():
     from transformers.pytorch_utils import Conv1D
 
     linear, conv = torch.nn.Linear(3, 5).bfloat16(), Conv1D(5, 3)
-    assert torch.equal(dequantised_weight(linear), linear.weight.float())
-    assert torch.equal(dequantised_weight(conv), conv.weight.T)
-    assert not is_quantised(conv)
+    assert torch.equal(dequantized_weight(linear), linear.weight.float())
+    assert torch.equal(dequantized_weight(conv), conv.weight.T)
+    assert not is_quantized(conv)
     keep_weights_in_place(conv)
 
 
