@@ -65,6 +65,8 @@ class DiskStore:
         FileError: the folder cannot be written.
     """
 
+    kind = "disk"
+
     def __init__(self, directory: str | Path, key: dict[str, Any], shard_bytes: int = 1 << 30) -> None:
         key = {"format": FORMAT, **key}
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -115,11 +117,9 @@ class DiskStore:
         """Learns what other processes (or an earlier run) have written."""
         with self._lock:
             for path in sorted(self.directory.glob("*.index")):
-                with path.open("rb") as file:
-                    file.seek(self._read.get(path.name, 0))
-                    for line in _whole_lines(file.read()):
-                        self._note(path.stem, line)
-                        self._read[path.name] = self._read.get(path.name, 0) + len(line)
+                for line in _whole_lines(_bytes_after(path, self._read.get(path.name, 0))):
+                    self._note(path.stem, line)
+                    self._read[path.name] = self._read.get(path.name, 0) + len(line)
 
     def _note(self, shard: str, line: bytes) -> None:
         """One line of an index; one that is none (torn by a full disk and then written on, or damaged) is left out."""
@@ -217,6 +217,16 @@ class DiskStore:
 def _nbytes(dtype: str, shape: Sequence[int]) -> int:
     kind: torch.dtype = getattr(torch, dtype)
     return math.prod(shape) * kind.itemsize
+
+
+def _bytes_after(path: Path, offset: int) -> bytes:
+    """Nothing where the file is another user's, or was deleted meanwhile: what it names is computed again."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _size(path: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.quantization import is_quantized
 from deepmlf_llm.backbones.stream import TextStream, read_text
 from deepmlf_llm.backbones.text_store import STORAGE, Entry, MemoryStore, Text, pack, unpacked
-from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.errors import ConfigError, FileError
 
 # Of a config: where it came from, and what training switches.
 _IRRELEVANT = frozenset(
@@ -32,6 +33,9 @@ BATCH_TOKENS = 2048  # texts are read in batches of about this many tokens, of l
 
 class TextCache:
     """Text streams by token ids.
+
+    A directory that cannot be written, from the start or from some moment on, costs a warning: what is missing then is
+    kept in host memory. What an earlier run has left in it is read where it can be, and needs no writing.
 
     Args:
         decoder: the frozen LM.
@@ -58,7 +62,11 @@ class TextCache:
         self._sizes: tuple[int, int] | None = None  # of texts of one token and of two
         self.store: MemoryStore | DiskStore = MemoryStore()
         if directory is not None:
-            self.store = DiskStore(directory, self._key())
+            key = self._key()
+            try:
+                self.store = DiskStore(directory, key)
+            except FileError as error:
+                self._go_on_in_memory(error)
 
     def _key(self) -> dict[str, Any]:
         lm = self.decoder.lm
@@ -90,6 +98,11 @@ class TextCache:
     @property
     def nbytes(self) -> int:
         return self.store.nbytes
+
+    @property
+    def kind(self) -> str:
+        """``"memory"`` or ``"disk"``: where it is kept by now."""
+        return self.store.kind
 
     def missing(self, texts: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
         """Those not kept yet, each once, the shortest first."""
@@ -134,20 +147,41 @@ class TextCache:
         entries = self.store.found(wanted)
         for batch in _batches(wanted - entries.keys()):
             computed = self._read(batch)
-            self.store.put(computed)
+            self._keep(computed)
             entries.update(computed)
         return entries
+
+    def _keep(self, entries: Sequence[tuple[Text, Entry]]) -> bool:
+        """Whether they are where they were to be: False where the disk has refused them and memory has them."""
+        store = self.store
+        try:
+            store.put(entries)
+            return True
+        except FileError as error:
+            if store is self.store:  # else another thread has met the same
+                self._go_on_in_memory(error)
+            self.store.put(entries)
+            return False
+
+    def _go_on_in_memory(self, error: FileError) -> None:
+        self.store = MemoryStore()
+        warnings.warn(f"text cache: {error}; going on with the text kept in memory", stacklevel=4)
 
     def add(self, texts: Iterable[Sequence[int]], progress: Callable[[int], Any] | None = None) -> None:
         """Computes what is missing, in batches of like length; ``progress`` hears how many texts a batch held.
 
         Raises:
-            ConfigError: a text without tokens.
+            ConfigError: a text without tokens; or the disk takes no more and memory has no room for them.
         """
+        texts = list(texts)
         for batch in _batches(self.missing(texts)):
-            self.store.put(self._read(batch))
+            kept = self._keep(self._read(batch))
             if progress is not None:
                 progress(len(batch))
+            if not kept:  # what lies on the disk is to be had anew
+                self.check_room(texts)
+                return self.add(texts)
+        return None
 
     @torch.no_grad()
     def _read(self, texts: list[Text]) -> list[tuple[Text, Entry]]:

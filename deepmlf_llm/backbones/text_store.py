@@ -58,6 +58,7 @@ Text = tuple[int, ...]  # token ids
 class MemoryStore:
     """Entries in a dictionary, in host memory: an accelerator's is for the model."""
 
+    kind = "memory"
     where = "in memory"
 
     def __init__(self) -> None:

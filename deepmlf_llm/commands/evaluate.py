@@ -30,7 +30,7 @@ def build_parser() -> RecipeParser:
         metavar="KEY=NAME",
         help="name of a modality in a file -> name in the adapter, as visual=vision",
     )
-    add("--output", type=Path, help="JSON file to write (default: none, the metrics are only printed)")
+    add("--output", type=Path, help="JSON file to write, must not exist yet (default: none, only printed)")
     add("--base_model", help="base model (default: the one the adapter names)")
     add(
         "--quantization",
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if options.output is not None:
         check_place(options.output)  # not after minutes of work
+        if options.output.exists():
+            raise ConfigError(f"--output {options.output}: exists; move it away or name another file")
     adapter = local_directory(options.adapter)
     base: Any = options.base_model
     if options.num_layers is not None:

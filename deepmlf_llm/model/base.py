@@ -76,7 +76,8 @@ class FusedModel:
         """Keeps what the frozen LM makes of each text, so that it is computed once and not once an epoch.
 
         Args:
-            kind: ``"none"``, ``"memory"`` (the host's) or ``"disk"`` (memory-mapped, found again by the next run).
+            kind: ``"none"``, ``"memory"`` (the host's) or ``"disk"`` (memory-mapped, found again by the next run; in
+                memory, with a warning, where it cannot be written).
             directory: of the disk cache; default: in the user's cache.
             storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the
                 LM's own.

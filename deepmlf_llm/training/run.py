@@ -209,7 +209,7 @@ class _Run:
         """Says what the text cache will take; returns the bytes."""
         held: int = model.text_cache.predicted_bytes(texts)
         count = f"{len(texts)} texts, {len(model.text_cache.missing(texts))} of them to be read"
-        say(f"text cache ({self.settings.text_cache}): {held / 2**20:.0f} MB for {count}", self.launch)
+        say(f"text cache ({model.text_cache.kind}): {held / 2**20:.0f} MB for {count}", self.launch)
         return held
 
     def _texts(self, splits: dict[str, Any]) -> list[tuple[int, ...]]:
@@ -219,19 +219,22 @@ class _Run:
     def cache_text(self, model: Any, splits: dict[str, Any], arguments: Any) -> None:
         """Reads every text once, in one order: what is kept must not depend on where a run was cut. On disk the
         processes share the work and the result; in memory each has all of it."""
-        kind = self.settings.text_cache
-        if kind == "none":
+        if self.settings.text_cache == "none":
             return
         model.to(arguments.device)
         began = time.monotonic()
         texts = self._texts(splits)
         self.report_text_cache_size(model, texts)
-        own = texts[self.launch.rank :: self.launch.processes] if kind == "disk" else texts
+        shared = model.text_cache.kind == "disk"
+        own = texts[self.launch.rank :: self.launch.processes] if shared else texts
         with progress_bar(len(own), "text cache", self.launch) as progress:
             model.build_text_cache(own, progress)
         launching.wait_for_everyone()
         held = model.build_text_cache(texts)
-        say(f"text cache ({kind}): {held / 2**20:.0f} MB in {time.monotonic() - began:.0f} s", self.launch)
+        say(
+            f"text cache ({model.text_cache.kind}): {held / 2**20:.0f} MB in {time.monotonic() - began:.0f} s",
+            self.launch,
+        )
 
     def begin_with(self, model: Any) -> None:
         """The weights of ``init_from``; not in a run that goes on, whose checkpoint has them further on."""

@@ -42,7 +42,7 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         raise ConfigError(f"--ds {path}: has no section zero_optimization{shipped.hint(shipped.DEEPSPEED, path)}")
     problems = Problems(ConfigError, f"--ds {path}")
     problems.messages.extend(schema_problems(config))
-    problems.raise_if_any()  # the rest looks into sections
+    config = {key: value for key, value in config.items() if not schema_problems({key: value})}  # looked into below
     problems.messages.extend(
         contradictions(config, _batch(settings), settings.trainer_values()["max_grad_norm"], uses_bf16(settings))
     )

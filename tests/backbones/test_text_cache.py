@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from deepmlf_llm.backbones import Decoder, load_base_model, read_text, text_cache
+from deepmlf_llm.backbones import Decoder, disk_store, load_base_model, read_text, text_cache
 from deepmlf_llm.backbones.text_cache import TextCache, texts_of
 from deepmlf_llm.errors import ConfigError
 from tests.families import LENGTHS, tiny_batch, tiny_family
@@ -122,6 +124,50 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(decoder, where, tm
     assert place in str(caught.value)
     cache.add(texts[:1])
     cache.check_room(texts)  # what is kept already needs no room
+
+
+def test_a_place_that_cannot_be_written_costs_a_warning(decoder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match=r"file is a file, and a directory is needed .*going on with .* in memory"):
+        cache = TextCache(decoder, 2, tmp_path / "file" / "text")
+    assert cache.kind == "memory"
+    cache.add([[1, 2], [3, 4, 5]])
+    assert len(cache) == 2
+
+
+@pytest.mark.parametrize("how", ["add", "read"])
+def test_a_disk_that_takes_no_more_costs_a_warning(decoder, how, tmp_path, monkeypatch):
+    batch = tiny_batch()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    cache, expected = TextCache(decoder, None, tmp_path), read_text(decoder, decoder.embeddings(ids), mask).states
+    first = texts_of(ids, mask)[0]
+    cache.add([first])
+    assert cache.kind == "disk"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.store, "_write", full)
+    with pytest.warns(UserWarning, match=r"disk is full .*in memory"):
+        cache.add(texts_of(ids, mask)) if how == "add" else cache.read(ids, mask)
+    assert_close(cache.read(ids, mask).states, expected, rtol=1e-5, atol=1e-5)  # without another warning
+    assert cache.kind == "memory"
+    assert len(cache) >= 2
+    again = TextCache(decoder, None, tmp_path)  # what lay there is whole, and found
+    assert again.missing(texts_of(ids, mask)) == sorted({*texts_of(ids, mask)} - {first}, key=len)
+
+
+def test_a_whole_cache_is_read_where_nothing_can_be_written(decoder, tmp_path, monkeypatch):
+    TextCache(decoder, 2, tmp_path).add([[1, 2], [3, 4, 5]])
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(disk_store, "write_aside", refused)
+    monkeypatch.setattr(disk_store.DiskStore, "_write", refused)
+    cache = TextCache(decoder, 2, tmp_path)
+    cache.add([[1, 2], [3, 4, 5]])
+    assert (cache.kind, len(cache)) == ("disk", 2)
 
 
 def test_entries_lie_in_host_memory(decoder):

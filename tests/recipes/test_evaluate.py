@@ -9,6 +9,7 @@ import pytest
 
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.data.store import open_store
+from deepmlf_llm.model.merging import merge_adapter
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 
@@ -49,6 +50,18 @@ def test_writes_the_metrics_of_one_split(
     assert found["metrics"]["mae"] == pytest.approx(expected["mae"], abs=1e-5)
     assert found["metrics"].keys() == expected.keys()
     assert f"{expected['mae']:.4f}" in capsys.readouterr().out
+    before = output.read_bytes()
+    assert evaluate(*words) == 2
+    assert "test.json: exists; move it away" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+    merged = str(tmp_path / "merged")
+    merge_adapter(adapter, merged)
+    again = tmp_path / "merged.json"
+    assert evaluate("--adapter", merged, "--data", data, "--split", "test", "--output", str(again)) == 0
+    assert json.loads(again.read_text())["metrics"]["mae"] == pytest.approx(expected["mae"], abs=1e-5)
+    assert evaluate("--adapter", merged, "--data", data, "--base_model", "tiny-llama") == 2
+    assert "it has its base inside" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

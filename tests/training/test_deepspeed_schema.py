@@ -44,6 +44,11 @@ def read(tmp_path: Path, config: Any, **settings: Any) -> dict[str, Any] | None:
         ({"zero_optimization": None}, {}, ["zero_optimization=None: expected a mapping"]),
         ({"fp16": True}, {}, ["fp16=True: expected a mapping"]),
         (
+            {"fp16": {"enabled": True}, "gradient_clipping": 3, "bf16": 1, "foo": 2, "train_batch_size": 7},
+            {},
+            ["unknown key 'foo'", "fp16 is not", "gradient_clipping=3, but", "bf16=1: expected", "train_batch_size=7"],
+        ),
+        (
             {"zero_optimization": {"stage": 2, "ofload_optimizer": {"device": "cpu"}}},
             {},
             ["unknown key 'zero_optimization.ofload_optimizer' (did you mean 'offload_optimizer'?)"],
