@@ -88,7 +88,10 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
 
 def _row_file(path: Path, columns: Columns, split: str | None) -> Input:
     if split is not None:
-        raise DataError(f"--split {split}: {path.name} has no splits")
+        raise DataError(
+            f"--split {split}: {path.name} has no splits: each of its rows is predicted, whatever its 'mode'; leave "
+            "--split out, or give a file of the rows that you want"
+        )
     first = check_row_file(path)
     if path.suffix != ".parquet" and all(row.error is not None for row in first) and not _begins_as_object(path):
         raise file_kind(path).refuse(path)

@@ -145,13 +145,11 @@ def _records(lines: Sequence[str], delimiter: str, path: Path) -> Iterator[tuple
 def _opened(lines: Sequence[str], start: int, end: int) -> int:
     """The line, from ``start`` to ``end``, where the quote opens that is open at the end of the line before ``end``."""
     opened, inside = end, False
-    for number in range(start, end + 1):
+    for number in range(start, end):
         if lines[number - 1].count('"') % 2:
             inside = not inside
-            opened = number if inside else end
-        if number == end - 1 and not inside:
-            opened = end
-    return opened
+            opened = number
+    return opened if inside else end
 
 
 def _unclosed(path: Path, opened: int, end: int) -> str:

@@ -85,6 +85,7 @@ UNCLOSED = {
     "another quote in a later row": (HEADER + 'v1,1,"he,1,train\nv1,2,x,1,train\nv1,3,"oh" she,1,train\n' + ROWS, 2),
     "closed by chance, rows between": (HEADER + 'v1,1,"he,1,train\nv1,2,x,1,train\nv1,3,oh",1,train\n' + ROWS, 2),
     "closed by chance in the next row": (HEADER + 'v1,1,"he said,1,train\nv1,2,oh no",1,train\n' + ROWS, 2),
+    "closed within a later transcript": (HEADER + 'v1,1,"he,1,train\nv1,2,oh" no,1,train\nv1,3,x,1,train\n' + ROWS, 2),
     "with commas of its own": (HEADER + 'v1,1,"he, wow,1,train\nv1,2,oh, no",1,train\n' + ROWS, 2),
     "doubled quotes in the next row": (HEADER + 'v1,1,"he,1,train\nv1,2,"she ""x""",1,train\n' + ROWS, 2),
     "transcripts in the last column": (
