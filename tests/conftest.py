@@ -33,6 +33,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA device")
 
 
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """A signal that reached pytest while a run listened is for pytest: no further test begins."""
+    if call.excinfo is not None and call.excinfo.typename == "RunStopped":
+        item.session.shouldstop = f"a signal came during {item.nodeid}"
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -70,9 +70,25 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may handle signals
+        try:
+            with self.graceful():  # what comes meanwhile is answered when it can be put back
+                self._listen()
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        answered = self.number
+        self._restore()
+        if self.number != answered:
+            raise RunStopped(self.number or signal.SIGTERM)
+
+    def _listen(self) -> None:
         for number in _SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                self._before[number] = signal.signal(number, self._handle)
+                self._before[number] = signal.getsignal(number)
+                signal.signal(number, self._handle)
         _ACTIVE.append(self)
         self._wake = os.pipe()
         for end in self._wake:
@@ -82,20 +98,24 @@ class StopRequest:
             signal.set_wakeup_fd(before)
         self._thread = threading.Thread(target=self._watch, name="stop request", daemon=True)
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._thread is None or self._wake is None:
-            return
-        _ACTIVE.remove(self)
+    def _restore(self) -> None:
+        """All as it was; also of a request that began to listen only in part."""
+        self._graceful = True  # nothing is raised half-way
         for number, before in self._before.items():
             signal.signal(number, before)
+        if self in _ACTIVE:
+            _ACTIVE.remove(self)
+        if self._wake is None:
+            return
         current = signal.set_wakeup_fd(-1)
         if current != self._wake[1]:
             signal.set_wakeup_fd(current)
         os.close(self._wake[1])  # the thread reads the end of the pipe, and ends
-        self._thread.join()
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join()
         os.close(self._wake[0])
+        self._wake = self._thread = None
 
     def _handle(self, number: int, _frame: object) -> None:
         """In the main thread, between two instructions."""

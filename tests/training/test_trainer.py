@@ -30,7 +30,7 @@ def make(toy_data: TrainingData, toy_settings: Callable[..., RunSettings], tmp_p
         model, tokenizer = load_model(settings, settings.base_model, config, arguments, None)
         splits = {name: tokenised(split, name, tokenizer, config.text) for name, split in toy_data.splits().items()}
         launch, directory = Launch("python"), RunDirectory(tmp_path / "run", settings.to_dict(), "toy")
-        directory.path.mkdir()
+        directory.path.mkdir(exist_ok=True)  # a test may compare two trainers
         trainer: DeepMLFTrainer = make_trainer(
             settings, config, arguments, model, tokenizer, splits, launch, directory, StopRequest(launch)
         )
