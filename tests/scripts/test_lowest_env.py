@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import tomllib
 
-from scripts.lowest_env import TEST_TOOLS, requirements
+import pytest
+
+from scripts.lowest_env import TEST_TOOLS, bounds_of, lowest, lowest_tools
 
 
-def test_every_extra_is_asked_for_by_name(repository):
-    project = (repository / "pyproject.toml").read_text()
-    itself, tools = requirements(project)
-    extras = tomllib.loads(project)["project"]["optional-dependencies"]
-    named = set(itself.strip("[]").split(","))
-    assert named == extras.keys() - {"all", "dev", "docs", "flash-attn"}
-    assert [tool.partition(">")[0] for tool in tools] == list(TEST_TOOLS)
+@pytest.fixture(scope="module")
+def project(repository):
+    return tomllib.loads((repository / "pyproject.toml").read_text())["project"]
 
 
-def test_every_bound_is_a_lowest_version(repository):
-    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    wanted = [
-        *project["dependencies"],
-        *(
-            r
-            for name in ("data", "quant", "study", "tensorboard", "train")
-            for r in project["optional-dependencies"][name]
-        ),
-    ]
-    assert all(">=" in requirement for requirement in wanted)
-    (torch,) = (requirement for requirement in wanted if requirement.startswith("torch>="))
-    assert f"LOWEST_TORCH ?= {torch.removeprefix('torch>=')}" in (repository / "Makefile").read_text()
+def test_everything_that_all_brings_has_a_lowest_version(project):
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"]]
+    for name in extras.keys() - {"all", "dev", "docs", "flash-attn"}:
+        wanted += extras[name]
+    assert lowest(project).keys() == {requirement.partition(">=")[0] for requirement in wanted}
+
+
+def test_a_bound_is_the_version_after_it_without_what_follows():
+    assert bounds_of(["a>=1.2,<6", "b>=0.8", "c", "d-e>=6.0.1"]) == {"a": "1.2", "b": "0.8", "d-e": "6.0.1"}
+
+
+def test_a_library_has_one_bound_whichever_extras_ask_for_it(project):
+    asked = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    bounds = [bounds_of([requirement]) for requirement in asked]
+    for library in {name for bound in bounds for name in bound}:
+        assert len({bound[library] for bound in bounds if library in bound}) == 1, library
+
+
+def test_the_tests_run_with_the_lowest_tools(project):
+    assert list(lowest_tools(project)) == list(TEST_TOOLS)
+
+
+def test_make_takes_the_lowest_torch(project, repository):
+    assert f"LOWEST_TORCH ?= {lowest(project)['torch']}" in (repository / "Makefile").read_text()

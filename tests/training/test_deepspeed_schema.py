@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.training.deepspeed_schema import SCHEMA, Refused, schema_problems
+from deepmlf_llm.training import trainer_arguments
+from deepmlf_llm.training.deepspeed_schema import SCHEMA, SINCE, Refused, schema_problems, unknown_to
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed
@@ -168,7 +170,24 @@ def test_deepspeed_knows_every_key_of_its_sections():
         ("bf16", DeepSpeedBF16Config),
     ):
         taken = {key for key, rule in SCHEMA[name].items() if not isinstance(rule, Refused)}
-        assert taken <= known(section), name
+        young = {key for key in taken if unknown_to({name: {key: True}}, version("deepspeed"))}
+        assert taken - young <= known(section), name
+        assert not young & known(section), f"{name}: SINCE has a version that is too high"
+
+
+@pytest.mark.parametrize("path", SINCE, ids=".".join)
+def test_a_key_younger_than_the_installed_deepspeed_is_named(tmp_path, monkeypatch, path):
+    values: Any = True
+    for key in reversed(path):
+        values = {key: values}
+    config = {**values, "zero_optimization": {"stage": 2, **values.get("zero_optimization", {})}}
+    monkeypatch.setattr(trainer_arguments, "version", lambda name: "0.18.0+cpu")
+    first = ".".join(map(str, SINCE[path]))
+    with pytest.raises(ConfigError, match=rf"{path[-1]}: DeepSpeed knows it from {first} on, 0\.18\.0\+cpu is inst"):
+        read(tmp_path, config)
+    monkeypatch.setattr(trainer_arguments, "version", lambda name: first)
+    assert read(tmp_path, config)
+    assert path[-1] in (SCHEMA if len(path) == 1 else SCHEMA[path[0]])
 
 
 def test_shipped_files_are_good_in_bf16_too(repository, tmp_path):
