@@ -70,7 +70,7 @@ def test_any_torch_data_set_is_tokenised() -> None:
 def test_labels_that_are_no_numbers_are_found_before_training(label: float | None) -> None:
     data = Utterances(5, seed=0)
     data.items[3]["label"] = label
-    with pytest.raises(DataError, match="split 'valid': 1 labels are missing or not finite, the first at row 3"):
+    with pytest.raises(DataError, match="split 'valid': 1 labels are missing or not finite in 32 bits, of '3'"):
         tokenised(data, "valid", load_tokenizer("tiny-llama"), TextConfig())
 
 
