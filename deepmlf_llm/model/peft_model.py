@@ -50,11 +50,7 @@ class DeepMLFModel(SwitchedModel):
     base_model: DeepMLFTuner
 
     def __init__(self, base: nn.Module, config: DeepMLFConfig, adapter_name: str = "default", **kwargs: Any) -> None:
-        if isinstance(base, PeftModel) or hasattr(base, "peft_config"):
-            raise InjectionError(
-                "the base model carries a PEFT adapter already; give the bare causal LM, and ask for LoRA on it with "
-                "DeepMLFConfig(r=...)"
-            )
+        refuse_wrapped(base)
         if not isinstance(config, DeepMLFConfig):
             raise ConfigError(f"config is a {type(config).__name__}, expected a DeepMLFConfig")
         super().__init__(base, config, adapter_name, **kwargs)
@@ -189,6 +185,10 @@ class DeepMLFModel(SwitchedModel):
             lm = load_base_for(config, directory, quantization, dtype, attn_implementation, name)
             files.check_base(config, lm, directory)
         else:
+            try:
+                refuse_wrapped(base)
+            except InjectionError as error:
+                raise AdapterError(f"{directory}: {error}") from error
             check_fit(config, tensors, base, directory)
         used = getattr(lm, "name_or_path", None)
         if used and used != config.base_model_name_or_path:  # what is saved from here names the base that it is on
@@ -258,6 +258,19 @@ class DeepMLFModel(SwitchedModel):
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model, mode and trainability included."""
         return self.base_model.unload()
+
+
+def refuse_wrapped(base: Any) -> None:
+    """A base must be the bare causal LM: PEFT's layers inside it would be taken for its own.
+
+    Raises:
+        InjectionError: it carries a PEFT adapter.
+    """
+    if isinstance(base, PeftModel) or hasattr(base, "peft_config"):
+        raise InjectionError(
+            "the base model carries a PEFT adapter already; give the bare causal LM, and ask for LoRA on it with "
+            "DeepMLFConfig(r=...)"
+        )
 
 
 def load_base_for(

@@ -90,7 +90,7 @@ def test_table(capsys):
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "runs/x: cannot be used: the disk is full"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), "nnn: cannot be used: its name is too long"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: cannot be used: no permission"),
-        (RuntimeError("PytorchStreamWriter failed writing file"), "cannot be used: the disk is full"),
+        (RuntimeError("PytorchStreamWriter failed writing file"), "cannot be used: the disk took only a part of it"),
     ],
 )
 def test_what_the_machine_refuses_is_one_line_wherever_it_comes_up(capsys, error, said):

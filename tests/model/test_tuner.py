@@ -357,10 +357,11 @@ def test_disabled_adapters_give_exactly_the_base(settings):
     assert torch.equal(model(**batch).polarity, fused)
     status = model.get_model_status()
     assert (status.enabled, status.active_adapters, status.available_adapters) == (True, ["default"], ["default"])
-    generated = model.generate(**text, max_new_tokens=2, do_sample=False)
+    with pytest.raises(InjectionError, match=r"predicts polarity and writes no text.*disable_adapter"):
+        model.generate(**text, max_new_tokens=2)
     with model.disable_adapter():
-        bare = model.generate(**text, max_new_tokens=2, do_sample=False)
-    assert generated.shape == bare.shape
+        written = model.generate(**text, max_new_tokens=2, do_sample=False)
+    assert torch.equal(written, base.generate(**text, max_new_tokens=2, do_sample=False))
 
 
 def test_a_text_cache_of_another_depth_is_never_read():
