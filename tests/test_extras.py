@@ -25,6 +25,8 @@ predict.main(["--adapter", {adapter!r}, "--input", {rows!r}, "--output", {output
 
 
 def test_a_missing_package_is_one_sentence_with_the_pip_line(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)  # another test may have loaded it
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert not installed("sklearn")
     with pytest.raises(MissingPackageError) as raised:

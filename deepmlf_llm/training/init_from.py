@@ -62,7 +62,7 @@ class StartingAdapter:
             hint = f"; it was trained with other settings: {', '.join(other)}" if other else ""
             raise AdapterError(f"{error}{hint}") from None
         set_peft_model_state_dict(model, self.tensors)
-        notes = [f"weights from {self.name}" + (", LoRA on the LM again" if fresh else "")]
+        notes = [f"weights from {self.name}" + (", fresh LoRA on the LM" if fresh else "")]
         return notes + ([f"which was trained with {', '.join(other)}"] if other else [])
 
     def check_modalities(self, modalities: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -67,7 +67,7 @@ def test_other_bases_dtypes_and_4_bits_again(merge: Any, tmp_path: Path) -> None
         (("--output", "{tmp}"), "exists"),
         (("--adapter", "nowhere"), "nowhere: expected the directory of a saved adapter"),
         (("--base", "8bit"), "16bit"),
-        (("--requantize", "nf4"), "--requantize"),
+        (("--requantise", "nf4"), "--requantize"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

@@ -124,7 +124,7 @@ def test_lines_of_another_adapter_input_or_setting_are_not_gone_on_with(
     for words, told in ((("--adapter", other), "adapter"), (("--dtype", "bfloat16"), "dtype")):
         assert predict("--input", source, "--output", output, *words) == 2
         said = capsys.readouterr().err
-        assert f"holds 4 lines of another run: other {told}; delete it to start anew" in said
+        assert f"holds 4 lines of another run: other {told}; delete it to start again" in said
         assert said.count("\n") == 1
     write(source, utterances(8))
     assert predict("--input", source, "--output", output) == 2

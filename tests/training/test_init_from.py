@@ -73,7 +73,7 @@ def test_lora_on_the_lm_may_begin_anew(
 ) -> None:
     run_training(toy_settings(init_from=str(adapter), lora_r=2, max_steps=1, gate="tanh"), toy_data)
     said = capsys.readouterr().out
-    assert f"weights from {adapter}, LoRA on the LM anew" in said
+    assert f"weights from {adapter}, fresh LoRA on the LM" in said
     assert "which was trained with gate='sigmoid' (here 'tanh')" in said
 
 
