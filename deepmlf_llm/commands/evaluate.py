@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_metrics, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, print_metrics, program, run_recipe
 from deepmlf_llm.errors import ConfigError
 
 
@@ -22,14 +22,7 @@ def build_parser() -> RecipeParser:
     add("--adapter", required=True, help="directory of a trained adapter or of its run, or a hub id")
     add("--data", default="embedded", help="data directory, labelled file or folder, or embedded (default)")
     add("--split", help="split of the data (default: test, or the only one there is)")
-    add(
-        "--rename",
-        type=key_value,
-        nargs="+",
-        default=[],
-        metavar="KEY=NAME",
-        help="name of a modality in a file -> name in the adapter, as visual=vision",
-    )
+    add_rename(parser, "name of a modality in a file -> name in the adapter, as visual=vision")
     add("--output", type=Path, help="JSON file to write, must not exist yet (default: none, only printed)")
     add("--base_model", help="base model (default: the one the adapter names)")
     add(

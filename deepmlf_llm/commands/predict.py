@@ -19,7 +19,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, program, run_recipe
 
 
 def build_parser() -> RecipeParser:
@@ -29,14 +29,7 @@ def build_parser() -> RecipeParser:
     add("--input", type=Path, required=True, help="utterances: .jsonl, .parquet, or any data; see above")
     add("--output", type=Path, required=True, help="predictions: .jsonl; must not exist yet")
     add("--split", metavar="NAME", help="of an input that has splits (default: all, one after the other)")
-    add(
-        "--rename",
-        type=key_value,
-        nargs="+",
-        default=[],
-        metavar="KEY=NAME",
-        help="read a key of the rows under another name, as visual=vision",
-    )
+    add_rename(parser, "read a key of the rows under another name, as visual=vision")
     add("--ignore", nargs="+", default=[], metavar="KEY", help="keys of the rows that are not read, whatever they hold")
     add("--text", help="transcript of a single clip, where its file has none")
     add("--base_model", help="hub id or path of the base model (default: the one the adapter names)")

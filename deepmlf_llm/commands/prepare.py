@@ -11,7 +11,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_table, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, add_rename, key_value, one_of, print_table, program, run_recipe
 from deepmlf_llm.data.clean import DEFAULT_CLIP
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.text import CASES
@@ -37,13 +37,8 @@ def build_parser() -> RecipeParser:
         metavar="NAME",
         help="which modalities to read, in this order (default: all there are)",
     )
-    add(
-        "--rename",
-        type=key_value,
-        nargs="+",
-        default=[],
-        metavar="KEY=NAME",
-        help="read what the source calls KEY as modality NAME, as facet=vision (visual and acoustic need no word)",
+    add_rename(
+        parser, "read what the source calls KEY as modality NAME, as facet=vision (visual and acoustic need no word)"
     )
     add(
         "--like",

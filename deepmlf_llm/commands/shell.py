@@ -94,6 +94,11 @@ def key_value(text: str) -> tuple[str, str]:
     return name, value
 
 
+def add_rename(parser: RecipeParser, text: str) -> None:
+    """The option ``--rename KEY=NAME ...``; ``text`` is its help."""
+    parser.add_argument("--rename", type=key_value, nargs="+", default=[], metavar="KEY=NAME", help=text)
+
+
 def print_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str] = ()) -> None:
     """Prints a table on stdout."""
     from rich.console import Console
