@@ -2,6 +2,7 @@
 
 Reads prepared data, or any source that prepare reads: an MMSA pickle, a folder with label.csv, JSON Lines with labels;
 a file or folder with the test split alone. Features are standardised as those of the adapter's training were.
+Beside NAME.json go the predictions (NAME.parquet) and plots (NAME.confusion.svg, NAME.calibration.svg).
 
 deepmlf evaluate --adapter runs/x/adapter --data data/mosi --split test --output test.json
 """
@@ -14,6 +15,8 @@ from typing import Any
 
 from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, print_metrics, program, run_recipe
 from deepmlf_llm.errors import ConfigError
+
+PREDICTIONS = ".parquet"
 
 
 def build_parser() -> RecipeParser:
@@ -50,18 +53,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deepmlf_llm.adapters.hub import local_directory
     from deepmlf_llm.backbones import load_base_model
     from deepmlf_llm.files import check_place, write_aside
-    from deepmlf_llm.training.evaluation import evaluate_adapter
+    from deepmlf_llm.training.evaluation import Evaluator
 
     if options.output is not None:
-        check_place(options.output)  # not after minutes of work
-        if options.output.exists():
-            raise ConfigError(f"--output {options.output}: exists; move it away or name another file")
+        if options.output.suffix == PREDICTIONS:
+            raise ConfigError(
+                f"--output {options.output}: the metrics are JSON; {PREDICTIONS} goes beside them by itself"
+            )
+        for path in (options.output, options.output.with_suffix(PREDICTIONS)):
+            check_place(path)  # not after minutes of work
+            if path.exists():
+                raise ConfigError(f"--output {path}: exists; move it away or name another file")
     adapter = local_directory(options.adapter)
     base: Any = options.base_model
     if options.num_layers is not None:
         kind = trained_kind(read_config(adapter), options.quantization)
         base = load_base_model(options.base_model, kind, num_layers=options.num_layers)
-    result = evaluate_adapter(
+    evaluator = Evaluator(
         adapter,
         _data(options.data),
         options.split,
@@ -70,13 +78,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.batch_size,
         dict(options.rename),
     )
+    score = evaluator.score()
+    result = evaluator.result(score)
     for note in result["notes"]:
         print(f"note: {note}")
-    print_metrics(f"{result['utterances']} utterances", {result["split"]: result["metrics"]})
+    print_metrics(f"{result['utterances']} utterances", {result["split"]: result["metrics"], **_bounds(score)})
     if options.output is not None:
-        from deepmlf_llm.training.callbacks import finite
+        from deepmlf_llm.training.metrics_log import finite
+        from deepmlf_llm.training.scores import write_beside
 
-        write_aside(options.output, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+        output = options.output
+        for note in write_beside(
+            output.parent, [score], score, output.with_suffix(PREDICTIONS).name, f"{output.stem}."
+        ):
+            print(f"note: {note}")
+        write_aside(output, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+
+
+def _bounds(score: Any) -> dict[str, dict[str, float | None]]:
+    """The ends of the intervals, as rows of their own."""
+    known = {name: bounds or (None, None) for name, bounds in score.intervals.items()}
+    return {
+        "95 % from": {name: bounds[0] for name, bounds in known.items()},
+        "95 % to": {name: bounds[1] for name, bounds in known.items()},
+    }
 
 
 def _data(name: str) -> Path:

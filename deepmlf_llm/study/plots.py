@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from deepmlf_llm.statistics.seeds import t_interval
+from deepmlf_llm.statistics.style import COLOURS, HEIGHT, LINES, MARKERS, WIDTH, figure, legend_below, svg
 from deepmlf_llm.study.configurations import Configuration, axis_name
-from deepmlf_llm.study.statistics import FIT_POINTS, Fit, different, fit_log, t_interval
-from deepmlf_llm.study.style import COLOURS, HEIGHT, LINES, MARKERS, WIDTH, figure, legend_below, svg
+from deepmlf_llm.study.statistics import FIT_POINTS, Fit, different, fit_log
 
 HEADS = {"prediction": "prediction (all)", "fusion": "fusion tokens", "text": "text", "av": "audio and vision"}
 _GATE_START = {"sigmoid": 0.5, "tanh": 0.0, "none": 1.0}

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import directory_aside, write_aside
+from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import PLOTS, Block, Code, Heading, Link, Paragraph, Table, to_markdown
 from deepmlf_llm.study.configurations import AXIS_NAMES, Configuration, axis_name, gather, varied
 from deepmlf_llm.study.directory import CELLS, StudyDirectory
 from deepmlf_llm.study.html import to_html
 from deepmlf_llm.study.plots import Plot, gates_plot, heads_plot, quality_plot, quantities
 from deepmlf_llm.study.results import CONFIG, read_all, write_parquet
-from deepmlf_llm.study.statistics import effects, t_interval
+from deepmlf_llm.study.statistics import effects
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 
 MARKDOWN, PAGE = "report.md", "report.html"

@@ -52,15 +52,7 @@ def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str) ->
         DataError: shapes differ or are not [n], there are no samples, or a value is not finite.
     """
     task = task_of(dataset)
-    y_hat, y = _as_floats(predictions, "predictions"), _as_floats(labels, "labels")
-    if y_hat.shape != y.shape:
-        raise DataError(f"predictions of shape {y_hat.shape} against labels of shape {y.shape}: expected the same")
-    if y.size == 0:
-        raise DataError("predictions and labels are empty: expected at least one sample")
-    if task.clipped:
-        # Never widen: a float32 label that is compared in float64 moves a bin up at -0.7, -0.1, 0.1 and 0.7.
-        y = y.astype(min(y.dtype, y_hat.dtype, key=lambda dtype: dtype.itemsize))
-        y_hat, y = np.clip(y_hat, task.low, task.high), np.clip(y, task.low, task.high)
+    y_hat, y = comparable(predictions, labels, dataset)
     metrics = {"mae": _mae(y_hat, y), "corr": _corr(y_hat, y)}
     for name, classes in task.classes.items():
         metrics[name] = _accuracy(classes(y_hat), classes(y))
@@ -73,6 +65,25 @@ def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str) ->
             values = (_undefined(" and ".join(names), "every label is 0"),) * 2
         metrics.update(zip(names, values, strict=True))
     return metrics
+
+
+def comparable(predictions: ArrayLike, labels: ArrayLike, dataset: str) -> tuple[Floats, Floats]:
+    """Predictions and labels [n] as every metric of ``dataset`` looks at them: finite, and clipped where it clips.
+
+    Raises:
+        ConfigError, DataError: as :func:`polarity_metrics`.
+    """
+    task = task_of(dataset)
+    y_hat, y = _as_floats(predictions, "predictions"), _as_floats(labels, "labels")
+    if y_hat.shape != y.shape:
+        raise DataError(f"predictions of shape {y_hat.shape} against labels of shape {y.shape}: expected the same")
+    if y.size == 0:
+        raise DataError("predictions and labels are empty: expected at least one sample")
+    if task.clipped:
+        # Never widen: a float32 label that is compared in float64 moves a bin up at -0.7, -0.1, 0.1 and 0.7.
+        y = y.astype(min(y.dtype, y_hat.dtype, key=lambda dtype: dtype.itemsize))
+        y_hat, y = np.clip(y_hat, task.low, task.high), np.clip(y, task.low, task.high)
+    return y_hat, y
 
 
 def polarity_label(y: float | np.floating[Any], dataset: str) -> str:

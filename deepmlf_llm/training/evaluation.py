@@ -9,9 +9,89 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.statistics.bootstrap import described
 from deepmlf_llm.training.data import tokenised
 from deepmlf_llm.training.environment import environment
 from deepmlf_llm.training.launch import on_terminal
+from deepmlf_llm.training.scores import Score, score
+
+
+class Evaluator:
+    """A trained adapter, loaded once, and one split of labelled data in the standardisation of its training.
+
+    Args:
+        adapter: directory of a trained adapter or of its run, or its hub id.
+        data: directory of prepared data, or any labelled source (:mod:`deepmlf_llm.data.sources`), whole or test only.
+        split: of the data; default: "test", or the only one there is.
+        base: the base model, or its name or path; default: the one the adapter names.
+        quantization: of a base that is loaded here; ``"trained"``: what the adapter was trained on.
+        batch_size: utterances a batch.
+        rename: name in a source -> name of the modality.
+
+    Raises:
+        AdapterError: no whole adapter, or one of another base model.
+        DataError: no such data or split, or features that the adapter was not trained on.
+    """
+
+    def __init__(
+        self,
+        adapter: str | Path,
+        data: str | Path,
+        split: str | None = None,
+        base: Any = None,
+        quantization: str = "trained",
+        batch_size: int = 64,
+        rename: Mapping[str, str] | None = None,
+    ) -> None:
+        from deepmlf_llm.adapters.hub import local_directory
+        from deepmlf_llm.data.labelled import open_labelled
+        from deepmlf_llm.model.merged import read_settings, tokenizer_beside
+        from deepmlf_llm.model.peft_model import DeepMLFModel
+
+        directory = local_directory(adapter)
+        self.found = open_labelled(Path(data), read_settings(directory), split, rename)
+        self.model: Any = DeepMLFModel.from_pretrained(directory, base=base, quantization=quantization)
+        self.config = self.model.deepmlf_config
+        self.batch_size = batch_size
+        self._tokenizer = tokenizer_beside(directory, self.config, self.model.get_base_model())
+        self._items = tokenised(self.found.rows, self.found.name, self._tokenizer, self.config.text)
+
+    def score(self) -> Score:
+        """Metrics, intervals and predictions of the split.
+
+        Raises:
+            DataError, RunError: predictions that are not finite.
+        """
+        from deepmlf_llm.data.collate import Collator
+        from deepmlf_llm.training.head_metrics import compute_metrics_for
+        from deepmlf_llm.training.progress import show_progress
+        from deepmlf_llm.training.trainer import DeepMLFTrainer
+
+        text = self.config.text
+        with tempfile.TemporaryDirectory() as nowhere:
+            trainer = DeepMLFTrainer(
+                model=self.model,
+                args=_arguments(nowhere, self.batch_size),
+                data_collator=Collator(self._tokenizer, self.config.modalities, text.max_tokens, text.template),
+                compute_metrics=compute_metrics_for(self.config.dataset),
+            )
+            show_progress(trainer, bar=on_terminal())
+            return score(trainer, self._items, self.found.name, self.config.dataset)
+
+    def result(self, found: Score) -> dict[str, Any]:
+        """What ``evaluate`` writes of a score: metrics, their intervals, heads, and what they were measured on."""
+        return {
+            "metrics": dict(found.metrics),
+            "intervals": dict(found.intervals),
+            "bootstrap": described(),
+            "heads": dict(found.heads),
+            "split": self.found.name,
+            "utterances": len(self.found.rows),
+            "dataset": self.config.dataset,
+            "data": self.found.facts,
+            "notes": self.found.notes,
+            "environment": environment(),
+        }
 
 
 def evaluate_adapter(
@@ -23,57 +103,17 @@ def evaluate_adapter(
     batch_size: int = 64,
     rename: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates on one split, with the standardisation of the adapter's training.
-
-    Args:
-        adapter: directory of a trained adapter or of its run, or its hub id.
-        data: directory of prepared data, or any labelled source (:mod:`deepmlf_llm.data.sources`), whole or test only.
-        split: of the data; default: "test", or the only one there is.
-        base: the base model, or its name or path; default: the one the adapter names.
-        quantization: of a base that is loaded here; ``"trained"``: what the adapter was trained on.
-        batch_size: utterances a batch.
-        rename: name in a source -> name of the modality.
+    """Evaluates on one split, with the standardisation of the adapter's training; see :class:`Evaluator`.
 
     Returns:
-        metrics, heads (each modality's own), and what they were measured on.
+        metrics, intervals, heads (each modality's own), and what they were measured on.
 
     Raises:
         AdapterError: no whole adapter, or one of another base model.
         DataError: no such data or split, or features that the adapter was not trained on.
     """
-    from deepmlf_llm.adapters.hub import local_directory
-    from deepmlf_llm.data.collate import Collator
-    from deepmlf_llm.data.labelled import open_labelled
-    from deepmlf_llm.model.merged import read_settings, tokenizer_beside
-    from deepmlf_llm.model.peft_model import DeepMLFModel
-    from deepmlf_llm.training.head_metrics import compute_metrics_for, split_metrics
-    from deepmlf_llm.training.progress import show_progress
-    from deepmlf_llm.training.trainer import DeepMLFTrainer
-
-    directory = local_directory(adapter)
-    found = open_labelled(Path(data), read_settings(directory), split, rename)
-    model = DeepMLFModel.from_pretrained(directory, base=base, quantization=quantization)
-    config = model.deepmlf_config
-    tokenizer = tokenizer_beside(directory, config, model.get_base_model())
-    with tempfile.TemporaryDirectory() as nowhere:
-        trainer = DeepMLFTrainer(
-            model=model,
-            args=_arguments(nowhere, batch_size),
-            data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
-            compute_metrics=compute_metrics_for(config.dataset),
-        )
-        show_progress(trainer, bar=on_terminal())
-        items = tokenised(found.rows, found.name, tokenizer, config.text)
-        logged = trainer.evaluate(items, metric_key_prefix=found.name)
-    return {
-        **split_metrics(logged, found.name),
-        "split": found.name,
-        "utterances": len(found.rows),
-        "dataset": config.dataset,
-        "data": found.facts,
-        "notes": found.notes,
-        "environment": environment(),
-    }
+    evaluator = Evaluator(adapter, data, split, base, quantization, batch_size, rename)
+    return evaluator.result(evaluator.score())
 
 
 def _arguments(directory: str, batch_size: int) -> Any:

@@ -26,4 +26,6 @@ def finite(value: Any) -> Any:
     """JSON has no NaN: what is undefined is null."""
     if isinstance(value, dict):
         return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
+from deepmlf_llm.statistics.bootstrap import described
 from deepmlf_llm.training.callbacks import gate_values
 from deepmlf_llm.training.environment import parameter_counts, parameter_table, peak_memory_mb
 from deepmlf_llm.training.launch import Launch
+from deepmlf_llm.training.scores import Score
 
 
 def opening_lines(model: Any, arguments: Any, launch: Launch, run: Path, step_size: int) -> str:
@@ -53,7 +56,18 @@ def train_facts(trainer: Any, output: Any, began: float, launch: Launch, step_si
     }
 
 
-def check_best(trainer: Any, found: dict[str, float]) -> None:
+def measured(validation: Score, test: Score) -> dict[str, Any]:
+    """Both splits in ``result.json``: ``metrics``, ``intervals`` (made as ``bootstrap`` says), ``heads``."""
+    splits = {"validation": validation, "test": test}
+    return {
+        "metrics": {name: dict(score.metrics) for name, score in splits.items()},
+        "intervals": {name: dict(score.intervals) for name, score in splits.items()},
+        "bootstrap": described(),
+        "heads": {name: dict(score.heads) for name, score in splits.items()},
+    }
+
+
+def check_best(trainer: Any, found: Mapping[str, float]) -> None:
     """Whether the adapter that is about to be written is the one that was selected.
 
     Raises:

@@ -14,6 +14,7 @@ import torch
 from deepmlf_llm.adapters.card import add_results
 from deepmlf_llm.backbones.vocabulary import check_ids, embedding_rows
 from deepmlf_llm.paths import shown
+from deepmlf_llm.statistics.predictions import FILE
 from deepmlf_llm.training import launch as launching
 from deepmlf_llm.training.assemble import (
     TOY_BASE,
@@ -28,7 +29,7 @@ from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data
 from deepmlf_llm.training.environment import environment, parameter_counts
 from deepmlf_llm.training.init_from import StartingAdapter, find_start, read_start
 from deepmlf_llm.training.launch import Launch, progress_bar, say
-from deepmlf_llm.training.result import check_best, opening_lines, train_facts
+from deepmlf_llm.training.result import check_best, measured, opening_lines, train_facts
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
@@ -273,20 +274,19 @@ class _Run:
 
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:
         """The best adapter, its metrics on validation and, this once, on test; written out."""
-        from deepmlf_llm.training.head_metrics import split_metrics
+        from deepmlf_llm.training.scores import score, write_beside
 
         trainer.load_best()
-        validation = split_metrics(trainer.evaluate(splits["valid"], metric_key_prefix="best"), "best")
-        check_best(trainer, validation["metrics"])
-        test = split_metrics(trainer.evaluate(splits["test"], metric_key_prefix="test"), "test")
+        validation = score(trainer, splits["valid"], "valid", self.config.dataset, prefix="best")
+        check_best(trainer, validation.metrics)
+        test = score(trainer, splits["test"], "test", self.config.dataset)
         trainer.save_model(str(self.directory.adapter_aside))
         used = {name: {"utterances": len(split), "truncated": split.truncated} for name, split in splits.items()}
         result = {
             "status": "finished",
             "config": self.settings.to_dict(),
             "seed": trainer.args.seed,
-            "metrics": {"validation": validation["metrics"], "test": test["metrics"]},
-            "heads": {"validation": validation["heads"], "test": test["heads"]},
+            **measured(validation, test),
             "train": train_facts(trainer, output, began, self.launch, self._step_size(trainer.args)),
             "data": {**self.data.facts, "used": used},
             "base_model": {"name": self.base_name, **(trainer.model.deepmlf_config.base_fingerprint or {})},
@@ -295,4 +295,6 @@ class _Run:
         if self.launch.is_main:
             add_results(self.directory.adapter_aside, result)
             self.directory.publish_adapter()
+            for note in write_beside(self.directory.path, (validation, test), test, FILE):
+                say(note, self.launch)
         return result

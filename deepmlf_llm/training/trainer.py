@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -66,6 +67,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         self.finite = FiniteSteps(self.train_dataset, self.modalities)
         self.schedule: Schedule | None = None
         self._evaluated: Any = None
+        self.predicted: tuple[dict[str, np.ndarray], np.ndarray] = ({}, np.empty(0))  # by the last evaluation
         if batches is not None:
             self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore_window)
             self.add_callback(self.schedule)
@@ -251,6 +253,9 @@ class DeepMLFTrainer(CheckpointingTrainer):
         def checked(evaluated: Any) -> dict[str, float]:
             order = list(self._get_eval_sampler(self._evaluated))
             check_predictions(evaluated.predictions, self._evaluated, order, self.modalities)
+            back = np.argsort(order)  # from the order of evaluation to that of the data
+            heads = {head: values[back] for head, values in zip(HEADS, evaluated.predictions, strict=True)}
+            self.predicted = heads, evaluated.label_ids[back]
             return compute(evaluated)
 
         return checked

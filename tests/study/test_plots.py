@@ -7,11 +7,11 @@ import xml.dom.minidom
 
 import pytest
 
+from deepmlf_llm.statistics.style import COLOURS
 from deepmlf_llm.study.configurations import gather, varied
 from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.study.plots import gate_curves, gates_plot, heads_plot, quality_plot, quantities
 from deepmlf_llm.study.results import read_all
-from deepmlf_llm.study.style import COLOURS
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_colours_differ_in_brightness():
 
 def test_a_dollar_in_a_name_is_a_dollar():
     """matplotlib would read what stands between two of them as a formula, and fail on most."""
-    from deepmlf_llm.study import style
+    from deepmlf_llm.statistics import style
 
     with style.figure() as (drawn, axes):
         axes[0].set_title("a_$b^$ \\frac{ $$")

@@ -1,0 +1,129 @@
+"""Predictions of whole splits as a file: what stands behind every score, and what two runs are compared by.
+
+One Parquet file, one row an utterance: ``split`` ("valid", "test"), ``id``, ``label``, ``polarity`` (the prediction),
+and the polarity of each head alone (``text_polarity``, ..). The metadata of its schema say the label rule. It is written
+where pyarrow is installed (``[study]``; the library ``datasets`` brings it too).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepmlf_llm.errors import DataError
+from deepmlf_llm.extras import installed, missing, require
+from deepmlf_llm.files import file_aside
+from deepmlf_llm.paths import shown
+from deepmlf_llm.reading import parse_json
+
+FILE = "predictions.parquet"
+POLARITY = "polarity"
+_METADATA, _SCHEMA = b"deepmlf_llm", 1
+_FIXED = ("split", "id", "label")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was predicted of one split.
+
+    Attributes:
+        dataset: label rule: "mosi", "mosei" or "sims".
+        split: "train", "valid" or "test".
+        ids: of the utterances [n].
+        labels: polarity [n] float32.
+        heads: "polarity" (the prediction) and each head's own, by name [n] float32.
+    """
+
+    dataset: str
+    split: str
+    ids: Sequence[str]
+    labels: NDArray[np.float32]
+    heads: Mapping[str, NDArray[np.float32]]
+
+    def head(self, name: str = POLARITY) -> NDArray[np.float32]:
+        """One head's polarity [n].
+
+        Raises:
+            DataError: there is no such head.
+        """
+        if name not in self.heads:
+            raise DataError(f"no head {name!r}; there are {', '.join(self.heads)}")
+        return self.heads[name]
+
+
+def utterance_ids(dataset: object, size: int) -> list[str]:
+    """The ids of a split's utterances; where it has none, their rows."""
+    known = getattr(dataset, "ids", None)
+    found = [dataset[i].get("id") for i in range(size)] if known is None else known  # type: ignore[index]
+    return [str(row if identity is None else identity) for row, identity in enumerate(found)]
+
+
+def write_predictions(path: Path, splits: Iterable[Predictions]) -> str | None:
+    """Writes the predictions of some splits as one file.
+
+    Returns:
+        None; or the sentence that says why there is none: pyarrow is not installed.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    if not installed("pyarrow"):
+        return missing("pyarrow", f"no {path.name}, which two runs are compared by: it")
+    import pyarrow
+    from pyarrow import parquet
+
+    tables = []
+    for split in splits:
+        columns = {
+            "split": pyarrow.array([split.split] * len(split.ids), pyarrow.string()),
+            "id": pyarrow.array(list(split.ids), pyarrow.string()),
+            "label": pyarrow.array(np.asarray(split.labels, np.float32)),
+            **{name: pyarrow.array(np.asarray(values, np.float32)) for name, values in split.heads.items()},
+        }
+        facts = json.dumps({"schema": _SCHEMA, "dataset": split.dataset})
+        tables.append(pyarrow.table(columns).replace_schema_metadata({_METADATA: facts.encode()}))
+    with file_aside(path) as aside:
+        parquet.write_table(pyarrow.concat_tables(tables), aside)
+    return None
+
+
+def read_predictions(path: Path, split: str | None = None) -> Predictions:
+    """The predictions of one split.
+
+    Args:
+        path: a file that :func:`write_predictions` wrote.
+        split: which; default: "test", or the only one there is.
+
+    Raises:
+        DataError: not there, no such file, or no such split.
+        MissingPackageError: pyarrow is not installed.
+    """
+    parquet = require("pyarrow.parquet", "reading predictions")
+    import pyarrow
+
+    name = shown(path)
+    if not path.is_file():
+        raise DataError(f"{name}: no such file")
+    try:
+        table = parquet.read_table(path)
+        facts = parse_json((table.schema.metadata or {})[_METADATA].decode())
+        dataset = str(facts["dataset"])
+        columns = {key: table.column(key).to_numpy() for key in table.column_names}
+        splits = columns["split"].tolist()
+        own = {key: columns[key] for key in table.column_names if key not in _FIXED}
+        labels, ids = columns["label"], columns["id"].tolist()
+        own[POLARITY]
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{name}: is no file of predictions ({' '.join(str(error).split())[:120]})") from None
+    there = list(dict.fromkeys(splits))
+    wanted = split or (there[0] if len(there) == 1 else "test")
+    rows = np.asarray([value == wanted for value in splits], dtype=bool)
+    if not rows.any():
+        raise DataError(f"{name}: no predictions of split {wanted!r}; it has {', '.join(map(str, there))}")
+    kept = [str(identity) for identity, keep in zip(ids, rows, strict=True) if keep]
+    return Predictions(dataset, wanted, kept, labels[rows], {key: values[rows] for key, values in own.items()})
