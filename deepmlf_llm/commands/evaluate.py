@@ -2,7 +2,8 @@
 
 Reads prepared data, or any source that prepare reads: an MMSA pickle, a folder with label.csv, JSON Lines with labels;
 a file or folder with the test split alone. Features are standardised as those of the adapter's training were.
-Beside NAME.json go the predictions (NAME.parquet) and plots (NAME.confusion.svg, NAME.calibration.svg).
+Beside NAME.json go the predictions (NAME.parquet) and plots (NAME.confusion.svg, NAME.calibration.svg). --missing and
+--noise measure every combination of their levels too, from the same loaded model (NAME.robustness.md and .svg).
 
 deepmlf evaluate --adapter runs/x/adapter --data data/mosi --split test --output test.json
 """
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, print_metrics, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, print_metrics, print_table, program, run_recipe
 from deepmlf_llm.errors import ConfigError
 
 PREDICTIONS = ".parquet"
+ROBUSTNESS = (".robustness.md", ".robustness.svg")
 
 
 def build_parser() -> RecipeParser:
@@ -36,6 +38,13 @@ def build_parser() -> RecipeParser:
         help="of the base model (default: what the adapter was trained on)",
     )
     add("--num_layers", type=int, metavar="N", help="layers of a cut base model, with --base_model (default: all)")
+    add(
+        "--missing",
+        metavar="M=S,..",
+        help="share of utterances that lack a modality: audio=0.5,vision=0:0.5:1 (a grid)",
+    )
+    add("--noise", metavar="M=S,..", help="Gaussian noise on a modality, in standard deviations: audio=0.3,vision=0:1")
+    add("--mask_seed", type=int, default=0, metavar="N", help="of what is missing and of the noise (default: 0)")
     add("--batch_size", type=int, default=64, metavar="N", help="utterances a batch (default: 64)")
     return parser
 
@@ -44,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(argv)
     if options.batch_size < 1:
         raise ConfigError(f"--batch_size={options.batch_size}: expected an integer >= 1")
+    cells = _conditions(options)
     if options.num_layers is not None and options.base_model is None:
         raise ConfigError("--num_layers needs --base_model")
     if options.output is not None and not options.output.parent.is_dir():
@@ -60,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(
                 f"--output {options.output}: the metrics are JSON; {PREDICTIONS} goes beside them by itself"
             )
-        for path in (options.output, options.output.with_suffix(PREDICTIONS)):
+        report = [options.output.with_suffix(ending) for ending in (ROBUSTNESS if cells else ())]
+        for path in (options.output, options.output.with_suffix(PREDICTIONS), *report):
             check_place(path)  # not after minutes of work
             if path.exists():
                 raise ConfigError(f"--output {path}: exists; move it away or name another file")
@@ -83,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in result["notes"]:
         print(f"note: {note}")
     print_metrics(f"{result['utterances']} utterances", {result["split"]: result["metrics"], **_bounds(score)})
+    if cells:
+        result["robustness"] = _robustness(evaluator, cells, options.output)
     if options.output is not None:
         from deepmlf_llm.training.metrics_log import finite
         from deepmlf_llm.training.scores import write_beside
@@ -93,6 +106,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             print(f"note: {note}")
         write_aside(output, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+
+
+def _conditions(options: Any) -> list[Any]:
+    """The conditions that --missing and --noise ask for; none without them."""
+    if options.missing is None and options.noise is None:
+        return []
+    from deepmlf_llm.data.corruption import LARGEST_NOISE, read_levels
+    from deepmlf_llm.training.robustness import grid
+
+    missing = read_levels(options.missing.split(",") if options.missing else (), "--missing")
+    noise = read_levels(options.noise.split(",") if options.noise else (), "--noise", LARGEST_NOISE)
+    return grid(missing, noise, options.mask_seed)
+
+
+def _robustness(evaluator: Any, cells: list[Any], output: Path | None) -> dict[str, Any]:
+    """Measures and prints the conditions; their page and plot are written beside ``output``."""
+    from deepmlf_llm.extras import installed, missing
+    from deepmlf_llm.files import write_aside
+    from deepmlf_llm.training import robustness
+
+    conditions = robustness.measure(evaluator, cells)
+    metric = next(iter(conditions[0].score.metrics))
+    columns, rows = robustness.table(conditions, metric)
+    print_table("Missing and noisy modalities", rows, columns)
+    if output is not None:
+        page, picture = (output.with_suffix(ending) for ending in ROBUSTNESS)
+        write_aside(page, robustness.markdown(conditions, metric))
+        if installed("matplotlib"):
+            write_aside(picture, robustness.plot(conditions, metric))
+        else:
+            print(f"note: {missing('matplotlib', 'no plot: drawing it')}")
+    return robustness.to_dict(conditions)
 
 
 def _bounds(score: Any) -> dict[str, dict[str, float | None]]:

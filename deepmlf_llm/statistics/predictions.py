@@ -1,8 +1,8 @@
 """Predictions of whole splits as a file: what stands behind every score, and what two runs are compared by.
 
 One Parquet file, one row an utterance: ``split`` ("valid", "test"), ``id``, ``label``, ``polarity`` (the prediction),
-and the polarity of each head alone (``text_polarity``, ..). The metadata of its schema say the label rule. It is written
-where pyarrow is installed (``[study]``; the library ``datasets`` brings it too).
+and the polarity of each head alone (``text_polarity``, ..). The metadata of its schema say the label rule. It is
+written where pyarrow is installed (``[study]``; the library ``datasets`` brings it too).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,11 @@ class Predictions:
     ids: Sequence[str]
     labels: NDArray[np.float32]
     heads: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def are_polarities(self) -> bool:
+        """One number an utterance; outputs of several numbers have no intervals."""
+        return self.head().ndim == 1
 
     def head(self, name: str = POLARITY) -> NDArray[np.float32]:
         """One head's polarity [n].
@@ -82,14 +88,23 @@ def write_predictions(path: Path, splits: Iterable[Predictions]) -> str | None:
         columns = {
             "split": pyarrow.array([split.split] * len(split.ids), pyarrow.string()),
             "id": pyarrow.array(list(split.ids), pyarrow.string()),
-            "label": pyarrow.array(np.asarray(split.labels, np.float32)),
-            **{name: pyarrow.array(np.asarray(values, np.float32)) for name, values in split.heads.items()},
+            "label": _column(split.labels),
+            **{name: _column(values) for name, values in split.heads.items()},
         }
         facts = json.dumps({"schema": _SCHEMA, "dataset": split.dataset})
         tables.append(pyarrow.table(columns).replace_schema_metadata({_METADATA: facts.encode()}))
     with file_aside(path) as aside:
         parquet.write_table(pyarrow.concat_tables(tables), aside)
     return None
+
+
+def _column(values: NDArray[np.float32]) -> Any:
+    """[n] as numbers, [n x c] as lists of c numbers."""
+    import pyarrow
+
+    numbers = np.asarray(values, np.float32)
+    flat = pyarrow.array(numbers.reshape(-1))
+    return flat if numbers.ndim == 1 else pyarrow.FixedSizeListArray.from_arrays(flat, numbers.shape[1])
 
 
 def read_predictions(path: Path, split: str | None = None) -> Predictions:
@@ -113,11 +128,12 @@ def read_predictions(path: Path, split: str | None = None) -> Predictions:
         table = parquet.read_table(path)
         facts = parse_json((table.schema.metadata or {})[_METADATA].decode())
         dataset = str(facts["dataset"])
-        columns = {key: table.column(key).to_numpy() for key in table.column_names}
+        columns = {key: _array(table.column(key)) for key in table.column_names}
         splits = columns["split"].tolist()
         own = {key: columns[key] for key in table.column_names if key not in _FIXED}
         labels, ids = columns["label"], columns["id"].tolist()
-        own[POLARITY]
+        if POLARITY not in own:
+            raise ValueError(f"no column {POLARITY!r}")
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         raise DataError(f"{name}: is no file of predictions ({' '.join(str(error).split())[:120]})") from None
     there = list(dict.fromkeys(splits))
@@ -127,3 +143,8 @@ def read_predictions(path: Path, split: str | None = None) -> Predictions:
         raise DataError(f"{name}: no predictions of split {wanted!r}; it has {', '.join(map(str, there))}")
     kept = [str(identity) for identity, keep in zip(ids, rows, strict=True) if keep]
     return Predictions(dataset, wanted, kept, labels[rows], {key: values[rows] for key, values in own.items()})
+
+
+def _array(column: Any) -> NDArray[Any]:
+    values = column.to_numpy()
+    return np.stack(values) if values.dtype == object and len(values) and isinstance(values[0], np.ndarray) else values

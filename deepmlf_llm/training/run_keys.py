@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmlf_llm.config.rules import Rule, choice, flag, integer, is_number, number, optional, setting, word, words
+from deepmlf_llm.data.corruption import one_level_each
 
 TEXT_CACHES = ("none", "memory", "disk")
 EMBEDDED = "embedded"
@@ -17,6 +18,12 @@ _SHARE = Rule(lambda value: is_number(value) and 0 < value <= 1, "a share in (0,
 _NAMES = words("a list of modalities")
 _MODALITIES = optional(
     Rule(lambda value: _NAMES.good(value) and len(set(value)) == len(value), "a list of modalities, none of them twice")
+)
+_MISSING = optional(
+    Rule(
+        lambda value: _NAMES.good(value) and one_level_each(value),
+        "a list of modality=share, shares 0 to 1, none twice",
+    )
 )
 _RATE = optional(number(0, 1e3))
 _KERNELS = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -49,6 +56,12 @@ class RunKeys:
         "which of the data's modalities to use; default: all of them", _MODALITIES, None
     )
     data_fraction: float = setting("share of the training split to use, in (0, 1]", _SHARE, 1.0)
+    missing: list[str] | None = setting(
+        "train with modalities taken away: share of the training utterances without each, as audio=0.5,vision=0.2",
+        _MISSING,
+        None,
+    )
+    mask_seed: int = setting("which of them: the same for every seed of the run", integer(0, 1 << 31), 0)
     output_dir: str | None = setting(
         "run directory; default: one under runs/ named after the settings", optional(word("a directory")), None
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepmlf_llm.statistics.bootstrap import metric_intervals
 from deepmlf_llm.statistics.plots import write_plots
-from deepmlf_llm.statistics.predictions import POLARITY, Predictions, utterance_ids, write_predictions
+from deepmlf_llm.statistics.predictions import Predictions, utterance_ids, write_predictions
 from deepmlf_llm.training.head_metrics import split_metrics
 
 
@@ -32,7 +32,11 @@ class Score:
     @classmethod
     def of(cls, predictions: Predictions, found: Mapping[str, Mapping[str, Any]]) -> Score:
         """With the intervals of what was ``found``: ``metrics``, and ``heads`` where there are any."""
-        intervals = metric_intervals(predictions.head(POLARITY), predictions.labels, predictions.dataset)
+        intervals = (
+            metric_intervals(predictions.head(), predictions.labels, predictions.dataset)
+            if predictions.are_polarities
+            else {}
+        )
         return cls(found["metrics"], found.get("heads", {}), intervals, predictions)
 
 
@@ -72,8 +76,7 @@ def write_beside(directory: Path, scores: Iterable[Score], drawn: Score, file: s
     Raises:
         FileError: something cannot be written.
     """
-    said = [
-        write_predictions(directory / file, [score.predictions for score in scores]),
-        write_plots(directory, drawn.predictions, prefix),
-    ]
+    said = [write_predictions(directory / file, [score.predictions for score in scores])]
+    if drawn.predictions.are_polarities:
+        said.append(write_plots(directory, drawn.predictions, prefix))
     return [sentence for sentence in said if sentence]

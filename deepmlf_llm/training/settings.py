@@ -125,6 +125,8 @@ class RunSettings(RunKeys):
         kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != FIRST_RUNS.get(k, missing)})
         if self.init_from is None:  # which the first runs did not know
             del kept["init_from"]
+        if not self.missing:
+            del kept["missing"], kept["mask_seed"]
         engine = shipped.locate(shipped.DEEPSPEED, self.deepspeed) if self.deepspeed else None
         if engine is not None and engine.is_file():
             kept["deepspeed"] = read_json(engine)
