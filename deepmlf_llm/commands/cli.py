@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train an adapter, or go on with a run that was cut",
     "prepare": "read a data set once, check it, write it as Arrow with a manifest",
     "evaluate": "metrics of an adapter on labelled data",
+    "baseline": "what a model has to beat: constant, ridge, lora_text, bam",
     "compare": "runs against each other, with intervals and p-values",
     "predict": "polarity for a file of utterances",
     "merge": "an adapter and its base model in one directory",
