@@ -16,6 +16,7 @@ from deepmlf_llm.study.html import to_html
 from deepmlf_llm.study.plots import Plot, gates_plot, heads_plot, quality_plot, quantities
 from deepmlf_llm.study.results import CONFIG, read_all, write_parquet
 from deepmlf_llm.study.statistics import effects
+from deepmlf_llm.study.text_alone import text_alone
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 
 MARKDOWN, PAGE = "report.md", "report.html"
@@ -182,7 +183,7 @@ def _configurations(found: Sequence[Configuration], axes: Sequence[str], metric:
         texts = [t_interval(list(v.values())).text() if v else "undefined" for v in values]
         rows.append([*(str(c.values.get(axis)) for axis in axes), len(c.records), *texts])
     columns = [*(axis_name(axis) for axis in axes), "seeds", *(f"test {name}" for name in shown)]
-    return [Table(columns, rows, range(len(axes), len(columns)))]
+    return [Table(columns, rows, range(len(axes), len(columns))), *text_alone(found, shown)]
 
 
 def _has(found: Sequence[Configuration], metric: str) -> bool:

@@ -109,6 +109,14 @@ def test_the_page_needs_nothing_else(written):
     assert "A study &lt;of&gt; nothing | at *all*" in text
 
 
+def test_the_text_alone_has_its_row(reported_study):
+    page = (reported_study / "report.md").read_text()
+    assert page.count("The text alone: ") == 1
+    table = page.split("The text alone: ")[1].split("\n\n")[1].splitlines()
+    assert table[0].startswith("| base model | LM layers | test mae |")
+    assert all("undefined" not in line.split("|")[3] for line in table[2:])
+
+
 def test_an_unfinished_study_has_a_report_too(finished_study):
     path = finished_study(layers=(6,), blocks=(2,), tokens=(4,), failed=2)
     write_report(StudyDirectory(path))
