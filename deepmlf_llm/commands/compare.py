@@ -12,7 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, print_table, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, print_columns, program, run_recipe
 from deepmlf_llm.errors import ConfigError
 
 
@@ -53,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(report.summary(comparison))
     columns, rows = report.metric_rows(comparison)
-    print_table("Metrics (mean ± deviation over seeds, interval)", rows, columns)
+    print_columns("Metrics (mean ± deviation over seeds, interval)", [columns, *rows])
     if comparison.differences:
         columns, rows = report.difference_rows(comparison.differences)
-        print_table(f"Differences from {comparison.differences[0].reference}", rows, columns)
+        print_columns(f"Differences from {comparison.differences[0].reference}", [columns, *rows])
     if options.output is not None and page is not None:
         from deepmlf_llm.training.metrics_log import finite
 

@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, print_metrics, print_table, program, run_recipe
+from deepmlf_llm.commands.shell import (
+    RecipeParser,
+    add_rename,
+    one_of,
+    print_columns,
+    print_metrics,
+    program,
+    run_recipe,
+)
 from deepmlf_llm.errors import ConfigError
 
 PREDICTIONS = ".parquet"
@@ -129,7 +137,7 @@ def _robustness(evaluator: Any, cells: list[Any], output: Path | None) -> dict[s
     conditions = robustness.measure(evaluator, cells)
     metric = next(iter(conditions[0].score.metrics))
     columns, rows = robustness.table(conditions, metric)
-    print_table("Missing and noisy modalities", rows, columns)
+    print_columns("Missing and noisy modalities", [columns, *rows])
     if output is not None:
         page, picture = (output.with_suffix(ending) for ending in ROBUSTNESS)
         write_aside(page, robustness.markdown(conditions, metric))

@@ -118,6 +118,12 @@ def print_metrics(title: str, splits: Mapping[str, Mapping[str, float | None]]) 
     names = list(dict.fromkeys(name for metrics in splits.values() for name in metrics))
     lines = [["split", *names]]
     lines += [[split, *(_shown(metrics.get(name)) for name in names)] for split, metrics in splits.items()]
+    print_columns(title, lines)
+
+
+def print_columns(title: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Prints rows in plain columns that are never folded."""
+    lines = [[one_line(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(title)
     for line in lines:

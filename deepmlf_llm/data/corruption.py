@@ -74,6 +74,8 @@ class Corrupted(Dataset[dict[str, Any]]):
         constant: modality -> dimensions without noise.
     """
 
+    texts: list[str]  # where the data set below has them
+
     def __init__(
         self, dataset: Any, corruption: Corruption, constant: Mapping[str, Iterable[int]] | None = None
     ) -> None:

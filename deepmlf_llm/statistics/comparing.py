@@ -255,8 +255,8 @@ def _in_order_of(reference: Predictions, run: Predictions) -> tuple[Predictions,
     other = np.flatnonzero(run.labels != reference.labels)
     if len(other):
         row = int(other[0])
-        told = f"that of {wanted[row]!r} is {run.labels[row]:g}, not {reference.labels[row]:g}"
-        return run, f"{len(other)} other labels ({told})"
+        first = f"that of {wanted[row]!r} is {run.labels[row]:g}, not {reference.labels[row]:g}"
+        return run, f"{len(other)} other labels ({first})"
     return run, ""
 
 

@@ -57,6 +57,10 @@ def summary(comparison: Comparison) -> str:
             f" {comparison.comparisons} comparisons: of as many true nulls {0.05 * comparison.comparisons:.1f} would "
             "have p < .05 by chance, so read the column that Holm's procedure adjusts."
         )
+        if 2 * comparison.comparisons / (comparison.resamples + 1) >= 0.05:
+            text += (
+                f" {comparison.resamples} resamples are too few for as many comparisons to show anything: take more."
+            )
     return text
 
 

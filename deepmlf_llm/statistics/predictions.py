@@ -78,7 +78,7 @@ def write_predictions(path: Path, splits: Iterable[Predictions]) -> str | None:
     Raises:
         FileError: it cannot be written.
     """
-    if not installed("pyarrow"):
+    if not installed("pyarrow"):  # training goes on without
         return missing("pyarrow", f"no {path.name}, which two runs are compared by: it")
     import pyarrow
     from pyarrow import parquet
@@ -118,9 +118,8 @@ def read_predictions(path: Path, split: str | None = None) -> Predictions:
         DataError: not there, no such file, or no such split.
         MissingPackageError: pyarrow is not installed.
     """
+    pyarrow = require("pyarrow", "reading predictions")
     parquet = require("pyarrow.parquet", "reading predictions")
-    import pyarrow
-
     name = shown(path)
     if not path.is_file():
         raise DataError(f"{name}: no such file")

@@ -138,11 +138,14 @@ def take_fraction(dataset: Dataset[Any], fraction: float) -> Dataset[Any]:
 
 
 class _WithTexts(Dataset[dict[str, Any]]):
-    """Any map-style data set, with the list of its transcripts."""
+    """Any map-style data set, with the lists of its transcripts and ids."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
-        self.texts = [dataset[i]["text"] for i in range(len(dataset))]  # type: ignore[arg-type]
+        items = (dataset[i] for i in range(len(dataset)))  # type: ignore[arg-type]
+        both = [(item["text"], row if item.get("id") is None else item["id"]) for row, item in enumerate(items)]
+        self.texts = [text for text, _ in both]
+        self.ids = [str(identity) for _, identity in both]
 
     def __len__(self) -> int:
         return len(self.texts)

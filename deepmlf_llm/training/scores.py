@@ -55,8 +55,7 @@ def score(trainer: Any, split: Any, name: str, dataset: str, prefix: str | None 
     """
     logged = trainer.evaluate(split, metric_key_prefix=prefix or name)
     heads, labels = trainer.predicted
-    source = split.dataset if hasattr(split.dataset, "ids") else split  # their ids alone, without reading features
-    predictions = Predictions(dataset, name, utterance_ids(source, len(split)), labels, heads)
+    predictions = Predictions(dataset, name, utterance_ids(split.dataset, len(split)), labels, heads)
     return Score.of(predictions, split_metrics(logged, prefix or name))
 
 

@@ -254,7 +254,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
             order = list(self._get_eval_sampler(self._evaluated))
             check_predictions(evaluated.predictions, self._evaluated, order, self.modalities)
             back = np.argsort(order)  # from the order of evaluation to that of the data
-            heads = {head: values[back] for head, values in zip(HEADS, evaluated.predictions, strict=True)}
+            heads = {head: values[back] for head, values in zip(HEADS, evaluated.predictions, strict=False)}
             self.predicted = heads, evaluated.label_ids[back]
             return compute(evaluated)
 

@@ -123,12 +123,13 @@ def test_the_command_prints_and_writes(made, tmp_path, capsys):
     command.main(words)
     printed = capsys.readouterr().out
     assert "9 comparisons" in printed
+    assert "300 resamples are too few" in printed
     assert "no difference is shown" in printed
     found = json.loads(output.read_text())
     assert (found["comparisons"], found["adjustment"], len(found["differences"])) == (9, "Holm", 9)
     assert found["bootstrap"]["resamples"] == 300
     page = (tmp_path / "found.md").read_text()
-    assert page.count("| mae |") == 1
+    assert page.count("| mae |") == 2
     assert "text alone" in page
     for bad, message in (
         (words, "found.json exists"),

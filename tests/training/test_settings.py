@@ -95,7 +95,8 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
     assert settings.to_dict()["av_encoder"]["pool"] == "before"
     assert settings.fingerprint(1, "lm", "d") != old.fingerprint(1, "lm", "d")
     stored = old.to_dict()
-    del stored["init_from"]
+    for name in ("init_from", "missing", "mask_seed"):
+        del stored[name]
     for name in ("pool", "feature_norm"):
         del stored["av_encoder"][name]
     for name in ("gca_dropout", "ffw_dropout"):
@@ -121,7 +122,7 @@ GOOD_ANYWAY = {
     **dict.fromkeys(("run_name", "project"), ("nonsense: [",)),
     **dict.fromkeys(("metric_for_best_model", "torch_compile_backend", "torch_compile_mode"), ("nonsense: [",)),
     "optim_target_modules": ("nonsense: [", ["a"], []), "report_to": ([], ""), "debug": ([], ""),
-    "modalities": ([], ["a"], "nonsense: [", ""), "max_steps": (-1,),
+    "missing": ([], ""), "modalities": ([], ["a"], "nonsense: [", ""), "max_steps": (-1,),
     **dict.fromkeys(("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs",
                      "liger_kernel_config"), ({}, {"a": 1})),
     "include_num_input_tokens_seen": (True,),
