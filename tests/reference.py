@@ -234,7 +234,7 @@ def mm_block(
     tokens: Tensor,
     context: Tensor,
     w: Weights,
-    key_value: Tensor,
+    key_value: Tensor | None,
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """Text [l x d] and tokens [n x d] after LM block ``index`` -> the same after its MM Block (equations of section 3).
@@ -242,12 +242,13 @@ def mm_block(
     Args:
         context: Z of this utterance [t x d_av], real frames only.
         w: of the MM Block.
-        key_value: its projection of Z [(2 h e) x d_av].
+        key_value: its projection of Z [(2 h e) x d_av]; None: nothing is heard or seen.
     """
-    read = cross_attention(
-        lm.norm(tokens, w, "attention_norm"), context, under(w, "cross_attention."), key_value, settings.heads
-    )
-    tokens = tokens + gate_factor(settings.gate, w["cross_attention.gate.alpha"]) * read
+    if key_value is not None:
+        read = cross_attention(
+            lm.norm(tokens, w, "attention_norm"), context, under(w, "cross_attention."), key_value, settings.heads
+        )
+        tokens = tokens + gate_factor(settings.gate, w["cross_attention.gate.alpha"]) * read
     rows = torch.cat([text, tokens]) if settings.ffw_scope == "joint" else tokens
     ffw = block_ffw_weights(lm, index, under(w, "ffw."), settings.lora_scale)
     update = feed_forward(lm.norm(rows, w, "ffw_norm"), ffw, lm.activation)
@@ -283,7 +284,10 @@ def pool(x: Tensor, windows: int) -> Tensor:
 
 
 def av_context(frames: Mapping[str, Tensor], w: Weights, settings: Settings) -> Tensor:
-    """Z of one utterance [t x d_av]; t = 0 where it has no modality. Modalities are joined by name."""
+    """Z of one utterance [t x d_av], modalities joined by name; t = 0 where it has none, d_av = 0 where the model reads
+    none."""
+    if not w:
+        return torch.zeros(0, 0).double()
     windows, width = min(settings.max_frames, max(len(x) for x in frames.values())), len(w["join.weight"])
     if not windows:
         return torch.zeros(0, width).double()
@@ -309,7 +313,7 @@ class ReferenceOutput:
     task: Tensor
     fusion: Tensor
     text_polarity: Tensor
-    av: Tensor
+    av: Tensor | None
 
 
 def task_head(x: Tensor, w: Weights) -> Tensor:
@@ -331,7 +335,9 @@ def deepmlf(
     """
     context = av_context(frames, under(w, "av_encoder."), settings)
     layers = sorted({int(name.split(".")[1]) for name in w if name.startswith("mm_blocks.")})
-    key_values = dict(zip(layers, w["context_projection.weight"].chunk(len(layers)), strict=True))
+    key_values: dict[int, Tensor | None] = dict.fromkeys(layers)
+    if "context_projection.weight" in w:
+        key_values = dict(zip(layers, w["context_projection.weight"].chunk(len(layers)), strict=True))
     hidden = lm.place(torch.cat([lm.embed(ids), w["fusion_tokens.embedding.weight"]]))
     for index in range(lm.layers):
         hidden = lm.layer(index, hidden)
@@ -351,7 +357,7 @@ def deepmlf(
         task=task_head(torch.cat([tokens.mean(0), text[-1], mean]), under(w, "heads.task.")),
         fusion=linear(tokens, w, "heads.fusion"),
         text_polarity=linear(text[-1], w, "heads.text"),
-        av=linear(mean, w, "heads.av"),
+        av=linear(mean, w, "heads.av") if "heads.av.weight" in w else None,
     )
 
 

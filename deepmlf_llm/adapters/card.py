@@ -35,7 +35,7 @@ in {template}.
 from deepmlf_llm import SentimentPredictor
 
 predictor = SentimentPredictor.from_pretrained("PATH OF THIS DIRECTORY")
-predictor.predict(text=["..."], {arguments})  # raw features [frames x dimensions]
+{call}
 ```
 
 The base model is not included: it is found by its name and checked by its fingerprint.
@@ -52,7 +52,7 @@ Labels of {dataset}; transcripts: case {case}, at most {max_tokens} tokens in {t
 from deepmlf_llm import SentimentPredictor
 
 predictor = SentimentPredictor.from_pretrained("PATH OF THIS DIRECTORY")
-predictor.predict(text=["..."], {arguments})  # raw features [frames x dimensions]
+{call}
 ```
 """
 
@@ -147,7 +147,10 @@ def _argument(name: str) -> str:
     return f"{name}=[...]" if is_word else f"**{{{name!a}: [...]}}"
 
 
-def _facts(config: DeepMLFConfig) -> dict[str, Any]:
+def _modalities(config: DeepMLFConfig) -> str:
+    """What is read beside the text: a table, or a sentence."""
+    if config.reads_text_alone:
+        return "It reads text alone: no audio, no vision."
     rows = ["| modality | dimensions | frames per second | features | from |", "|---|---|---|---|---|"]
     for name, facts in config.modalities.items():
         made = {key: value for key, value in facts.features.items() if key not in ("source", "fingerprint")}
@@ -155,6 +158,18 @@ def _facts(config: DeepMLFConfig) -> dict[str, Any]:
         source = str(facts.provenance.get("source") or facts.features.get("source") or "")
         rate = facts.frame_rate or "unknown"
         rows.append(f"| {plain(name)} | {facts.dim} | {rate} | {how or 'unknown'} | {plain(source)} |")
+    return "\n".join(rows)
+
+
+def _call(config: DeepMLFConfig) -> str:
+    """How it predicts, in Python."""
+    if config.reads_text_alone:
+        return 'predictor.predict(text=["..."])'
+    arguments = ", ".join(map(_argument, config.modalities))
+    return f'predictor.predict(text=["..."], {arguments})  # raw features [frames x dimensions]'
+
+
+def _facts(config: DeepMLFConfig) -> dict[str, Any]:
     base = config.base_model_name_or_path
     identity = hub_id(base)
     return {
@@ -164,6 +179,6 @@ def _facts(config: DeepMLFConfig) -> dict[str, Any]:
         "case": plain(str(config.text.case)),
         "max_tokens": config.text.max_tokens,
         "template": code(repr(config.text.template)),
-        "modalities": "\n".join(rows),
-        "arguments": ", ".join(map(_argument, config.modalities)),
+        "modalities": _modalities(config),
+        "call": _call(config),
     }

@@ -107,7 +107,9 @@ class DeepMLFConfig(LoraConfig):
     )
     gca_dropout: float = setting("dropout on its attention and its output; 0.1 in the authors' code", share(), 0.0)
     modalities: dict[str, ModalityConfig] = setting(
-        "name -> settings of each modality beside the text", None, factory=dict
+        "name -> settings of each modality beside the text; empty: text alone, without AV encoder, GCA and AV head",
+        None,
+        factory=dict,
     )
     av_encoder: AVEncoderConfig = setting("the AV encoder", None, factory=AVEncoderConfig)
     objective: ObjectiveConfig = setting("weights of the losses", None, factory=ObjectiveConfig)
@@ -171,6 +173,11 @@ class DeepMLFConfig(LoraConfig):
     @property
     def has_lm_lora(self) -> bool:
         return self.r > 0
+
+    @property
+    def reads_text_alone(self) -> bool:
+        """No modality beside the text: fusion tokens and FFWs stay, nothing is heard or seen."""
+        return not self.modalities
 
     def _read_version_1(self) -> None:
         """Settings of format 1 say nothing of the order of pooling and layers: it was pooled after them."""

@@ -11,7 +11,7 @@ MASK = "_mask"  # of a modality: the keyword of its mask
 RESERVED = frozenset({
     "adapter_names", "args", "attention_mask", "cache", "cache_position", "case", "cls", "config", "context",
     "fusion_state", "id", "input_ids", "inputs_embeds", "kwargs", "label", "label_ids", "labels",
-    "logits_to_keep", "loss", "loss_counts", "num_items_in_batch", "num_logits_to_keep", "output_attentions",
+    "logits_to_keep", "loss", "loss_counts", "none", "num_items_in_batch", "num_logits_to_keep", "output_attentions",
     "output_hidden_states", "past_key_values", "polarity", "position_ids", "return_dict", "return_loss", "self",
     "split", "task_ids", "text", "text_state", "token_type_ids", "use_cache",
 })  # fmt: skip

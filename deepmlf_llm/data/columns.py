@@ -22,7 +22,8 @@ class Columns:
     """The keys of a row by their meaning.
 
     Args:
-        modalities: names that a row may hold features under.
+        modalities: names that a row may hold features under; none: a model that reads text alone, for which no key
+            can be a misspelt modality, so that one with a sequence is left out and told like any other.
         rename: key of the rows -> the name it is read as.
         ignore: keys that are not read, whatever they hold.
 
@@ -52,8 +53,10 @@ class Columns:
     def read(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The known values of a row, by their known names.
 
-            Raises:
-        X"""
+        Raises:
+            DataError: two values for one name, an id that is none, or (a :class:`ColumnError`) a key that is not known
+                and holds a sequence, or a text under another name.
+        """
         found: dict[str, Any] = {}
         strange: list[str] = []
         for key, value in row.items():
@@ -64,7 +67,7 @@ class Columns:
                 raise DataError(f"two values of {name!r}, one of them renamed")
             if name in self.known:
                 found[name] = value
-            elif key not in self.ignore and holds_sequence(value):
+            elif self.modalities and key not in self.ignore and holds_sequence(value):
                 strange.append(key)
             elif key not in self.ignore and len(self.unread) < _NAMED:
                 self.unread.setdefault(key)

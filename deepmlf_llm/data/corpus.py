@@ -85,7 +85,7 @@ def check_corpus(corpus: Corpus, dataset: str) -> dict[str, int]:
         for suffix, values in rows.unimodal.items():
             rated = np.where(np.isnan(values), 0.0, values)
             _check_labels(rated, rows.ids, low, high, f"{name}: split {split!r}, label_{suffix}")
-        if all(not len(frames) for sequences in rows.features.values() for frames in sequences):
+        if rows.features and all(not len(frames) for sequences in rows.features.values() for frames in sequences):
             raise DataError(f"{name}: split {split!r} has no real frame in any modality ({', '.join(rows.features)})")
     _note_oddities(corpus, high)
     return _common_dimensions(corpus)

@@ -20,7 +20,7 @@ from typing import Any
 from deepmlf_llm.data.columns import ColumnError, Columns
 from deepmlf_llm.data.corpus import Corpus
 from deepmlf_llm.data.file_kind import PICKLE, file_kind
-from deepmlf_llm.data.labelled import check_prepared
+from deepmlf_llm.data.labelled import check_prepared, unread_features
 from deepmlf_llm.data.manifest import FILE_NAME
 from deepmlf_llm.data.names import did_you_mean
 from deepmlf_llm.data.restandardise import standardisation_changes
@@ -77,7 +77,8 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
     if path.is_file() and _is_clip(path):
         clip = read_single_clip(path, text, renamed)
         return _of_values(path, [clip], columns, sha256(path), [])
-    corpus = open_source(path, trained.dataset, rename=renamed, labelled=False)
+    read = None if columns.modalities else []  # a model that reads text alone needs no features in a source
+    corpus = open_source(path, trained.dataset, modalities=read, rename=renamed, labelled=False)
     chosen = list(corpus.splits) if split is None else [split]
     if split is not None and split not in corpus.splits:
         known = ", ".join(corpus.splits)
@@ -152,6 +153,7 @@ def _of_values(path: Path, values: list[dict[str, Any]], columns: Columns, ident
             raise DataError(f"{path}: has features called {name!r}{near}: --rename or --ignore it")
     notes = [*notes, *(f"{name!r} is not read: the model has no such modality" for name in extra)]
     notes += [f"{name!r} is absent from every utterance" for name in missing]
+    notes += unread_features(columns)
     kept = {"id", "text", *columns.modalities}
 
     def rows() -> Iterator[Row]:

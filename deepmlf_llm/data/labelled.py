@@ -62,7 +62,12 @@ def open_labelled(
     name = choose_split(corpus.splits, split, str(path))
     rows = split_as_trained(corpus, name, trained.modalities, trained.text.case)
     facts = {"name": path.resolve().name, "sha256": rows.fingerprint(), "source": corpus.source}
-    return LabelledSplit(name, rows, facts, corpus.notes)
+    return LabelledSplit(name, rows, facts, [*corpus.notes, *unread_features(trained)])
+
+
+def unread_features(trained: Any) -> list[str]:
+    """A sentence where a model reads none of what there may be beside the text."""
+    return [] if trained.modalities else ["the model reads text alone: no features are read"]
 
 
 def choose_split(splits: Iterable[str], wanted: str | None, where: str) -> str:
@@ -98,7 +103,7 @@ def check_prepared(store: DataStore, trained: Any) -> list[str]:
     case = store.manifest.text["case"]
     if case != trained.text.case:
         notes.append(f"transcripts were prepared in case {case!r}, the adapter was trained on {trained.text.case!r}")
-    return [note for note in notes if note]
+    return [*(note for note in notes if note), *unread_features(trained)]
 
 
 def _prepared(store: DataStore, trained: Any, split: str | None) -> LabelledSplit:

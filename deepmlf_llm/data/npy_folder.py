@@ -61,7 +61,7 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
     if texts:
         notes.append(f"left out: {', '.join(texts)} (text features are not needed)")
     present = [name for name in present if name not in texts]
-    if not present:
+    if not present and reading.modalities != ():
         raise DataError(f"{directory}: no modality found: no folder with .npy files{_what_there_is(folders)}")
     features = {}
     for name, key in reading.keys(present, str(directory), notes).items():

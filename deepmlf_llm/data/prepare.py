@@ -117,6 +117,10 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
     _check_splits(corpus, settings)
     dims = check_corpus(corpus, dataset)
     names = list(next(iter(corpus.splits.values())).features)
+    if not names:
+        raise DataError(
+            f"{corpus.source['name']}: no modality to prepare, expected at least one such as audio or vision"
+        )
     for name in settings.frame_rates:
         if name not in names:
             raise ConfigError(f"frame rate given for {name!r}{suggest(name, names)}: there are {', '.join(names)}")

@@ -40,7 +40,7 @@ class Reading:
 
     Attributes:
         dataset: "mosi", "mosei" or "sims": whose labels these are.
-        modalities: which to read, in this order; None: all there are.
+        modalities: which to read, in this order; None: all there are; empty: the text alone.
         rename: name in the source -> name of the modality.
         labelled: whether every utterance must have a label; False: one that has none gets NaN.
     """
@@ -82,7 +82,7 @@ class Reading:
             if name not in found:
                 raise DataError(f"{where}: no modality {name!r}{did_you_mean(name, found)}; there are {listed}")
         names = list(found) if wanted is None else wanted
-        if not names:
+        if not names and wanted is None:
             raise DataError(f"{where}: no modality found, expected at least one such as audio or vision")
         check_modality_names(names)
         notes += [f"{found[name]!r} was read as {name}" for name in names if found[name] != name]

@@ -53,7 +53,7 @@ def open_source(
     Args:
         source: the file or folder.
         dataset: "mosi", "mosei" or "sims": whose labels these are.
-        modalities: which to read, in this order; default: all there are.
+        modalities: which to read, in this order; default: all there are; empty: the text alone.
         rename: name in the source -> name of the modality.
         labelled: every utterance must have a label within the data set's range; False: labels are not looked at, and
             NaN where there is none.

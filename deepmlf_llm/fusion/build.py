@@ -28,14 +28,10 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
     """A fresh :class:`FusionStack` that fits ``decoder``, fp32 (fp64 on an fp64 one). The decoder is not changed.
 
     Raises:
-        ConfigError: layers out of range, no modality, widths that do not divide, a text longer than the LM's positions,
-            or a copy of a quantized FFW that was not asked for.
+        ConfigError: layers out of range, widths that do not divide, a text longer than the LM's positions, or a copy of
+            a quantized FFW that was not asked for.
     """
     layers = resolve_fusion_layers(config.fusion_layers, decoder.num_layers)
-    if not config.modalities:
-        raise ConfigError(
-            "modalities: DeepMLF needs at least one beside the text, e.g. modalities={'audio': {'dim': 74}}"
-        )
     limit = getattr(decoder.lm.config.get_text_config(), "max_position_embeddings", None)
     longest = config.text.max_tokens + config.num_fusion_tokens
     if limit is not None and longest > limit:
@@ -48,31 +44,40 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             "ffw_weights='copy' of a quantized base would dequantize each FFW to fp32: say so with "
             "dequantize_copy=true, or keep ffw_weights='shared' (one quantized copy, LoRA on top)"
         )
-    av = config.av_encoder
+    width = 0 if config.reads_text_alone else config.av_encoder.width
     stack = FusionStack(
         FusionTokens(config.num_fusion_tokens, decoder.width),
-        AVEncoder(
-            {name: modality.dim for name, modality in config.modalities.items()},
-            av.width,
-            av.num_layers,
-            av.num_heads,
-            av.ffw_width,
-            av.dropout,
-            av.input_dropout,
-            av.max_frames,
-            av.pool,
-            av.feature_norm,
-        ),
+        _build_encoder(config),
         {index: _build_block(decoder, index, config) for index in layers},
-        Heads(decoder.width, av.width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs),
-        av.width,
+        Heads(decoder.width, width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs),
+        width,
     )
     return stack.to(decoder.embeddings.weight.device, at_least_fp32(decoder.embeddings.weight))
 
 
-def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock:
+def _build_encoder(config: DeepMLFConfig) -> AVEncoder | None:
+    if config.reads_text_alone:
+        return None
+    av = config.av_encoder
+    return AVEncoder(
+        {name: modality.dim for name, modality in config.modalities.items()},
+        av.width,
+        av.num_layers,
+        av.num_heads,
+        av.ffw_width,
+        av.dropout,
+        av.input_dropout,
+        av.max_frames,
+        av.pool,
+        av.feature_norm,
+    )
+
+
+def _build_attention(decoder: Decoder, config: DeepMLFConfig) -> GatedCrossAttention | None:
+    if config.reads_text_alone:
+        return None
     try:
-        attention = GatedCrossAttention(
+        return GatedCrossAttention(
             decoder.width,
             config.gca_heads or decoder.num_heads,
             config.gca_head_width,
@@ -81,6 +86,10 @@ def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock
         )
     except ValueError as error:
         raise ConfigError(f"gca_heads, gca_head_width: {error}") from error
+
+
+def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock:
+    attention = _build_attention(decoder, config)
     source = decoder.ffw_norm(index)
     gathered = _gathered([*source.parameters(), *_ffw_parameters(decoder, index, config)])
     with gathered:
@@ -92,8 +101,9 @@ def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock
             config.ffw_lora_dropout,
             config.ffw_dropout,
         )
-        norms = [_build_norm(decoder, source, config.norm_init) for _ in range(2)]
-    return MMBlock(norms[0], attention, norms[1], ffw, config.gate, config.ffw_scope)
+        attention_norm = None if attention is None else _build_norm(decoder, source, config.norm_init)
+        ffw_norm = _build_norm(decoder, source, config.norm_init)
+    return MMBlock(attention_norm, attention, ffw_norm, ffw, config.gate, config.ffw_scope)
 
 
 def _ffw_parameters(decoder: Decoder, index: int, config: DeepMLFConfig) -> list[nn.Parameter]:

@@ -33,11 +33,12 @@ class DeepMLFOutput(ModelOutput):
 
     Args:
         loss: scalar, with labels only.
-        losses: unweighted terms by name: task, fusion, av, text and (gamma > 0) lm.
+        losses: unweighted terms by name: task, fusion, av (where a modality is read), text and (gamma > 0) lm.
         polarity: the prediction [b].
         fusion_polarity: mean over the fusion tokens' own heads [b].
         text_polarity: from the last text token [b].
-        av_polarity: from the audiovisual context [b]; means nothing for a row without any.
+        av_polarity: from the audiovisual context [b]; means nothing for a row without any. None where no modality is
+            read.
     """
 
     loss: Tensor | None = None
@@ -85,7 +86,8 @@ class FusedDecoder:
         input_ids, mask = left_padded(input_ids, mask)
         inputs = self._features(config, features, len(input_ids), stack)
         context, key_values = stack.encode(inputs)
-        state = FusionState(stack.blocks, key_values, context.mask, stack.num_tokens)
+        context_mask = None if context is None else context.mask
+        state = FusionState(stack.blocks, key_values, context_mask, stack.num_tokens)
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
         cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
         augmented = stack.training and config.seqaug.changes_text
@@ -102,7 +104,8 @@ class FusedDecoder:
         names = [*config.modalities, *(f"{name}_mask" for name in config.modalities)]
         for key in given:
             if key not in names:
-                raise ConfigError(f"forward got {key!r}{suggest(key, names)}: expected {', '.join(names)}")
+                expected = f"expected {', '.join(names)}" if names else "this adapter reads text alone (modalities={})"
+                raise ConfigError(f"forward got {key!r}{suggest(key, names)}: {expected}")
         device = stack.heads.text.weight.device
         features = {}
         for name, modality in config.modalities.items():
@@ -131,24 +134,25 @@ class FusedDecoder:
         stack: FusionStack,
         config: DeepMLFConfig,
         states: States,
-        context: AVContext,
+        context: AVContext | None,
         input_ids: Tensor,
         mask: Tensor,
         labels: Tensor | None,
         loss_counts: Mapping[str, Tensor] | None,
     ) -> DeepMLFOutput:
-        predictions = stack.heads(states.tokens, states.last_text, context.mean())
+        predictions = stack.heads(states.tokens, states.last_text, None if context is None else context.mean())
         output = DeepMLFOutput(
             polarity=_per_utterance(predictions.task),
             fusion_polarity=_per_utterance(predictions.fusion.mean(dim=1)),
             text_polarity=_per_utterance(predictions.text),
-            av_polarity=_per_utterance(predictions.av),
+            av_polarity=None if predictions.av is None else _per_utterance(predictions.av),
         )
         if labels is not None:
             next_token = None
             if config.objective.gamma > 0 and states.text is not None:
                 next_token = partial(next_token_sum, self.decoder.logits, states.text, input_ids, mask)
-            terms = loss_terms(config.objective, predictions, labels, mask, context.mask.any(dim=1), next_token)
+            present = torch.zeros_like(mask[:, 0], dtype=torch.bool) if context is None else context.mask.any(dim=1)
+            terms = loss_terms(config.objective, predictions, labels, mask, present, next_token)
             output.loss, output.losses = combine(terms, loss_counts)
         return output
 

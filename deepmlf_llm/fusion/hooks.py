@@ -36,15 +36,15 @@ class FusionState:
 
     Args:
         blocks: LM layer (0-based) -> MM Block to run after it.
-        key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)].
-        context_mask: True where a frame is real [b x t].
+        key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)]; empty without one.
+        context_mask: True where a frame is real [b x t]; None without a context.
         num_tokens: n; fusion tokens are the last n of the sequence.
         rows: how rows lie in the LM's hidden states: padded, or one after the other.
     """
 
     blocks: dict[int, MMBlock]
     key_values: dict[int, Tensor]
-    context_mask: Tensor
+    context_mask: Tensor | None
     num_tokens: int
     rows: Rows = PADDED
 
@@ -59,7 +59,7 @@ class FusionState:
 
     def fuse(self, index: int, hidden: Tensor) -> Tensor:
         """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
-        key_value = self.key_values[index]
+        key_value = self.key_values.get(index)
         fused: Tensor = self.blocks[index](hidden, key_value, self.context_mask, self.num_tokens, self.rows)
         return fused
 

@@ -106,9 +106,10 @@ def loss_terms(
     terms = [
         LossTerm("task", error(predictions.task).sum(), counts["task"], 1.0),
         LossTerm("fusion", error(predictions.fusion).sum(), counts["fusion"], config.lambda_fusion),
-        LossTerm("av", (error(predictions.av) * present).sum(), counts["av"], config.lambda_av),
-        LossTerm("text", error(predictions.text).sum(), counts["text"], config.lambda_text),
     ]
+    if predictions.av is not None:
+        terms.append(LossTerm("av", (error(predictions.av) * present).sum(), counts["av"], config.lambda_av))
+    terms.append(LossTerm("text", error(predictions.text).sum(), counts["text"], config.lambda_text))
     if next_token is not None:
         terms.append(LossTerm("lm", next_token(), counts["lm"], config.gamma))
     return terms

@@ -38,7 +38,8 @@ class Prediction:
         polarity: the prediction.
         label: negative, neutral or positive, by the data set's rule.
         text_polarity: what the text alone says (its own head).
-        av_polarity: what audio and vision alone say; None where the utterance has neither.
+        av_polarity: what audio and vision alone say; None where the utterance has neither, or the model reads text
+            alone.
         fusion_polarity: what the fusion tokens say, mean over them.
     """
 
@@ -140,7 +141,8 @@ class SentimentPredictor:
             raise DataError(f"these features do not fit the model: {'; '.join(problems)}")
         for name, rows in features.items():
             if name not in known:
-                raise DataError(f"{name!r}{suggest(name, known)}: this model knows {', '.join(known)}")
+                told = f"this model knows {', '.join(known)}" if known else "this model reads text alone"
+                raise DataError(f"{name!r}{suggest(name, known)}: {told}")
             if rows is not None and len(rows) != len(text):
                 raise DataError(f"{name}: {len(rows)} sequences for {len(text)} texts")
         items = []
@@ -195,7 +197,8 @@ class SentimentPredictor:
             batch = self._collate([items[i] for i in rows])
             device = next(self.model.parameters()).device
             out = self.model.predict_with(self._adapter, **{name: x.to(device) for name, x in batch.items()})
-            heads = torch.stack([out.polarity, out.text_polarity, out.av_polarity, out.fusion_polarity]).T.tolist()
+            av_polarity = torch.full_like(out.polarity, torch.nan) if out.av_polarity is None else out.av_polarity
+            heads = torch.stack([out.polarity, out.text_polarity, av_polarity, out.fusion_polarity]).T.tolist()
             for i, (polarity, text, av, fusion) in zip(rows, heads, strict=True):
                 heard = any(len(items[i].get(name, ())) for name in self.config.modalities)
                 label = polarity_label(np.float32(polarity), self.config.dataset)

@@ -21,16 +21,16 @@ class FusionStack(nn.Module):
 
     Args:
         fusion_tokens: X_f.
-        av_encoder: E_AV.
+        av_encoder: E_AV; None: nothing is heard or seen, and no block has cross-attention.
         blocks: LM layer (0-based) -> MM Block that follows it.
         heads: task, fusion, text and AV heads.
-        context_width: d_av.
+        context_width: d_av, where there is an AV encoder.
     """
 
     def __init__(
         self,
         fusion_tokens: FusionTokens,
-        av_encoder: AVEncoder,
+        av_encoder: AVEncoder | None,
         blocks: Mapping[int, MMBlock],
         heads: Heads,
         context_width: int,
@@ -40,7 +40,9 @@ class FusionStack(nn.Module):
         self.av_encoder = av_encoder
         self.mm_blocks = nn.ModuleDict({str(layer): blocks[layer] for layer in sorted(blocks)})
         # Keys and values of Z for all MM Blocks in one matmul, and in one module that ZeRO-3 can gather.
-        self.context_projection = nn.Linear(context_width, sum(self.key_value_widths.values()), bias=False)
+        self.context_projection: nn.Linear | None = None
+        if av_encoder is not None:
+            self.context_projection = nn.Linear(context_width, sum(self.key_value_widths.values()), bias=False)
         self.heads = heads
 
     @property
@@ -55,15 +57,22 @@ class FusionStack(nn.Module):
 
     @property
     def key_value_widths(self) -> dict[int, int]:
-        """LM layer -> width of its MM Block's keys and values of Z, side by side (2 h e)."""
-        return {layer: 2 * block.cross_attention.inner_width for layer, block in self.blocks.items()}
+        """LM layer -> width of its MM Block's keys and values of Z, side by side (2 h e); empty without a context."""
+        return {
+            layer: 2 * block.cross_attention.inner_width
+            for layer, block in self.blocks.items()
+            if block.cross_attention is not None
+        }
 
     @property
     def num_tokens(self) -> int:
         return self.fusion_tokens.num_tokens
 
-    def encode(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[AVContext, dict[int, Tensor]]:
-        """Features -> Z and each MM Block's keys and values of it, by LM layer [b x t x (2 h e)]."""
+    def encode(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[AVContext | None, dict[int, Tensor]]:
+        """Features -> Z and each MM Block's keys and values of it, by LM layer [b x t x (2 h e)]; None and nothing
+        where no modality is read."""
+        if self.av_encoder is None or self.context_projection is None:
+            return None, {}
         context = self.av_encoder(features)
         widths = self.key_value_widths
         key_values = self.context_projection(context.frames).split(list(widths.values()), dim=-1)

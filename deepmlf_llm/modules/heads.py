@@ -4,6 +4,8 @@ DeepMLF section 3 (arXiv 2504.11082). All read the states after the LM's final n
 
 - task: MLP on [mean of the fusion tokens ; last real text token ; mean of Z]. This is the prediction;
 - fusion: Linear on every fusion token; text: Linear on the last real text token; AV: Linear on the mean of Z.
+
+Where nothing is heard or seen there is no Z: the task head reads the first two, and there is no AV head.
 """
 
 from dataclasses import dataclass
@@ -22,13 +24,13 @@ class Predictions:
         task: [b x o], the prediction.
         fusion: [b x n x o], each fusion token's own.
         text: [b x o].
-        av: [b x o].
+        av: [b x o]; None without an AV head.
     """
 
     task: Tensor
     fusion: Tensor
     text: Tensor
-    av: Tensor
+    av: Tensor | None
 
 
 class SingleSafeBatchNorm(nn.BatchNorm1d):
@@ -47,7 +49,7 @@ class Heads(nn.Module):
 
     Args:
         width: d, LM width.
-        context_width: d_av.
+        context_width: d_av; 0: there is no audiovisual context, and no AV head.
         hidden_width: of the task head's MLP.
         norm: ``"batch"`` (paper) or ``"layer"`` (no dependence on the batch in training).
         dropout: before the task head.
@@ -73,13 +75,15 @@ class Heads(nn.Module):
         )
         self.fusion = nn.Linear(width, num_outputs)
         self.text = nn.Linear(width, num_outputs)
-        self.av = nn.Linear(context_width, num_outputs)
+        self.av = nn.Linear(context_width, num_outputs) if context_width else None
 
-    def forward(self, tokens: Tensor, last_text: Tensor, context_mean: Tensor) -> Predictions:
-        """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av]."""
+    def forward(self, tokens: Tensor, last_text: Tensor, context_mean: Tensor | None = None) -> Predictions:
+        """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av] (None: there is no context)."""
         dtype = self.text.weight.dtype
         # Regression in fp32 whatever the LM runs in: polarity differences of 0.01 drown in bf16.
         with torch.autocast(tokens.device.type, enabled=False):
-            tokens, last_text, context_mean = (x.to(dtype) for x in (tokens, last_text, context_mean))
-            joint = torch.cat([tokens.mean(dim=1), last_text, context_mean], dim=-1)
-            return Predictions(self.task(joint), self.fusion(tokens), self.text(last_text), self.av(context_mean))
+            tokens, last_text = tokens.to(dtype), last_text.to(dtype)
+            context = [] if context_mean is None else [context_mean.to(dtype)]
+            joint = torch.cat([tokens.mean(dim=1), last_text, *context], dim=-1)
+            av = None if self.av is None else self.av(*context)
+            return Predictions(self.task(joint), self.fusion(tokens), self.text(last_text), av)

@@ -5,11 +5,14 @@ DeepMLF section 3 (arXiv 2504.11082), on the LM block's output ``H~ = [X~_t ; X~
 1. ``X_f = X~_f + g(a1) * GCA(q=Norm(X~_f), kv=Z)``: fusion tokens read the audiovisual context;
 2. ``H = H + g(a2) * FFW(Norm(H))`` over ``H = [X~_t ; X_f]`` (``ffw_scope="joint"``, the paper), or over ``X_f`` alone
    (``"fusion"``: the text stays what the frozen LM makes of it, and need be computed only once).
+
+Where nothing is heard or seen there is no first equation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +43,21 @@ class PaddedRows:
 
 PADDED = PaddedRows()
 
+Update = Callable[[Tensor], Tensor]
+
+
+def at_tokens(update: Update, hidden: Tensor, num_tokens: int, rows: Rows) -> Tensor:
+    """``hidden`` with its fusion tokens [b x n x d] replaced by their ``update``."""
+    return rows.put_last(hidden, update(rows.take_last(hidden, num_tokens)))
+
+
+def everywhere(update: Update, hidden: Tensor, num_tokens: int, rows: Rows) -> Tensor:
+    """The ``update`` of all positions, for what goes position by position, however rows lie."""
+    return update(hidden)
+
+
+FFW_SCOPES = {"joint": everywhere, "fusion": at_tokens}
+
 
 class MMBlock(nn.Module):
     """Gated cross-attention, then a gated FFW.
@@ -53,7 +71,7 @@ class MMBlock(nn.Module):
 
     Args:
         attention_norm, ffw_norm: norms of the decoder's kind, own weights.
-        cross_attention: GCA with its gate a1.
+        cross_attention: GCA with its gate a1; None, as its norm: there is no context to read.
         ffw: see :class:`FeedForward`.
         gate: kind of the FFW's gate a2.
         ffw_scope: ``"joint"`` or ``"fusion"``.
@@ -61,45 +79,51 @@ class MMBlock(nn.Module):
 
     def __init__(
         self,
-        attention_norm: nn.Module,
-        cross_attention: GatedCrossAttention,
+        attention_norm: nn.Module | None,
+        cross_attention: GatedCrossAttention | None,
         ffw_norm: nn.Module,
         ffw: FeedForward,
         gate: str = "sigmoid",
         ffw_scope: str = "joint",
     ) -> None:
         super().__init__()
-        self.attention_norm = attention_norm
-        self.cross_attention = cross_attention
+        self.attention_norm: Any = attention_norm
+        self.cross_attention: Any = cross_attention
         self.ffw_norm = ffw_norm
         self.ffw = ffw
         self.ffw_gate = Gate(gate)
-        self.ffw_scope = ffw_scope
+        self._feed_at = FFW_SCOPES[ffw_scope]
 
     def gates(self) -> dict[str, Gate]:
-        return {"gca": self.cross_attention.gate, "ffw": self.ffw_gate}
+        gca = {} if self.cross_attention is None else {"gca": self.cross_attention.gate}
+        return {**gca, "ffw": self.ffw_gate}
 
     def forward(
-        self, hidden: Tensor, key_value: Tensor, context_mask: Tensor, num_tokens: int, rows: Rows = PADDED
+        self,
+        hidden: Tensor,
+        key_value: Tensor | None,
+        context_mask: Tensor | None,
+        num_tokens: int,
+        rows: Rows = PADDED,
     ) -> Tensor:
         """[b x s x d] -> [b x s x d], in the dtype of ``hidden``.
 
         Args:
             hidden: output of the LM block; the last ``num_tokens`` of each row are fusion tokens.
-            key_value: this block's keys and values of the context [b x t x (2 h e)].
-            context_mask: True where a frame is real [b x t].
+            key_value: this block's keys and values of the context [b x t x (2 h e)]; None without a context.
+            context_mask: True where a frame is real [b x t]; None without a context.
             num_tokens: n.
             rows: how rows lie in ``hidden``.
         """
-        tokens = self.read(rows.take_last(hidden, num_tokens), key_value, context_mask)
-        if self.ffw_scope == "joint":
-            return self.feed_forward(rows.put_last(hidden, tokens))
-        return rows.put_last(hidden, self.feed_forward(tokens))
+        if key_value is not None and context_mask is not None:
+            read = partial(self.read, key_value=key_value, context_mask=context_mask)
+            hidden = at_tokens(read, hidden, num_tokens, rows)
+        return self._feed_at(self.feed_forward, hidden, num_tokens, rows)
 
     def read(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
         """First equation: fusion tokens [b x n x d] after reading the context."""
         with _half_precision(tokens) as masters:
-            update = self.cross_attention(self.attention_norm(tokens.to(masters)), key_value, context_mask)
+            update: Tensor = self.cross_attention(self.attention_norm(tokens.to(masters)), key_value, context_mask)
         return tokens + update.to(tokens.dtype)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 
 
 def _context_frames(config: DeepMLFConfig, geometry: StepGeometry) -> int:
-    return min(config.av_encoder.max_frames, max(geometry.frames.values()))
+    return min(config.av_encoder.max_frames, max(geometry.frames.values(), default=0))
 
 
 class _LayerCost:
@@ -97,9 +97,11 @@ def _block(
     block: Any, decoder: Any, index: int, config: DeepMLFConfig, text_tokens: int, tokens: int, frames: int
 ) -> int:
     """An MM Block, its share of the context's projection to keys and values included."""
-    inner = block.cross_attention.inner_width
-    attention = tokens * _weights([block.cross_attention]) + frames * config.av_encoder.width * 2 * inner
-    attention += 2 * tokens * frames * inner
+    attention = 0
+    if block.cross_attention is not None:
+        inner = block.cross_attention.inner_width
+        attention = tokens * _weights([block.cross_attention]) + frames * config.av_encoder.width * 2 * inner
+        attention += 2 * tokens * frames * inner
     positions = text_tokens + tokens if config.ffw_scope == "joint" else tokens
     shared = 0 if config.ffw_weights == "copy" else _weights(decoder.ffw_parts(index).projections().values())
     return 2 * (_TRAINED * attention + positions * (_FROZEN * shared + _TRAINED * _weights([block.ffw])))
@@ -107,6 +109,8 @@ def _block(
 
 def _encoder(stack: Any, config: DeepMLFConfig, geometry: StepGeometry) -> int:
     """E_AV, its own head, and pooling in time (one product with a matrix of windows) before or after its layers."""
+    if stack.av_encoder is None:
+        return 0
     encoder, pooled, width = stack.av_encoder, _context_frames(config, geometry), config.av_encoder.width
     first = config.av_encoder.pool == "before"
     total = pooled * _weights([encoder.join]) + _weights([stack.heads.av])

@@ -129,7 +129,7 @@ def make_trainer(
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.training.batching import BalancedBatches
     from deepmlf_llm.training.callbacks import Begun, EarlyStopping, MetricsLog
-    from deepmlf_llm.training.head_metrics import compute_metrics_for
+    from deepmlf_llm.training.head_metrics import compute_metrics_for, heads_of
     from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer
 
@@ -149,7 +149,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=splits["valid"],
         data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
-        compute_metrics=compute_metrics_for(config.dataset),
+        compute_metrics=compute_metrics_for(config.dataset, heads_of(config)),
         callbacks=[
             Begun(directory),
             MetricsLog(directory.path),

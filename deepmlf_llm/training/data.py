@@ -15,7 +15,7 @@ from deepmlf_llm.data.corruption import Corrupted, Corruption, check_modalities,
 from deepmlf_llm.errors import DataError, Problems, suggest
 from deepmlf_llm.tasks.regression import TASKS
 from deepmlf_llm.training.finite import FEW, name_of, some
-from deepmlf_llm.training.run_keys import EMBEDDED
+from deepmlf_llm.training.run_keys import EMBEDDED, TEXT_ALONE
 from deepmlf_llm.training.settings import RunSettings
 
 SPLITS = ("train", "valid", "test")
@@ -92,11 +92,13 @@ def load_data(settings: RunSettings) -> TrainingData:
 
 
 def chosen_modalities(settings: RunSettings, data: TrainingData) -> dict[str, dict[str, Any]]:
-    """The modalities that a run uses, in the data's order.
+    """The modalities that a run uses, in the data's order; none where it reads text alone.
 
     Raises:
         DataError: the data have no such modality.
     """
+    if settings.modalities == TEXT_ALONE:
+        return {}
     wanted = list(data.modalities) if settings.modalities is None else settings.modalities
     problems = Problems(DataError, f"modalities={wanted}")
     known = ", ".join(data.modalities) or "none"

@@ -81,7 +81,7 @@ class Evaluator:
             DataError, RunError: predictions that are not finite.
         """
         from deepmlf_llm.data.collate import Collator, TokenisedDataset
-        from deepmlf_llm.training.head_metrics import compute_metrics_for
+        from deepmlf_llm.training.head_metrics import compute_metrics_for, heads_of
         from deepmlf_llm.training.progress import show_progress
         from deepmlf_llm.training.trainer import DeepMLFTrainer
 
@@ -91,7 +91,7 @@ class Evaluator:
                 model=self.model,
                 args=_arguments(nowhere, self.batch_size),
                 data_collator=Collator(self._tokenizer, self.config.modalities, text.max_tokens, text.template),
-                compute_metrics=compute_metrics_for(self.config.dataset),
+                compute_metrics=compute_metrics_for(self.config.dataset, heads_of(self.config)),
             )
             show_progress(trainer, bar=on_terminal())
             items = self._items

@@ -105,8 +105,9 @@ class FiniteSteps:
         finite = torch.stack([part.detach().isfinite().all() for part in losses.values()])
         rows = {}
         for part, head in HEAD_OF.items():
-            values = outputs[head].detach()
-            rows[part] = values.isfinite().reshape(len(values), -1).all(dim=1)
+            if outputs.get(head) is not None:
+                values = outputs[head].detach()
+                rows[part] = values.isfinite().reshape(len(values), -1).all(dim=1)
         self._batches.append(_Batch(finite, list(losses), rows, list(indices)))
 
     def check(self, step: int, model: nn.Module, gradients: Mapping[str, Tensor]) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS, polarity_metrics
 
-HEADS = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
+_AV_HEAD = "av_polarity"
+HEADS = ("polarity", "fusion_polarity", "text_polarity", _AV_HEAD)
 
 
-def compute_metrics_for(dataset: str) -> Any:
-    """What Trainer calls after an evaluation: the data set's metrics of the prediction, and of each other head."""
+def heads_of(config: DeepMLFConfig) -> tuple[str, ...]:
+    """The outputs that metrics are made of; a model that reads text alone has no AV head."""
+    return tuple(head for head in HEADS if head != _AV_HEAD or not config.reads_text_alone)
+
+
+def compute_metrics_for(dataset: str, heads: Sequence[str] = HEADS) -> Any:
+    """What Trainer calls after an evaluation: the data set's metrics of the prediction, and of each other head.
+
+    Args:
+        dataset: whose metrics.
+        heads: what an evaluation predicts, the prediction first; see :func:`heads_of`.
+    """
 
     def compute(evaluated: Any) -> dict[str, float]:
         labels = evaluated.label_ids
-        by_head = dict(zip(HEADS, evaluated.predictions, strict=True))
+        by_head = dict(zip(heads, evaluated.predictions, strict=True))
         metrics = polarity_metrics(by_head.pop("polarity"), labels, dataset)
         for head, predictions in by_head.items():
             own = polarity_metrics(predictions, labels, dataset)

@@ -80,7 +80,7 @@ class StartingAdapter:
         trained, problems = self.config.modalities, Problems(AdapterError, self._source)
         problems.messages += [f"the data: {problem}" for problem in feature_problems(trained, modalities)]
         for name in modalities.keys() - trained.keys():
-            known = ", ".join(trained)
+            known = ", ".join(trained) or "text alone"
             problems.check(False, f"the adapter has no {name!r}, it reads {known}; choose with modalities=...")
         problems.raise_if_any()
         return [

@@ -13,11 +13,18 @@ from deepmlf_llm.data.corruption import one_level_each
 TEXT_CACHES = ("none", "memory", "disk")
 EMBEDDED = "embedded"
 AUTO = "auto"
+TEXT_ALONE = ["none"]
+"""What ``modalities`` holds where none is read."""
 
 _SHARE = Rule(lambda value: is_number(value) and 0 < value <= 1, "a share in (0, 1]")
 _NAMES = words("a list of modalities")
 _MODALITIES = optional(
-    Rule(lambda value: _NAMES.good(value) and len(set(value)) == len(value), "a list of modalities, none of them twice")
+    Rule(
+        lambda value: (
+            _NAMES.good(value) and len(set(value)) == len(value) and (value == TEXT_ALONE or "none" not in value)
+        ),
+        "a list of modalities, none of them twice, or the word none alone",
+    )
 )
 _MISSING = optional(
     Rule(
@@ -53,7 +60,9 @@ class RunKeys:
     attn_implementation: str = setting("auto, sdpa, eager, varlen, flash_attention_2, ..", choice(*_KERNELS), AUTO)
     data: str = setting("data directory made by `deepmlf prepare`, or embedded", word("a directory"), EMBEDDED)
     modalities: list[str] | None = setting(
-        "which of the data's modalities to use; default: all of them", _MODALITIES, None
+        "which of the data's modalities to use, or none: text alone, without AV encoder and GCA; default: all of them",
+        _MODALITIES,
+        None,
     )
     data_fraction: float = setting("share of the training split to use, in (0, 1]", _SHARE, 1.0)
     missing: list[str] | None = setting(

@@ -16,7 +16,7 @@ from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.planning.steps import Steps, planned_steps
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
-from deepmlf_llm.training.run_keys import RunKeys
+from deepmlf_llm.training.run_keys import TEXT_ALONE, RunKeys
 
 VOLATILE = {
     "output_dir",
@@ -56,6 +56,8 @@ class RunSettings(RunKeys):
 
     def __post_init__(self) -> None:
         self._given_batch_size = False
+        if self.modalities == []:
+            self.modalities = list(TEXT_ALONE)
         problems = Problems(ConfigError, "settings")
         problems.messages.extend(rule_problems(self))
         problems.raise_if_any()

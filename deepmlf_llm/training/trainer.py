@@ -32,7 +32,7 @@ from deepmlf_llm.training.finite import (
     some,
 )
 from deepmlf_llm.training.gradients import FirstGradients, average_running_statistics
-from deepmlf_llm.training.head_metrics import HEADS
+from deepmlf_llm.training.head_metrics import heads_of
 from deepmlf_llm.training.losses import LossWindow, logged_parts, step_counts
 from deepmlf_llm.training.schedule import Schedule
 from deepmlf_llm.training.trusted import tensors_only
@@ -254,7 +254,8 @@ class DeepMLFTrainer(CheckpointingTrainer):
             order = list(self._get_eval_sampler(self._evaluated))
             check_predictions(evaluated.predictions, self._evaluated, order, self.modalities)
             back = np.argsort(order)  # from the order of evaluation to that of the data
-            heads = {head: values[back] for head, values in zip(HEADS, evaluated.predictions, strict=False)}
+            names = heads_of(self.model.deepmlf_config)
+            heads = {head: values[back] for head, values in zip(names, evaluated.predictions, strict=True)}
             self.predicted = heads, evaluated.label_ids[back]
             return compute(evaluated)
 
@@ -263,11 +264,11 @@ class DeepMLFTrainer(CheckpointingTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, the four polarities [b] each, labels: nothing else is kept."""
+        """Loss, the polarity of each head [b], labels: nothing else is kept."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        polarities = tuple(getattr(outputs, head) for head in HEADS)
+        polarities = tuple(getattr(outputs, head) for head in heads_of(self.model.deepmlf_config))
         loss = None if outputs.loss is None else outputs.loss.detach()
         return loss, polarities, inputs.get("labels")
 

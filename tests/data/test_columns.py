@@ -52,6 +52,16 @@ def test_two_keys_of_one_name_are_refused():
         Columns(NAMES, {"visual": "vision"}).read({"text": "x", "vision": None, "visual": [[1]]})
 
 
+def test_a_model_that_reads_text_alone_leaves_features_out_and_says_so():
+    """None of them can be a modality under another name, and the rows of other models are predicted as they are."""
+    columns = Columns([])
+    row = {"id": 1, "text": "x", "audio": [[1.0]], "visual": np.ones((2, 2)), "speaker": "a"}
+    assert columns.read(row) == {"id": 1, "text": "x"}
+    assert columns.unread_note() == "not read, because they are no id, text, label: 'audio', 'visual', 'speaker'"
+    with pytest.raises(ColumnError, match="no 'text', but 'txt'"):
+        columns.read({"txt": "x", "audio": [[1.0]]})
+
+
 def test_a_million_different_keys_are_not_all_remembered():
     columns = Columns(NAMES)
     for i in range(1000):

@@ -172,6 +172,23 @@ def test_labels_are_not_needed_for_predictions_and_modalities_that_differ_are_to
     assert "'vision' is absent from every utterance" in found.notes
 
 
+def test_a_model_that_reads_text_alone_needs_no_features(prepared, trained, tree, write_pickle, tmp_path):
+    alone = DeepMLFConfig(dataset="mosi", text={"case": "lower"})
+    bare = {key: value for key, value in tree["test"].items() if not key.startswith(("audio", "vision"))}
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "label.csv").write_text("video_id,clip_id,text,label,mode\na,1,so it went,1.5,test\n")
+    for source in (prepared, write_pickle(tree, "all.pkl"), write_pickle({"test": bare}, "bare.pkl"), folder):
+        found = open_labelled(source, alone)
+        assert found.rows.modalities == {}
+        assert "the model reads text alone: no features are read" in found.notes
+        rows = list(open_input(source, Columns([]), alone, "test").rows())
+        assert [row.values["text"].lower() for row in rows] == found.rows.texts
+        assert {key for row in rows for key in row.values} == {"id", "text"}
+    with pytest.raises(DataError, match="no modality found"):
+        open_labelled(folder, trained)
+
+
 def test_a_single_clip(trained, write_pickle):
     clip = {"audio": np.ones((6, 3), dtype=np.float32), "vision": np.ones((2, 4), dtype=np.float32)}
     path = write_pickle(clip, "clip.pkl")

@@ -33,6 +33,17 @@ def test_equal_their_formulas(norm, outputs):
         assert_close(found.av[row], linear(context[row], w, "av"))
 
 
+def test_without_a_context_the_task_head_reads_tokens_and_text_and_there_is_no_av_head():
+    heads = Heads(D, 0, hidden_width=7, norm="layer").double()
+    tokens, last_text, _ = inputs()
+    found, w = heads(tokens, last_text), weights_of(heads)
+    assert found.av is None
+    assert not [name for name in w if name.startswith("av")]
+    for row in range(B):
+        joint = torch.cat([tokens[row].mean(0), last_text[row]])
+        assert_close(found.task[row], task_head(joint, under(w, "task.")))
+
+
 def test_batch_norm_trains_on_the_batch():
     heads = Heads(D, C, hidden_width=7).double()
     tokens, last_text, context = inputs()

@@ -18,11 +18,11 @@ DIMS = {"audio": 16, "vision": 20}
 def build(**settings) -> DeepMLFModel:
     modalities = {name: {"dim": dim} for name, dim in DIMS.items()}
     base = load_base_model("tiny-llama", attn_implementation="eager")
-    return DeepMLFModel(base, DeepMLFConfig(num_fusion_tokens=8, modalities=modalities, **settings)).train()
+    return DeepMLFModel(base, DeepMLFConfig(**{"num_fusion_tokens": 8, "modalities": modalities, **settings})).train()
 
 
-def batch() -> dict[str, torch.Tensor]:
-    features = {name: torch.randn(B, FRAMES[name], dim) for name, dim in DIMS.items()}
+def batch(modalities=tuple(DIMS)) -> dict[str, torch.Tensor]:
+    features = {name: torch.randn(B, FRAMES[name], DIMS[name]) for name in modalities}
     return {"input_ids": torch.randint(3, 250, (B, T)), "labels": torch.zeros(B), **features}
 
 
@@ -36,14 +36,17 @@ def batch() -> dict[str, torch.Tensor]:
         {"ffw_scope": "fusion", "ffw_weights": "copy"},
         {"ffw_scope": "fusion", "av_encoder": {"pool": "before", "max_frames": 9}},
         {"ffw_scope": "fusion", "av_encoder": {"pool": "after", "max_frames": 9}},
+        {"ffw_scope": "joint", "modalities": {}},
+        {"ffw_scope": "fusion", "modalities": {}},
     ],
     ids=str,
 )
 def test_agrees_with_what_torch_counts(settings):
     """Within 2 %: some gradients that we count, nobody needs (of features, of the last norm's neighbours)."""
     model = build(fusion_layers="even:2", **settings)
+    rows = batch(model.deepmlf_config.modalities)
     with FlopCounterMode(display=False) as counted:
-        model(**batch()).loss.backward()
+        model(**rows).loss.backward()
     assert step_flops(model, StepGeometry(B, T, FRAMES), False) == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 

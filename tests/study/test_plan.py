@@ -52,6 +52,14 @@ def test_counts_are_those_of_the_real_model(plan, data):
         assert cell.step_flops > 0
 
 
+def test_text_alone_is_a_row_of_a_study(plan):
+    grid = {"backbone": TWO_CUTS[0], "fusion_layers": "even:2", "modalities": ["none", "audio", ["audio", "vision"]]}
+    alone, one, both = plan(grid=grid, seeds=[1]).cells
+    assert [cell.values["modalities"] for cell in (alone, one, both)] == [["none"], ["audio"], ["audio", "vision"]]
+    assert alone.trainable < one.trainable < both.trainable
+    assert alone.step_flops < one.step_flops < both.step_flops
+
+
 def test_cells_say_what_the_report_sorts_by(plan):
     grid = [
         {"backbone": TWO_CUTS, "fusion_layers": "even:2"},

@@ -41,6 +41,18 @@ def test_values_get_the_type_of_their_key() -> None:
     assert settings.text_cache_dtype is None
 
 
+def test_no_modality_is_a_choice_and_said_in_one_way(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    found = [parse("--modalities", "none").modalities]
+    for text in ("modalities: none\n", "modalities: [none]\n", "modalities: []\n"):
+        file.write_text(text)
+        found.append(parse("--config", str(file)).modalities)
+    assert found == [["none"]] * 4
+    assert parse("--modalities", "null").modalities is None
+    with pytest.raises(ConfigError, match="expected a list of modalities, none of them twice, or the word none alone"):
+        parse("--modalities", "none,audio")
+
+
 def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("seed: 1\nlearning_rate: 1e-4\nobjective:\n  gamma: 1.0\n  lambda_av: 0.1\neval_strategy: no\n")

@@ -234,6 +234,41 @@ def test_any_set_of_modalities_trains(
     assert result["train"]["steps"] == 2
 
 
+def test_text_alone_trains_and_is_evaluated_predicted_and_merged(
+    toy_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``modalities: none``, from a run to predictions; features that the data have are not read, and that is said."""
+    from deepmlf_llm import SentimentPredictor
+    from deepmlf_llm.commands import merge, predict
+    from deepmlf_llm.training.evaluation import evaluate_adapter
+
+    data, adapter = str(embedded_dataset(tmp_path / "cache", sizes=(24, 8, 8))), str(tmp_path / "run" / "adapter")
+    result = run_training(toy_settings(data=data, modalities="none", max_steps=3, text_cache="memory"))
+    assert result["config"]["modalities"] == ["none"]
+    assert result["heads"]["test"].keys() == {"fusion", "text"}
+    assert not [name for line in lines_of(toy_settings()) for name in line if "av" in name]
+    assert not [name for name in weights_of(toy_settings()) if "av" in name or "cross_attention" in name]
+    found = evaluate_adapter(adapter, data, "test")
+    assert found["metrics"] == pytest.approx(result["metrics"]["test"], abs=1e-5, nan_ok=True)
+    assert found["notes"] == ["the model reads text alone: no features are read"]
+
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert "It reads text alone: no audio, no vision." in card
+    assert 'predictor.predict(text=["..."])\n' in card
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": 1, "text": "so it went", "audio": [[0.5, 1.0]]}) + "\n")
+    words = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--adapter"]
+    assert predict.main([*words, adapter]) == 0
+    assert "note: not read, because they are no id, text, label: 'audio'" in capsys.readouterr().out
+    (line,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert line["av_polarity"] is None
+
+    merge.main(["--adapter", adapter, "--output", str(tmp_path / "merged")])
+    merged = SentimentPredictor.from_pretrained(tmp_path / "merged")
+    assert merged.predict(["so it went"])[0].polarity == pytest.approx(line["polarity"], abs=1e-5)
+    with pytest.raises(DataError, match="'audio': this model reads text alone"):
+        merged.predict(["so it went"], audio=[[[1.0]]])
+
+
 def test_a_third_modality_needs_no_new_code(toy_settings: MakeSettings, toy_data: TrainingData) -> None:
     for split in toy_data.splits().values():
         for item in split.items:  # type: ignore[attr-defined]
