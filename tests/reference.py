@@ -221,6 +221,8 @@ class Settings:
     heads: int
     gate: str = "sigmoid"
     ffw_scope: str = "joint"
+    gca_queries: str = "tokens"
+    head_base: str = "none"
     lora_scale: float = 1.0
     av_heads: int = 6
     max_frames: int = 50
@@ -245,10 +247,18 @@ def mm_block(
         key_value: its projection of Z [(2 h e) x d_av]; None: nothing is heard or seen.
     """
     if key_value is not None:
-        read = cross_attention(
-            lm.norm(tokens, w, "attention_norm"), context, under(w, "cross_attention."), key_value, settings.heads
-        )
-        tokens = tokens + gate_factor(settings.gate, w["cross_attention.gate.alpha"]) * read
+
+        def heard(rows: Tensor) -> Tensor:
+            normed = lm.norm(rows, w, "attention_norm")
+            read = cross_attention(normed, context, under(w, "cross_attention."), key_value, settings.heads)
+            return rows + gate_factor(settings.gate, w["cross_attention.gate.alpha"]) * read
+
+        if settings.gca_queries != "tokens":
+            text = heard(text)
+        if settings.gca_queries != "text":
+            tokens = heard(tokens)
+    if settings.ffw_scope == "none":
+        return text, tokens
     rows = torch.cat([text, tokens]) if settings.ffw_scope == "joint" else tokens
     ffw = block_ffw_weights(lm, index, under(w, "ffw."), settings.lora_scale)
     update = feed_forward(lm.norm(rows, w, "ffw_norm"), ffw, lm.activation)
@@ -350,13 +360,15 @@ def deepmlf(
     hidden = lm.final(hidden)
     text, tokens = hidden[: len(ids)], hidden[len(ids) :]
     mean = context.mean(0) if len(context) else context.new_zeros(context.shape[1])
+    task = task_head(torch.cat([tokens.mean(0), text[-1], mean]), under(w, "heads.task."))
+    text_polarity = linear(text[-1], w, "heads.text")
     return ReferenceOutput(
         tokens=tokens,
         text=text,
         context_mean=mean,
-        task=task_head(torch.cat([tokens.mean(0), text[-1], mean]), under(w, "heads.task.")),
+        task=task + text_polarity if settings.head_base == "text" else task,
         fusion=linear(tokens, w, "heads.fusion"),
-        text_polarity=linear(text[-1], w, "heads.text"),
+        text_polarity=text_polarity,
         av=linear(mean, w, "heads.av") if "heads.av.weight" in w else None,
     )
 

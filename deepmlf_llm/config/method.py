@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from deepmlf_llm.config.design import design_problems
 from deepmlf_llm.config.facts import fingerprint_problems, standardisation_problems
 from deepmlf_llm.config.lora import lora_problems
 from deepmlf_llm.config.names import name_problem
@@ -74,11 +75,13 @@ class DeepMLFConfig(LoraConfig):
     r: int = setting("LoRA rank on the language model itself; 0 = none", integer(0, WIDEST), 0)
     num_fusion_tokens: int = setting("n, learnable fusion tokens after the text", integer(1, 1 << 16), 8)
     fusion_layers: Any = setting(
-        "MM Blocks after these LM layers: a list, 'last:k', 'even:k' or 'from:i'", None, "even:7"
+        "MM Blocks after these LM layers: a list, 'last:k', 'even:k' or 'from:i' ('from:0': every layer)",
+        None,
+        "even:7",
     )
     ffw_scope: str = setting(
-        "joint (paper: FFW over text and fusion tokens) or fusion (fusion tokens only)",
-        choice("joint", "fusion"),
+        "joint (paper: FFW over text and fusion tokens), fusion (fusion tokens only) or none (MM Blocks without FFW)",
+        choice("joint", "fusion", "none"),
         "joint",
     )
     ffw_weights: str = setting(
@@ -96,8 +99,22 @@ class DeepMLFConfig(LoraConfig):
         choice("sigmoid", "tanh", "none"),
         "sigmoid",
     )
+    gate_init: float = setting(
+        "start of every gate's learned value, before the squashing function", number(-100, 100), 0.0
+    )
+    gca_gate_init: float | None = setting(
+        "the same for the gates of cross-attention alone; default: gate_init", optional(number(-100, 100)), None
+    )
+    gate_per: str = setting(
+        "a gate has one value a block (paper) or one a channel of the LM's width", choice("block", "channel"), "block"
+    )
     norm_init: str = setting(
         "norms start as: lm (the LM block's own, which its FFW expects) or fresh (paper)", choice("fresh", "lm"), "lm"
+    )
+    gca_queries: str = setting(
+        "what queries the AV context: tokens (paper: fusion tokens), text (as Flamingo) or both",
+        choice("tokens", "text", "both"),
+        "tokens",
     )
     gca_heads: int | None = setting(
         "heads of gated cross-attention; default: the LM's", optional(integer(1, WIDEST)), None
@@ -118,6 +135,11 @@ class DeepMLFConfig(LoraConfig):
     head_width: int = setting("hidden width of the task head", integer(1, WIDEST), 64)
     head_norm: str = setting("norm inside the task head: batch (paper) or layer", choice("batch", "layer"), "batch")
     head_dropout: float = setting("dropout before the task head", share(), 0.0)
+    head_base: str = setting(
+        "what the task head's output is added to: none, or text (what the text head says, from which it then starts)",
+        choice("none", "text"),
+        "none",
+    )
     num_outputs: int = setting("values regressed per utterance", integer(1, WIDEST), 1)
     dataset: str = setting(f"label rule: {', '.join(TASKS)}", choice(*TASKS), "mosi")
     schema_version: int = setting("version of the adapter format", _VERSION, SCHEMA_VERSION)
@@ -179,6 +201,11 @@ class DeepMLFConfig(LoraConfig):
         """No modality beside the text: fusion tokens and FFWs stay, nothing is heard or seen."""
         return not self.modalities
 
+    @property
+    def blocks_change_text(self) -> bool:
+        """MM Blocks write into the text's states; else these are the frozen LM's in every layer."""
+        return self.ffw_scope == "joint" or (self.gca_queries != "tokens" and not self.reads_text_alone)
+
     def _read_version_1(self) -> None:
         """Settings of format 1 say nothing of the order of pooling and layers: it was pooled after them."""
         if self.schema_version == 1 and not isinstance(self.schema_version, bool):
@@ -202,11 +229,7 @@ class DeepMLFConfig(LoraConfig):
         for name in SECTIONS:
             problems.messages.extend(rule_problems(getattr(self, name), f"{name}."))
         problems.messages.extend(self.av_encoder.problems())
-        problems.check(
-            not (self.objective.gamma != 0 and self.ffw_scope == "fusion" and self.r == 0),
-            "objective.gamma > 0 trains nothing with ffw_scope='fusion' and no LM LoRA: the text never leaves the "
-            "frozen LM; set gamma to 0, ffw_scope to 'joint' or r above 0",
-        )
+        problems.messages.extend(design_problems(self))
         problems.messages.extend(fingerprint_problems(self.base_fingerprint))
 
     def _check_modalities(self, problems: Problems) -> None:

@@ -77,7 +77,9 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
     if path.is_file() and _is_clip(path):
         clip = read_single_clip(path, text, renamed)
         return _of_values(path, [clip], columns, sha256(path), [])
-    read = None if columns.modalities else []  # a model that reads text alone needs no features in a source
+    read: list[str] | None = (
+        None if columns.modalities else []
+    )  # a model that reads text alone needs no features in a source
     corpus = open_source(path, trained.dataset, modalities=read, rename=renamed, labelled=False)
     chosen = list(corpus.splits) if split is None else [split]
     if split is not None and split not in corpus.splits:

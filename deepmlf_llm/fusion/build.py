@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from deepmlf_llm.backbones import Decoder, is_quantized
+from deepmlf_llm.config.design import text_alone_problems
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.placement import resolve_fusion_layers
-from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.modules import (
     AVEncoder,
     FeedForward,
     FusionStack,
     FusionTokens,
+    Gate,
     GatedCrossAttention,
     Heads,
     MMBlock,
@@ -29,8 +31,11 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
 
     Raises:
         ConfigError: layers out of range, widths that do not divide, a text longer than the LM's positions, or a copy of
-            a quantized FFW that was not asked for.
+            a quantized FFW that was not asked for, or text alone with settings that leave an MM Block nothing to do.
     """
+    problems = Problems(ConfigError, "DeepMLFConfig")
+    problems.messages.extend(text_alone_problems(config))
+    problems.raise_if_any()
     layers = resolve_fusion_layers(config.fusion_layers, decoder.num_layers)
     limit = getattr(decoder.lm.config.get_text_config(), "max_position_embeddings", None)
     longest = config.text.max_tokens + config.num_fusion_tokens
@@ -39,7 +44,8 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             f"text.max_tokens={config.text.max_tokens} and num_fusion_tokens={config.num_fusion_tokens} make "
             f"{longest} positions; this LM has {limit}"
         )
-    if config.ffw_weights == "copy" and is_quantized(decoder.lm) and not config.dequantize_copy:
+    copies = config.ffw_weights == "copy" and config.ffw_scope != "none"
+    if copies and is_quantized(decoder.lm) and not config.dequantize_copy:
         raise ConfigError(
             "ffw_weights='copy' of a quantized base would dequantize each FFW to fp32: say so with "
             "dequantize_copy=true, or keep ffw_weights='shared' (one quantized copy, LoRA on top)"
@@ -49,7 +55,15 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
         FusionTokens(config.num_fusion_tokens, decoder.width),
         _build_encoder(config),
         {index: _build_block(decoder, index, config) for index in layers},
-        Heads(decoder.width, width, config.head_width, config.head_norm, config.head_dropout, config.num_outputs),
+        Heads(
+            decoder.width,
+            width,
+            config.head_width,
+            config.head_norm,
+            config.head_dropout,
+            config.num_outputs,
+            config.head_base,
+        ),
         width,
     )
     return stack.to(decoder.embeddings.weight.device, at_least_fp32(decoder.embeddings.weight))
@@ -81,33 +95,45 @@ def _build_attention(decoder: Decoder, config: DeepMLFConfig) -> GatedCrossAtten
             decoder.width,
             config.gca_heads or decoder.num_heads,
             config.gca_head_width,
-            config.gate,
+            _build_gate(decoder, config, config.gate_init if config.gca_gate_init is None else config.gca_gate_init),
             config.gca_dropout,
         )
     except ValueError as error:
         raise ConfigError(f"gca_heads, gca_head_width: {error}") from error
 
 
+def _build_gate(decoder: Decoder, config: DeepMLFConfig, init: float) -> Gate:
+    return Gate(config.gate, init, decoder.width if config.gate_per == "channel" else 1)
+
+
 def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock:
     attention = _build_attention(decoder, config)
     source = decoder.ffw_norm(index)
+    ffw, ffw_norm, ffw_gate, attention_norm = None, None, None, None
     gathered = _gathered([*source.parameters(), *_ffw_parameters(decoder, index, config)])
     with gathered:
-        ffw = FeedForward(
-            decoder.ffw_parts(index),
-            config.ffw_weights,
-            config.ffw_lora_r,
-            config.ffw_lora_alpha,
-            config.ffw_lora_dropout,
-            config.ffw_dropout,
-        )
-        attention_norm = None if attention is None else _build_norm(decoder, source, config.norm_init)
-        ffw_norm = _build_norm(decoder, source, config.norm_init)
-    return MMBlock(attention_norm, attention, ffw_norm, ffw, config.gate, config.ffw_scope)
+        if attention is not None:
+            attention_norm = _build_norm(decoder, source, config.norm_init)
+        if config.ffw_scope != "none":
+            ffw = _build_ffw(decoder, index, config)
+            ffw_norm = _build_norm(decoder, source, config.norm_init)
+            ffw_gate = _build_gate(decoder, config, config.gate_init)
+    return MMBlock(attention_norm, attention, ffw_norm, ffw, ffw_gate, config.ffw_scope, config.gca_queries)
+
+
+def _build_ffw(decoder: Decoder, index: int, config: DeepMLFConfig) -> FeedForward:
+    return FeedForward(
+        decoder.ffw_parts(index),
+        config.ffw_weights,
+        config.ffw_lora_r,
+        config.ffw_lora_alpha,
+        config.ffw_lora_dropout,
+        config.ffw_dropout,
+    )
 
 
 def _ffw_parameters(decoder: Decoder, index: int, config: DeepMLFConfig) -> list[nn.Parameter]:
-    if config.ffw_weights != "copy":
+    if config.ffw_weights != "copy" or config.ffw_scope == "none":
         return []
     return [p for module in decoder.ffw_parts(index).projections().values() for p in module.parameters()]
 

@@ -127,7 +127,7 @@ class FusedDecoder:
 
     def text_depth(self, config: DeepMLFConfig, stack: FusionStack) -> int | None:
         """Layers whose text never sees a fusion token; None: all of them."""
-        return None if config.ffw_scope == "fusion" else stack.layers[0] + 1
+        return stack.layers[0] + 1 if config.blocks_change_text else None
 
     def _output(
         self,

@@ -6,10 +6,11 @@ Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positi
 
 - :class:`Whole`: everything through the decoder at once, MM Blocks in its hooks; without padding where the attention
   kernel takes rows of different length (``attn_implementation="varlen"``, flash-attn). For LoRA on the LM, and for such
-  a kernel in joint scope, as long as no text is kept;
-- :class:`TextOnce` (``ffw_scope="fusion"``): the text alone without a graph, then the fusion tokens on its keys and
-  values;
-- :class:`Split` (``ffw_scope="joint"``): the same below the first MM Block, then text and fusion tokens together.
+  a kernel where MM Blocks change the text, as long as no text is kept;
+- :class:`TextOnce` (``ffw_scope`` fusion or none, fusion tokens query): the text alone without a graph, then the fusion
+  tokens on its keys and values;
+- :class:`Split` (``ffw_scope="joint"``, or the text queries): the same below the first MM Block, then text and fusion
+  tokens together.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class TextOnce:
 
 @dataclass(frozen=True)
 class Split:
-    """Below the first MM Block as :class:`TextOnce`, then text and fusion tokens together: a joint FFW changes both.
+    """Below the first MM Block as :class:`TextOnce`, then text and fusion tokens together, where MM Blocks change both.
 
     Args:
         decoder, kept: as there.
@@ -184,8 +185,8 @@ def _below_first_block(way: TextOnce | Split, given: PassInput, stream: TextStre
 
 
 def _from_first_block(decoder: Decoder, given: PassInput, hidden: Tensor, cache: PrefixCache | None = None) -> Tensor:
-    """Through the first MM Block and all that follows. It runs in no hook: a joint FFW reads the text, which no layer
-    has in one piece with the tokens yet."""
+    """Through the first MM Block and all that follows. It runs in no hook: where it changes the text, it reads it, and
+    no layer has that in one piece with the tokens yet."""
     first = given.state.first
     fused = given.state.fuse(first, hidden)
     return run_layers(decoder, fused, given.mask, first=first + 1, cache=cache, fusion_state=given.state.above(first))
@@ -204,7 +205,7 @@ def choose_pass(
         text_once: False: always :class:`Whole`.
     """
     packed = decoder.lm.config._attn_implementation in PACKING
-    joint = config.ffw_scope == "joint"
-    if config.has_lm_lora or not text_once or (packed and joint and not keeps_text):
+    changed = config.blocks_change_text
+    if config.has_lm_lora or not text_once or (packed and changed and not keeps_text):
         return Whole(decoder, packed)
-    return (Split if joint else TextOnce)(decoder, kept)
+    return (Split if changed else TextOnce)(decoder, kept)

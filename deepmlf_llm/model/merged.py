@@ -51,7 +51,8 @@ class MergedDeepMLF(FusedModel, nn.Module):
         config.base_fingerprint, config.base_quantization = base_fingerprint(lm), quantization_of(lm)
         dtype = lm.get_input_embeddings().weight.dtype  # type: ignore[operator]
         for block in stack.blocks.values():
-            block.ffw.own.to(dtype)  # as exact as the LM's own, not twice as large
+            if block.ffw is not None:
+                block.ffw.own.to(dtype)  # as exact as the LM's own, not twice as large
         self._fused = FusedDecoder(Decoder(lm))
         self._fused.injection.attach()
         self.requires_grad_(False)

@@ -251,7 +251,8 @@ class DeepMLFModel(SwitchedModel):
             )
         stack, config = self.active_stack, copy.deepcopy(self.deepmlf_config)
         for block in stack.blocks.values():  # before the LM changes: a block's FFW is that of the LM without its LoRA
-            block.ffw.take_ownership()
+            if block.ffw is not None:
+                block.ffw.take_ownership()
         lm = self.base_model.merge_and_unload(*args, **kwargs)
         return MergedDeepMLF(lm, stack, config)
 

@@ -228,7 +228,11 @@ class DeepMLFTuner(LoraModel):
         Raises:
             InjectionError: MM Blocks share the LM's FFW, which would change under them.
         """
-        sharing = [name for name, config in self.peft_config.items() if config.ffw_weights == "shared"]
+        sharing = [
+            name
+            for name, config in self.peft_config.items()
+            if config.ffw_weights == "shared" and config.ffw_scope != "none"
+        ]
         if sharing and any(config.has_lm_lora for config in self.peft_config.values()):
             raise InjectionError(
                 f"merge_adapter() would change the FFW weights that MM Blocks of adapter {sharing[0]!r} share with the "

@@ -18,11 +18,14 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "tanh"
 
 
 class Gate(nn.Module):
-    """One learnable scalar ``a`` through a squashing function; computed in fp32 (fp64 beside an fp64 LM).
+    """A learnable ``a`` through a squashing function, one scalar (paper) or one a channel; computed in fp32 (fp64
+    beside an fp64 LM).
 
     Args:
         kind: ``"sigmoid"`` (the paper: opens at 0.5), ``"tanh"`` (Flamingo: starts shut) or
             ``"none"`` (always 1; the parameter stays, frozen, so that files keep one layout).
+        init: where ``a`` starts; 0 in the paper. Gates that start shut let a model begin without what they gate.
+        channels: 1, or the width of what is gated.
 
     ``shut = True`` forces the factor to exactly 0 in the thread that says so: the injection probe shows with it that
     nothing else has changed, while other threads may predict.
@@ -31,14 +34,15 @@ class Gate(nn.Module):
         ValueError: unknown ``kind``; the message names the known ones.
     """
 
-    def __init__(self, kind: str = "sigmoid") -> None:
+    def __init__(self, kind: str = "sigmoid", init: float = 0.0, channels: int = 1) -> None:
         super().__init__()
         if kind not in GATES:
             raise ValueError(f"gate={kind!r}: expected one of {', '.join(map(repr, GATES))}")
         self.kind = kind
         self._shut_in: dict[int, bool] = {}  # threads
+        self.channels = channels
         # One element, not a scalar tensor: DeepSpeed broadcasts parameters as bytes, and a scalar has no such view.
-        self.alpha = nn.Parameter(torch.zeros(1), requires_grad=kind != "none")
+        self.alpha = nn.Parameter(torch.full((channels,), float(init)), requires_grad=kind != "none")
 
     @property
     def shut(self) -> bool:
@@ -53,18 +57,19 @@ class Gate(nn.Module):
             self._shut_in.pop(threading.get_ident(), None)
 
     def forward(self) -> Tensor:
+        """The factor, a scalar, or one a channel [d]."""
         dtype = at_least_fp32(self.alpha)
-        if self.shut:
-            return torch.zeros_like(self.alpha, dtype=dtype)[0]
-        return GATES[self.kind](self.alpha.to(dtype))[0]
+        squash = torch.zeros_like if self.shut else GATES[self.kind]
+        factor = squash(self.alpha.to(dtype))
+        return factor[0] if self.channels == 1 else factor
 
 
 class GatedCrossAttention(nn.Module):
-    """Multi-head cross-attention from fusion tokens to the audiovisual context, gated.
+    """Multi-head cross-attention to the audiovisual context, gated; from fusion tokens in the paper.
 
     Notation used for tensor shapes:
         - b: batch size
-        - n: number of fusion tokens
+        - n: number of positions that query
         - t: number of audiovisual frames, padding included
         - d: LM width
         - h, e: attention heads, width of one head
@@ -73,7 +78,7 @@ class GatedCrossAttention(nn.Module):
         width: d.
         num_heads: h.
         head_width: e; default ``width // num_heads``. A narrow inner width is what keeps a block small on a wide LM.
-        gate: see :class:`Gate`.
+        gate: its gate, or the kind of one; see :class:`Gate`.
         dropout: on the attention weights and on the output, in training; 0.1 in the authors' code.
 
     Raises:
@@ -81,7 +86,12 @@ class GatedCrossAttention(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_heads: int, head_width: int | None = None, gate: str = "sigmoid", dropout: float = 0.0
+        self,
+        width: int,
+        num_heads: int,
+        head_width: int | None = None,
+        gate: Gate | str = "sigmoid",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if head_width is None and width % num_heads:
@@ -93,13 +103,13 @@ class GatedCrossAttention(nn.Module):
         self.mm_query = nn.Linear(width, self.inner_width, bias=False)
         self.mm_output = nn.Linear(self.inner_width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.gate = Gate(gate)
+        self.gate = Gate(gate) if isinstance(gate, str) else gate
 
     def forward(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
-        """What the context adds to the fusion tokens, to be summed onto the residual stream.
+        """What the context adds to the positions that query it, to be summed onto the residual stream.
 
         Args:
-            tokens: normalised fusion tokens [b x n x d].
+            tokens: normalised states of these positions [b x n x d].
             key_value: keys and values of the context, side by side [b x t x (2 h e)].
             context_mask: True where a frame is real [b x t]. A row without any real frame is an
                 absent modality: it gets exactly 0, with finite gradients everywhere.

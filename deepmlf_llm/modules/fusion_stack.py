@@ -99,7 +99,8 @@ class FusionStack(nn.Module):
 
     @torch.no_grad()
     def gate_values(self) -> dict[int, dict[str, float]]:
-        """LM layer -> gate factors, e.g. ``{11: {"gca": 0.5, "ffw": 0.5}}``."""
+        """LM layer -> gate factors, e.g. ``{11: {"gca": 0.5, "ffw": 0.5}}``; of gates per channel the mean."""
         return {
-            layer: {name: gate().item() for name, gate in block.gates().items()} for layer, block in self.blocks.items()
+            layer: {name: gate().mean().item() for name, gate in block.gates().items()}
+            for layer, block in self.blocks.items()
         }

@@ -8,7 +8,9 @@ DeepMLF section 3 (arXiv 2504.11082). All read the states after the LM's final n
 Where nothing is heard or seen there is no Z: the task head reads the first two, and there is no AV head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,24 @@ class SingleSafeBatchNorm(nn.BatchNorm1d):
         return super().forward(x)
 
 
+def alone(task: Tensor, text: Tensor) -> Tensor:
+    """The task head's own output is the prediction, as in the paper."""
+    return task
+
+
+def onto_text(task: Tensor, text: Tensor) -> Tensor:
+    """The task head's output is what fusion adds to what the text head says.
+
+    The text head's part is detached: it is trained by L_text alone and stays the best that the text by itself says.
+    Otherwise L_task, which sees the sum only, could move any share of a prediction from one summand to the other, and
+    neither what the text says nor what fusion adds would mean anything.
+    """
+    return task + text.detach()
+
+
+BASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"none": alone, "text": onto_text}
+
+
 class Heads(nn.Module):
     """Task, fusion, text and AV heads.
 
@@ -54,6 +74,8 @@ class Heads(nn.Module):
         norm: ``"batch"`` (paper) or ``"layer"`` (no dependence on the batch in training).
         dropout: before the task head.
         num_outputs: o.
+        base: what the task head's output is added to: ``"none"`` (paper), or ``"text"``, the text head's output. Its
+            last layer is then 0 at the start, so that the prediction starts as the text head's.
     """
 
     def __init__(
@@ -64,6 +86,7 @@ class Heads(nn.Module):
         norm: str = "batch",
         dropout: float = 0.0,
         num_outputs: int = 1,
+        base: str = "none",
     ) -> None:
         super().__init__()
         self.task = nn.Sequential(
@@ -76,6 +99,11 @@ class Heads(nn.Module):
         self.fusion = nn.Linear(width, num_outputs)
         self.text = nn.Linear(width, num_outputs)
         self.av = nn.Linear(context_width, num_outputs) if context_width else None
+        self._on_base = BASES[base]
+        if base != "none":
+            last = cast(nn.Linear, self.task[-1])
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, tokens: Tensor, last_text: Tensor, context_mean: Tensor | None = None) -> Predictions:
         """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av] (None: there is no context)."""
@@ -86,4 +114,5 @@ class Heads(nn.Module):
             context = [] if context_mean is None else [context_mean.to(dtype)]
             joint = torch.cat([tokens.mean(dim=1), last_text, *context], dim=-1)
             av = None if self.av is None else self.av(*context)
-            return Predictions(self.task(joint), self.fusion(tokens), self.text(last_text), av)
+            text = self.text(last_text)
+            return Predictions(self._on_base(self.task(joint), text), self.fusion(tokens), text, av)

@@ -6,7 +6,8 @@ DeepMLF section 3 (arXiv 2504.11082), on the LM block's output ``H~ = [X~_t ; X~
 2. ``H = H + g(a2) * FFW(Norm(H))`` over ``H = [X~_t ; X_f]`` (``ffw_scope="joint"``, the paper), or over ``X_f`` alone
    (``"fusion"``: the text stays what the frozen LM makes of it, and need be computed only once).
 
-Where nothing is heard or seen there is no first equation.
+Ablations: the text queries Z, as in Flamingo (arXiv 2204.14198), or text and fusion tokens do; no second equation
+(``ffw_scope="none"``). Where nothing is heard or seen there is no first one.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,6 +31,12 @@ class Rows(Protocol):
     def put_last(self, hidden: Tensor, last: Tensor) -> Tensor:
         """``hidden`` with the last positions of each row replaced by ``last`` [b x count x d]."""
 
+    def unpack(self, x: Tensor) -> Tensor:
+        """Hidden states as rows that are padded on the left to one length [b x s x d]."""
+
+    def pack(self, x: Tensor) -> Tensor:
+        """The inverse: [b x s x d] as hidden states lie."""
+
 
 class PaddedRows:
     """Rows padded on the left to one length [b x s x d]."""
@@ -39,6 +46,12 @@ class PaddedRows:
 
     def put_last(self, hidden: Tensor, last: Tensor) -> Tensor:
         return torch.cat([hidden[:, : -last.shape[1]], last], dim=1)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return x
+
+    def pack(self, x: Tensor) -> Tensor:
+        return x
 
 
 PADDED = PaddedRows()
@@ -51,12 +64,24 @@ def at_tokens(update: Update, hidden: Tensor, num_tokens: int, rows: Rows) -> Te
     return rows.put_last(hidden, update(rows.take_last(hidden, num_tokens)))
 
 
+def at_text(update: Update, hidden: Tensor, num_tokens: int, rows: Rows) -> Tensor:
+    """``hidden`` with its text [b x l x d] replaced by the ``update`` of it."""
+    padded = rows.unpack(hidden)
+    return rows.pack(torch.cat([update(padded[:, :-num_tokens]), padded[:, -num_tokens:]], dim=1))
+
+
+def at_text_and_tokens(update: Update, hidden: Tensor, num_tokens: int, rows: Rows) -> Tensor:
+    """The ``update`` of whole rows [b x s x d]."""
+    return rows.pack(update(rows.unpack(hidden)))
+
+
 def everywhere(update: Update, hidden: Tensor, num_tokens: int, rows: Rows) -> Tensor:
     """The ``update`` of all positions, for what goes position by position, however rows lie."""
     return update(hidden)
 
 
-FFW_SCOPES = {"joint": everywhere, "fusion": at_tokens}
+QUERIES = {"tokens": at_tokens, "text": at_text, "both": at_text_and_tokens}
+FFW_SCOPES = {"joint": everywhere, "fusion": at_tokens, "none": at_tokens}
 
 
 class MMBlock(nn.Module):
@@ -72,31 +97,34 @@ class MMBlock(nn.Module):
     Args:
         attention_norm, ffw_norm: norms of the decoder's kind, own weights.
         cross_attention: GCA with its gate a1; None, as its norm: there is no context to read.
-        ffw: see :class:`FeedForward`.
-        gate: kind of the FFW's gate a2.
-        ffw_scope: ``"joint"`` or ``"fusion"``.
+        ffw: see :class:`FeedForward`; None, as its norm and its gate: ``ffw_scope="none"``.
+        ffw_gate: the FFW's gate a2.
+        ffw_scope: ``"joint"``, ``"fusion"`` or ``"none"``.
+        queries: what queries the context: ``"tokens"``, ``"text"`` or ``"both"``.
     """
 
     def __init__(
         self,
         attention_norm: nn.Module | None,
         cross_attention: GatedCrossAttention | None,
-        ffw_norm: nn.Module,
-        ffw: FeedForward,
-        gate: str = "sigmoid",
+        ffw_norm: nn.Module | None,
+        ffw: FeedForward | None,
+        ffw_gate: Gate | None,
         ffw_scope: str = "joint",
+        queries: str = "tokens",
     ) -> None:
         super().__init__()
         self.attention_norm: Any = attention_norm
         self.cross_attention: Any = cross_attention
-        self.ffw_norm = ffw_norm
-        self.ffw = ffw
-        self.ffw_gate = Gate(gate)
+        self.ffw_norm: Any = ffw_norm
+        self.ffw: Any = ffw
+        self.ffw_gate: Any = ffw_gate
+        self._read_at = QUERIES[queries]
         self._feed_at = FFW_SCOPES[ffw_scope]
 
     def gates(self) -> dict[str, Gate]:
-        gca = {} if self.cross_attention is None else {"gca": self.cross_attention.gate}
-        return {**gca, "ffw": self.ffw_gate}
+        gates = {"gca": None if self.cross_attention is None else self.cross_attention.gate, "ffw": self.ffw_gate}
+        return {name: gate for name, gate in gates.items() if gate is not None}
 
     def forward(
         self,
@@ -117,11 +145,13 @@ class MMBlock(nn.Module):
         """
         if key_value is not None and context_mask is not None:
             read = partial(self.read, key_value=key_value, context_mask=context_mask)
-            hidden = at_tokens(read, hidden, num_tokens, rows)
-        return self._feed_at(self.feed_forward, hidden, num_tokens, rows)
+            hidden = self._read_at(read, hidden, num_tokens, rows)
+        if self.ffw is not None:
+            hidden = self._feed_at(self.feed_forward, hidden, num_tokens, rows)
+        return hidden
 
     def read(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
-        """First equation: fusion tokens [b x n x d] after reading the context."""
+        """First equation: what queries [b x n x d] (the fusion tokens, in the paper) after reading the context."""
         with _half_precision(tokens) as masters:
             update: Tensor = self.cross_attention(self.attention_norm(tokens.to(masters)), key_value, context_mask)
         return tokens + update.to(tokens.dtype)

@@ -46,7 +46,7 @@ def step_flops(model: Any, geometry: StepGeometry, text_cached: bool) -> int:
     config, stack = model.deepmlf_config, model.active_stack
     decoder = model.fused_decoder.decoder
     b, t, n = geometry.utterances, geometry.text_tokens, config.num_fusion_tokens
-    depth = decoder.num_layers if config.ffw_scope == "fusion" else stack.layers[0] + 1
+    depth = stack.layers[0] + 1 if config.blocks_change_text else decoder.num_layers
     if config.has_lm_lora:
         depth = 0  # the text changes at every step: everything runs with a graph
     layers = [_LayerCost(decoder, index) for index in range(decoder.num_layers)]
@@ -100,8 +100,11 @@ def _block(
     attention = 0
     if block.cross_attention is not None:
         inner = block.cross_attention.inner_width
-        attention = tokens * _weights([block.cross_attention]) + frames * config.av_encoder.width * 2 * inner
-        attention += 2 * tokens * frames * inner
+        queries = {"tokens": tokens, "text": text_tokens, "both": text_tokens + tokens}[config.gca_queries]
+        attention = queries * _weights([block.cross_attention]) + frames * config.av_encoder.width * 2 * inner
+        attention += 2 * queries * frames * inner
+    if block.ffw is None:
+        return 2 * _TRAINED * attention
     positions = text_tokens + tokens if config.ffw_scope == "joint" else tokens
     shared = 0 if config.ffw_weights == "copy" else _weights(decoder.ffw_parts(index).projections().values())
     return 2 * (_TRAINED * attention + positions * (_FROZEN * shared + _TRAINED * _weights([block.ffw])))

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from deepmlf_llm.errors import RunError
 
 AV_GROUP = "av_encoder"
+BEHIND_ZERO = 4
+"""Steps that the AV encoder may go without a gradient where it has no loss of its own: until a gate that starts shut
+has opened. The first step moves nothing where the learning rate warms up from 0."""
 
 
 class FirstGradients:
@@ -23,9 +26,14 @@ class FirstGradients:
 
     Args:
         groups: name -> (parameter name, parameter), trainable ones.
+        waits: group -> steps that it may go without, where what stands between it and the loss starts at 0 (a gate
+            that starts shut, a last layer of zeros) and has to move first.
     """
 
-    def __init__(self, groups: Mapping[str, Iterable[tuple[str, nn.Parameter]]]) -> None:
+    def __init__(
+        self, groups: Mapping[str, Iterable[tuple[str, nn.Parameter]]], waits: Mapping[str, int] | None = None
+    ) -> None:
+        self.waits = waits or {}
         self.names = [name for name, members in groups.items() if list(members)]
         self._seen: dict[str, list[Tensor]] = {name: [] for name in self.names}
         self._handles = [
@@ -33,6 +41,7 @@ class FirstGradients:
         ]
         self._alive: set[str] = set()
         self._frames = False
+        self._checks = 0
 
     @property
     def done(self) -> bool:
@@ -54,6 +63,8 @@ class FirstGradients:
         alive, frames = self._over_processes()
         self._alive |= {name for name, any_gradient in zip(self.names, alive, strict=True) if any_gradient}
         dead = [n for n in self.names if n not in self._alive and (n != AV_GROUP or frames)]
+        self._checks += 1
+        dead = [name for name in dead if self._checks > self.waits.get(name, 0)]
         if dead:
             self._stop_watching()
             raise RunError(f"step {step}: no gradient reaches {', '.join(dead)}, although it is to be trained")

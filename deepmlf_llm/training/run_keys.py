@@ -21,7 +21,9 @@ _NAMES = words("a list of modalities")
 _MODALITIES = optional(
     Rule(
         lambda value: (
-            _NAMES.good(value) and len(set(value)) == len(value) and (value == TEXT_ALONE or "none" not in value)
+            _NAMES.good(value)
+            and 0 < len(value) == len(set(value))  # nothing at all is a variable of a script that was not set
+            and (value == TEXT_ALONE or "none" not in value)
         ),
         "a list of modalities, none of them twice, or the word none alone",
     )

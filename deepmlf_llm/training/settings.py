@@ -16,7 +16,7 @@ from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.planning.steps import Steps, planned_steps
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
-from deepmlf_llm.training.run_keys import TEXT_ALONE, RunKeys
+from deepmlf_llm.training.run_keys import RunKeys
 
 VOLATILE = {
     "output_dir",
@@ -35,7 +35,17 @@ VOLATILE = {
 }
 """Keys that may differ between a run and its continuation: they change nothing that is computed."""
 
-FIRST_RUNS = {"av_encoder.pool": "after", "av_encoder.feature_norm": "none", "gca_dropout": 0.0, "ffw_dropout": 0.0}
+FIRST_RUNS = {
+    "av_encoder.pool": "after",
+    "av_encoder.feature_norm": "none",
+    "gca_dropout": 0.0,
+    "ffw_dropout": 0.0,
+    "gate_init": 0.0,
+    "gca_gate_init": None,
+    "gate_per": "block",
+    "gca_queries": "tokens",
+    "head_base": "none",
+}
 """Keys that came later than the first runs -> what those computed. With that value a key is no part of the fingerprint,
 so a run from before the key is known again."""
 
@@ -56,8 +66,6 @@ class RunSettings(RunKeys):
 
     def __post_init__(self) -> None:
         self._given_batch_size = False
-        if self.modalities == []:
-            self.modalities = list(TEXT_ALONE)
         problems = Problems(ConfigError, "settings")
         problems.messages.extend(rule_problems(self))
         problems.raise_if_any()

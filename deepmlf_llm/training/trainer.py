@@ -31,7 +31,7 @@ from deepmlf_llm.training.finite import (
     said_by_all,
     some,
 )
-from deepmlf_llm.training.gradients import FirstGradients, average_running_statistics
+from deepmlf_llm.training.gradients import AV_GROUP, BEHIND_ZERO, FirstGradients, average_running_statistics
 from deepmlf_llm.training.head_metrics import heads_of
 from deepmlf_llm.training.losses import LossWindow, logged_parts, step_counts
 from deepmlf_llm.training.schedule import Schedule
@@ -134,7 +134,8 @@ class DeepMLFTrainer(CheckpointingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, watching the first gradients (see :class:`FirstGradients`)."""
-        self.first_gradients = FirstGradients(self.model.parameter_groups())
+        waits = {AV_GROUP: BEHIND_ZERO} if self.model.deepmlf_config.objective.lambda_av == 0 else {}
+        self.first_gradients = FirstGradients(self.model.parameter_groups(), waits)
         try:
             with tensors_only(kwargs.get("resume_from_checkpoint")):
                 return super().train(*args, **kwargs)

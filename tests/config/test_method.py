@@ -85,6 +85,12 @@ def test_modalities_have_one_order_whatever_wrote_them():
     assert list(DeepMLFConfig(modalities=backwards).modalities) == ["audio", "vision"]
 
 
+def test_gamma_has_something_to_train_where_the_text_queries():
+    config = DeepMLFConfig(objective={"gamma": 1}, ffw_scope="none", gca_queries="text", modalities=MODALITIES)
+    assert config.blocks_change_text
+    assert not DeepMLFConfig(ffw_scope="none", gca_queries="text").blocks_change_text
+
+
 def test_every_problem_is_named_at_once():
     with pytest.raises(ConfigError) as caught:
         DeepMLFConfig(
@@ -133,6 +139,13 @@ def test_every_problem_is_named_at_once():
         ({"num_outputs": True}, "num_outputs=True: expected an integer >= 1"),
         ({"av_encoder": {"width": 15, "num_heads": 3}}, "positions need an even width"),
         ({"seqaug": {"p_apply": 1.5}}, r"seqaug.p_apply=1.5: expected a number in \[0, 1\]"),
+        ({"objective": {"gamma": 1}, "ffw_scope": "none"}, "gamma > 0 trains nothing with ffw_scope='none'"),
+        ({"gate": "none", "gate_init": -3}, "gate_init=-3: gate='none' has no value to start or to learn"),
+        ({"gate": "none", "gca_gate_init": 0}, "gca_gate_init=0: gate='none'"),
+        ({"gate": "none", "gate_per": "channel"}, "gate_per='channel': gate='none'"),
+        ({"gate_init": 1000}, "gate_init=1000: expected a number"),
+        ({"gca_queries": "all"}, "gca_queries='all': expected one of 'tokens', 'text', 'both'"),
+        ({"head_base": "text", "objective": {"lambda_text": 0}}, "head_base='text' with objective.lambda_text=0"),
         ({"seqaug": {"embedding_noise": "0.1"}}, "seqaug.embedding_noise='0.1': expected a number >= 0"),
     ],
 )
@@ -193,7 +206,7 @@ GOOD_ANYWAY = {
     "r": (), "num_fusion_tokens": (), "ffw_lora_alpha": (), "dequantize_copy": (True,), "modalities": ({},),
     "modalities.audio.features": ({}, {"a": 1}), "modalities.audio.provenance": ({}, {"a": 1}),
     "base_model_relative": ("nonsense: [",), "text.template": (), "package_versions": ({}, {"a": 1}),
-    "weights_sha256": ("nonsense: [",), "settings_sha256": ("nonsense: [",),
+    "gate_init": (-1,), "gca_gate_init": (-1,), "weights_sha256": ("nonsense: [",), "settings_sha256": ("nonsense: [",),
     "av_encoder": ({},), "objective": ({},), "seqaug": ({},), "text": ({},),
     **{f"seqaug.{name}": () for name in ("p_apply", "p_feat")},
     # of PEFT

@@ -58,8 +58,8 @@ def test_a_model_that_reads_text_alone_leaves_features_out_and_says_so():
     row = {"id": 1, "text": "x", "audio": [[1.0]], "visual": np.ones((2, 2)), "speaker": "a"}
     assert columns.read(row) == {"id": 1, "text": "x"}
     assert columns.unread_note() == "not read, because they are no id, text, label: 'audio', 'visual', 'speaker'"
-    with pytest.raises(ColumnError, match="no 'text', but 'txt'"):
-        columns.read({"txt": "x", "audio": [[1.0]]})
+    with pytest.raises(ColumnError, match="no 'text', but 'raw_text'"):
+        columns.read({"raw_text": "x", "audio": [[1.0]]})
 
 
 def test_a_million_different_keys_are_not_all_remembered():

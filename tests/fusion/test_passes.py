@@ -434,6 +434,10 @@ def test_compiles_without_breaking_the_graph(scope):
         ({"ffw_scope": "fusion"}, "varlen", False, TextOnce),
         ({"r": 2, "target_modules": ["q_proj"]}, "sdpa", False, Whole),
         ({"ffw_scope": "fusion", "r": 2, "target_modules": ["q_proj"]}, "varlen", False, Whole),
+        ({"ffw_scope": "none"}, "varlen", False, TextOnce),
+        ({"ffw_scope": "none", "gca_queries": "text"}, "sdpa", False, Split),
+        ({"ffw_scope": "fusion", "gca_queries": "both"}, "varlen", False, Whole),
+        ({"ffw_scope": "fusion", "gca_queries": "both", "modalities": {}}, "varlen", False, TextOnce),
     ],
 )
 def test_the_pass_goes_by_the_adapter_the_kernel_and_whether_text_is_kept(settings, kernel, keeps_text, expected):

@@ -89,6 +89,20 @@ def test_a_gate_opens_where_its_kind_says(kind, opens_at):
     assert gate().item() == opens_at
 
 
+def test_a_gate_per_channel_weighs_each_channel_by_its_own_value():
+    gca = GatedCrossAttention(D, H, gate=Gate("sigmoid", -2.0, D)).double()
+    one = GatedCrossAttention(D, H).double()
+    one.load_state_dict({**gca.state_dict(), "gate.alpha": torch.zeros(1)})
+    with torch.no_grad():
+        gca.gate.alpha[1] = 3.0
+    tokens, key_value, mask = torch.randn(2, 3, D).double(), torch.randn(2, 4, 2 * D).double(), torch.ones(2, 4).bool()
+    opens_at = torch.full((D,), 1 / (1 + math.exp(2.0))).double()
+    opens_at[1] = 1 / (1 + math.exp(-3.0))
+    assert_close(gca(tokens, key_value, mask), 2 * opens_at * one(tokens, key_value, mask), rtol=1e-6, atol=0)
+    gca.gate.shut = True
+    assert not gca(tokens, key_value, mask).any()
+
+
 def test_unknown_gate_is_refused_by_name():
     with pytest.raises(ValueError, match=r"gate='relu': expected one of 'sigmoid', 'tanh', 'none'"):
         Gate("relu")

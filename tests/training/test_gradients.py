@@ -46,6 +46,18 @@ def test_frames_without_a_gradient_in_the_encoder_are_a_defect(model: nn.ModuleD
         first.check(1)
 
 
+def test_what_stands_behind_a_gate_that_starts_shut_may_wait_and_not_for_ever(model: nn.ModuleDict) -> None:
+    groups = {name: list(part.named_parameters()) for name, part in model.items()}
+    first = FirstGradients(groups, {"av_encoder": 2})
+    for step in (1, 2, 3):
+        model["fusion"](torch.ones(1, 2)).sum().backward()
+        first.saw_batch([torch.tensor([[True]])])
+        if step < 3:
+            first.check(step)
+    with pytest.raises(RunError, match="step 3: no gradient reaches av_encoder"):
+        first.check(3)
+
+
 def test_zero_gradients_do_not_count(model: nn.ModuleDict) -> None:
     first = watch(model)
     (0 * model["fusion"](torch.ones(1, 2))).sum().backward()

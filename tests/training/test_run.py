@@ -269,6 +269,17 @@ def test_text_alone_trains_and_is_evaluated_predicted_and_merged(
         merged.predict(["so it went"], audio=[[[1.0]]])
 
 
+def test_a_run_of_another_design_begins_behind_gates_that_are_shut(
+    toy_settings: MakeSettings, toy_data: TrainingData
+) -> None:
+    """The AV encoder has no loss of its own here, and gets a gradient once a gate has opened."""
+    design = {"gca_queries": "both", "ffw_scope": "none", "gate": "tanh", "gate_per": "channel", "head_base": "text"}
+    settings = toy_settings(**design, objective__lambda_av=0, objective__lambda_fusion=0, max_steps=8)
+    gates = run_training(settings, toy_data)["train"]["gates"]
+    assert gates.keys() == {"layer 1", "layer 3"}
+    assert all(values.keys() == {"gca"} and values["gca"] != 0 for values in gates.values())
+
+
 def test_a_third_modality_needs_no_new_code(toy_settings: MakeSettings, toy_data: TrainingData) -> None:
     for split in toy_data.splits().values():
         for item in split.items:  # type: ignore[attr-defined]
