@@ -127,6 +127,7 @@ def make_trainer(
 ) -> Any:
     """The trainer of a run, with its batches, groups and callbacks."""
     from deepmlf_llm.data.collate import Collator
+    from deepmlf_llm.training.augmentation import Augmentation
     from deepmlf_llm.training.batching import BalancedBatches
     from deepmlf_llm.training.callbacks import Begun, EarlyStopping, MetricsLog
     from deepmlf_llm.training.head_metrics import compute_metrics_for, heads_of
@@ -156,6 +157,9 @@ def make_trainer(
             EarlyStopping(metric, higher, settings.early_stopping_patience),
         ],
         batches=batches,
+        augmentation=Augmentation(
+            tuple(config.modalities), arguments.seed, settings.modality_dropout, settings.frame_dropout
+        ),
         group_settings=group_settings(settings),
         keep_checkpoints=settings.trainer_values()["save_total_limit"],
         stop_asked=lambda: stop.asked,

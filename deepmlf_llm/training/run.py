@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from deepmlf_llm.training.checkpoints import all_checkpoints
 from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, tokenised, training_split
 from deepmlf_llm.training.environment import environment, parameter_counts
 from deepmlf_llm.training.init_from import StartingAdapter, find_start, read_start
-from deepmlf_llm.training.launch import Launch, progress_bar, say
+from deepmlf_llm.training.kept_texts import keep_texts, say_size, texts_of
+from deepmlf_llm.training.launch import Launch, say
 from deepmlf_llm.training.result import check_best, measured, opening_lines, train_facts
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
@@ -154,7 +155,9 @@ class _Run:
                 self.settings, self.config, arguments, model, tokenizer, splits, self.launch, self.directory, self.stop
             )
             self.describe(model, arguments)
-            self.cache_text(model, splits, arguments)
+            if self.settings.text_cache != "none":
+                model.to(arguments.device)
+                keep_texts(model, splits, self.launch)
             if self.opened is not None:
                 self.opened(self.directory.path)
             output = self.train(trainer)
@@ -174,7 +177,7 @@ class _Run:
         say(f"{steps.total} steps, {steps.per_epoch} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
         held = 0
         if self.settings.text_cache != "none":
-            held = self.report_text_cache_size(model, self._texts(splits))
+            held = say_size(model, texts_of(splits), self.launch)
         facts = {"steps": steps.total, "parameters": parameter_counts(model), "text_cache_bytes": held}
         return {"status": "planned", "config": self.settings.to_dict(), "train": facts}
 
@@ -205,37 +208,6 @@ class _Run:
     def _step_size(self, arguments: Any) -> int:
         size: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         return size * self.launch.processes
-
-    def report_text_cache_size(self, model: Any, texts: Sequence[tuple[int, ...]]) -> int:
-        """Says what the text cache will take; returns the bytes."""
-        held: int = model.text_cache.predicted_bytes(texts)
-        count = f"{len(texts)} texts, {len(model.text_cache.missing(texts))} of them to be read"
-        say(f"text cache ({model.text_cache.kind}): {held / 2**20:.0f} MB for {count}", self.launch)
-        return held
-
-    def _texts(self, splits: dict[str, Any]) -> list[tuple[int, ...]]:
-        """Each text once, the shortest first."""
-        return sorted({tuple(ids) for split in splits.values() for ids in split.input_ids}, key=lambda t: (len(t), t))
-
-    def cache_text(self, model: Any, splits: dict[str, Any], arguments: Any) -> None:
-        """Reads every text once, in one order: what is kept must not depend on where a run was cut. On disk the
-        processes share the work and the result; in memory each has all of it."""
-        if self.settings.text_cache == "none":
-            return
-        model.to(arguments.device)
-        began = time.monotonic()
-        texts = self._texts(splits)
-        self.report_text_cache_size(model, texts)
-        shared = model.text_cache.kind == "disk"
-        own = texts[self.launch.rank :: self.launch.processes] if shared else texts
-        with progress_bar(len(own), "text cache", self.launch) as progress:
-            model.build_text_cache(own, progress)
-        launching.wait_for_everyone()
-        held = model.build_text_cache(texts)
-        say(
-            f"text cache ({model.text_cache.kind}): {held / 2**20:.0f} MB in {time.monotonic() - began:.0f} s",
-            self.launch,
-        )
 
     def begin_with(self, model: Any) -> None:
         """The weights of ``init_from``; not in a run that goes on, whose checkpoint has them further on."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deepmlf_llm.training.settings import VOLATILE, flatten
+from deepmlf_llm.training.keys import all_keys
+from deepmlf_llm.training.settings import FIRST_RUNS, VOLATILE, flatten
 
 SHOWN = 6
 _BESIDES = {"output_dir", "deepspeed", *VOLATILE}  # the engine counts by its content, not by the name of its file
@@ -17,15 +18,16 @@ def differences(
     """One phrase each, settings first.
 
     Args:
-        stored, given: settings, nested; one that is missing is None.
+        stored, given: settings, nested; one that is missing is what it was before there was a key for it.
         stored_facts, facts: what the settings met: ``data``, ``processes``, ``base_model``, ``deepspeed``,
             ``init_from``; one that is None is not compared.
     """
     before, now = flatten(stored), flatten(given)
     found = [
-        f"{name}={before.get(name)!r} there, {now.get(name)!r} here"
+        f"{name}={old!r} there, {new!r} here"
         for name in sorted({*before, *now} - _BESIDES)
-        if before.get(name) != now.get(name)
+        for old, new in [(before.get(name, _at_rest(name)), now.get(name, _at_rest(name)))]
+        if old != new
     ]
     of_facts = {"data": _of_data, "processes": _of_processes, "deepspeed": _of_engine}
     for name in ("data", "processes", "base_model", "deepspeed", "init_from"):
@@ -33,6 +35,12 @@ def differences(
         if old != new and (name == "deepspeed" or None not in (old, new)):
             found += of_facts.get(name, _plain(name))(old, new)
     return found
+
+
+def _at_rest(name: str) -> Any:
+    """What a run computed whose files do not name this key: it is of an earlier version, or the value is null."""
+    key = all_keys().get(name)
+    return FIRST_RUNS.get(name, key.default if key else None)
 
 
 def in_words(found: list[str]) -> str:

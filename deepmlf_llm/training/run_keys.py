@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepmlf_llm.config.rules import Rule, choice, flag, integer, is_number, number, optional, setting, word, words
+from deepmlf_llm.config.rules import (
+    Rule,
+    choice,
+    flag,
+    integer,
+    is_number,
+    number,
+    optional,
+    setting,
+    share,
+    word,
+    words,
+)
 from deepmlf_llm.data.corruption import one_level_each
 
 TEXT_CACHES = ("none", "memory", "disk")
@@ -92,6 +104,14 @@ class RunKeys:
     )
     batch_size: int = setting("utterances a step, over all processes and accumulated batches", integer(1, 1 << 24), 32)
     group_by_length: bool = setting("put texts of similar length into one batch", flag(), True)
+    modality_dropout: float = setting(
+        "probability that a modality of an utterance is absent in training, for each of its modalities apart",
+        share(),
+        0.0,
+    )
+    frame_dropout: float = setting(
+        "share of a modality's real frames that are left out in training; at least one of each stays", share(), 0.0
+    )
     warmup_epochs: float = setting("epochs of linear warm-up", number(0, 1e6), 1.0)
     av_learning_rate: float | None = setting("of the AV encoder; default: learning_rate", _RATE, None)
     lora_learning_rate: float | None = setting("of LoRA on the LM; default: learning_rate", _RATE, None)

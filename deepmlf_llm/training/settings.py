@@ -49,6 +49,9 @@ FIRST_RUNS = {
 """Keys that came later than the first runs -> what those computed. With that value a key is no part of the fingerprint,
 so a run from before the key is known again."""
 
+LATER_RUN_KEYS: dict[str, Any] = {"init_from": None, "modality_dropout": 0.0, "frame_dropout": 0.0}
+"""The run's own keys that came later -> the value with which nothing is changed; the same holds for them."""
+
 
 @dataclass
 class RunSettings(RunKeys):
@@ -131,10 +134,8 @@ class RunSettings(RunKeys):
             data: fingerprint of the data.
         """
         all_of_it = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
-        missing = object()
-        kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != FIRST_RUNS.get(k, missing)})
-        if self.init_from is None:  # which the first runs did not know
-            del kept["init_from"]
+        missing, as_before = object(), {**FIRST_RUNS, **LATER_RUN_KEYS}
+        kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != as_before.get(k, missing)})
         if not self.missing:
             del kept["missing"], kept["mask_seed"]
         engine = shipped.locate(shipped.DEEPSPEED, self.deepspeed) if self.deepspeed else None

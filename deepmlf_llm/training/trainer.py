@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput
 
 from deepmlf_llm.errors import DataError, RunError
+from deepmlf_llm.training.augmentation import Augmentation
 from deepmlf_llm.training.batching import INDEX, BalancedBatches, CollatedWithIndex, Indexed, LongestFirst
 from deepmlf_llm.training.callbacks import RunIsOver
 from deepmlf_llm.training.checkpoint_trainer import CheckpointingTrainer
@@ -43,6 +44,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
 
     Args:
         batches: batches of this process; None where only evaluation is wanted.
+        augmentation: what batches lose in training; None: nothing.
         group_settings: group of :meth:`DeepMLFModel.parameter_groups` -> ``lr`` and ``weight_decay`` that differ from
             the arguments' own.
         stop_asked: whether this process was asked to stop; looked at before each step, agreed on by all processes.
@@ -53,12 +55,14 @@ class DeepMLFTrainer(CheckpointingTrainer):
         self,
         *args: Any,
         batches: BalancedBatches | None = None,
+        augmentation: Augmentation | None = None,
         group_settings: Mapping[str, Mapping[str, float]] | None = None,
         stop_asked: Callable[[], bool] = lambda: False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.batches = batches
+        self.augmentation = augmentation
         self.stop_asked = stop_asked
         self.group_settings = group_settings or {}
         self.model_accepts_loss_kwargs = True  # compute_loss weighs the batches of a step itself
@@ -144,8 +148,10 @@ class DeepMLFTrainer(CheckpointingTrainer):
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)  # type: ignore[has-type]
             return TrainOutput(self.state.global_step, math.nan, {})
 
-    def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Tensor]], device: Any) -> Any:
+    def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Tensor]], device: Any) -> Any:
         """What the terms of the loss are means over, in all batches of this step on all processes (see losses.py).
+
+        Before they are counted, the batches lose what :class:`Augmentation` takes; the step trains on this very list.
 
         Raises:
             DataError: a feature or label of the step is not finite.
@@ -153,6 +159,8 @@ class DeepMLFTrainer(CheckpointingTrainer):
         if not batch_samples:
             return None
         self._look_ahead(batch_samples)
+        if self.augmentation is not None and self.batches is not None:
+            batch_samples[:] = [self.augmentation(batch, self.batches.epoch) for batch in batch_samples]
         return step_counts(batch_samples, self.modalities, device, self.args.world_size)
 
     def _look_ahead(self, batches: Sequence[Mapping[str, Tensor]]) -> None:

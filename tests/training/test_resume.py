@@ -104,6 +104,7 @@ def make(toy_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> MakeSet
             "modalities": ["audio"],
         }
         small |= {"av_encoder__width": 8, "av_encoder__num_heads": 2, "seqaug__p_apply": 0.5}
+        small |= {"modality_dropout": 0.2, "frame_dropout": 0.3}
         return toy_settings(**{"save_total_limit": None, **small, **changes})
 
     return settings

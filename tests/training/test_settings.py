@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.training.keys import RENAMED, all_keys
-from deepmlf_llm.training.settings import FIRST_RUNS, VOLATILE, RunSettings
+from deepmlf_llm.training.settings import FIRST_RUNS, LATER_RUN_KEYS, VOLATILE, RunSettings
 
 
 def test_round_trip_through_yaml() -> None:
@@ -95,7 +95,7 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
     assert settings.to_dict()["av_encoder"]["pool"] == "before"
     assert settings.fingerprint(1, "lm", "d") != old.fingerprint(1, "lm", "d")
     stored = old.to_dict()
-    for name in ("init_from", "missing", "mask_seed"):
+    for name in ("missing", "mask_seed", *LATER_RUN_KEYS):
         del stored[name]
     for path in FIRST_RUNS:
         section, _, name = path.rpartition(".")
@@ -108,6 +108,10 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
         ).encode()
     ).hexdigest()
     assert old.fingerprint(1, "lm", "d") == digest
+    for name, changed in {"init_from": "a", "modality_dropout": 0.1, "frame_dropout": 0.1}.items():
+        assert (
+            RunSettings.from_dict({**given_values, name: changed}).of_first_runs().fingerprint(1, "lm", "d") != digest
+        )
     said = RunSettings.from_dict({**given_values, "av_encoder.pool": "before", "gca_dropout": 0.1})
     assert said.of_first_runs().to_dict() == said.to_dict()
     asked = RunSettings.from_dict({**given_values, "batch_size": 8, "per_device_train_batch_size": 3})

@@ -130,6 +130,28 @@ def test_loss_parts_add_up_to_the_loss(make: MakeTrainer) -> None:
         assert line["loss"] == pytest.approx(sum(w * line[f"loss_{name}"] for name, w in parts.items()), rel=1e-5)
 
 
+def test_training_loses_modalities_and_frames_and_evaluation_does_not(make: MakeTrainer) -> None:
+    """What enters the model, seen at its door: fewer frames in training alone; the loss counts what is left."""
+    kept, counts = {True: 0.0, False: 0.0}, []
+    for settings in ({}, {"modality_dropout": 0.5, "frame_dropout": 0.5}):
+        trainer = make(max_steps=5, eval_strategy="steps", eval_steps=5, **settings)
+        seen: dict[bool, list[dict[str, torch.Tensor]]] = {True: [], False: []}
+
+        def watch(model: Any, args: Any, batch: Any, seen: Any = seen) -> None:
+            seen[model.training].append(batch)
+
+        trainer.model.register_forward_pre_hook(watch, with_kwargs=True)
+        trainer.train()
+        frames = {mode: sum(int(b["audio_mask"].sum()) for b in batches) for mode, batches in seen.items()}
+        heard = [int((b["audio_mask"].any(1) | b["vision_mask"].any(1)).sum()) for b in seen[True]]
+        counts.append(([int(b["loss_counts"]["av"]) for b in seen[True]], heard))
+        kept = {mode: frames[mode] / max(kept[mode], 1) for mode in frames}
+    assert 0.15 < kept[True] < 0.55
+    assert kept[False] == 1.0
+    assert all(told == heard for told, heard in counts)
+    assert sum(counts[1][1]) < sum(counts[0][1])
+
+
 def test_gradient_checkpointing_trains_the_same(make: MakeTrainer) -> None:
     losses = []
     for recompute in (False, True):
