@@ -11,6 +11,7 @@ from deepmlf_llm.errors import suggest
 
 COMMANDS = {
     "train": "train an adapter, or go on with a run that was cut",
+    "summarise": "mean, deviation, best and worst of several runs",
     "prepare": "read a data set once, check it, write it as Arrow with a manifest",
     "evaluate": "metrics of an adapter on labelled data",
     "baseline": "what a model has to beat: constant, ridge, lora_text, bam",

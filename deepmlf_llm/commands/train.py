@@ -5,18 +5,27 @@
     deepspeed --module deepmlf_llm.commands.train --ds zero2 [...]
 
 With no options: the embedded data set with the shipped settings `demo`. The same command again goes on with a run
-that was cut, or says that it is finished.
+that was cut, or says that it is finished. With --seeds 0-4 it trains with each of these seeds, one after another, and
+prints what they come to.
 """
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from deepmlf_llm.commands.screen import VERBOSE, log_beside
 from deepmlf_llm.commands.shell import print_metrics, run_recipe
+from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.training.launch import detect, errors_reported_once
+
+if TYPE_CHECKING:
+    from deepmlf_llm.training.settings import RunSettings
 
 DEMO = "demo"
 DRY_RUN, TRUST_RUN = {"--dry-run", "--dry_run"}, {"--trust-run", "--trust_run"}
+SEEDS = "--seeds"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,13 +38,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     dry_run, trust_run = bool(DRY_RUN & set(argv)), bool(TRUST_RUN & set(argv))
     argv = [word for word in argv if word not in {*DRY_RUN, *TRUST_RUN, VERBOSE}]
     with errors_reported_once():
+        argv, seeds = take_seeds(argv)
         settings = parse_settings(argv, default_config=DEMO)
+        if seeds is not None:
+            train_seeds(settings, seeds, dry_run, trust_run)
+            return
         from deepmlf_llm.training.run import run_training
 
         result = run_training(settings, dry_run=dry_run, opened=log_beside, trust_run=trust_run)
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
         print_metrics("Best adapter by validation", {"valid": metrics["validation"], "test": metrics["test"]})
+
+
+def take_seeds(argv: list[str]) -> tuple[list[str], list[int] | None]:
+    """The command line without ``--seeds LIST``, and those seeds; None without it.
+
+    Raises:
+        ConfigError: no list of seeds, or ``--seed`` beside it.
+    """
+    given = [word.partition("=")[0] for word in argv]
+    if SEEDS not in given:
+        return argv, None
+    from deepmlf_llm.training.seeds import parse_seeds
+
+    if "--seed" in given or given.count(SEEDS) > 1:
+        raise ConfigError(f"{SEEDS}: give the seeds once, and no --seed beside them")
+    at = given.index(SEEDS)
+    _, equals, text = argv[at].partition("=")
+    end = at + 1 if equals else at + 2
+    if not equals:
+        text = "" if end > len(argv) or argv[at + 1].startswith("--") else argv[at + 1]
+    return [*argv[:at], *argv[end:]], parse_seeds(text)
+
+
+def train_seeds(settings: RunSettings, seeds: list[int], dry_run: bool, trust_run: bool) -> None:
+    """Several seeds, and their table."""
+    from deepmlf_llm.training.seeds import run_seeds
+    from deepmlf_llm.training.summary import table
+
+    summary = run_seeds(settings, seeds, dry_run=dry_run, opened=log_beside, trust_run=trust_run)
+    if not dry_run:
+        print(table(summary), end="")
 
 
 if __name__ == "__main__":

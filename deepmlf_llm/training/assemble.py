@@ -17,6 +17,7 @@ from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
+from deepmlf_llm.training.shared_base import SharedBase
 from deepmlf_llm.training.stopping import StopRequest
 from deepmlf_llm.training.trainer_arguments import zero_stage
 
@@ -61,18 +62,47 @@ def check_selection(settings: RunSettings, dataset: str) -> None:
 
 
 def load_model(
-    settings: RunSettings, base_name: str, config: Any, arguments: Any, deepspeed: dict[str, Any] | None
+    settings: RunSettings,
+    base_name: str,
+    config: Any,
+    arguments: Any,
+    deepspeed: dict[str, Any] | None,
+    shared: SharedBase | None = None,
 ) -> tuple[Any, Any]:
     """The base, frozen; fusion and LoRA on it; its tokenizer. The same weights on every process.
+
+    With ``shared``, the base and the texts of the runs before, or what is left there for those that follow.
 
     Raises:
         DeepMLFError: the base cannot be loaded, or does not take these settings.
     """
     from transformers import set_seed
 
-    from deepmlf_llm.backbones import load_base_model, load_tokenizer
     from deepmlf_llm.backbones.vocabulary import check_text
     from deepmlf_llm.model.peft_model import DeepMLFModel
+
+    shared = SharedBase() if shared is None else shared
+    if shared.lm is None:
+        shared.lm, shared.tokenizer = load_base(settings, base_name, config, arguments, deepspeed)
+    check_text(shared.tokenizer, shared.lm, config.text, config.num_fusion_tokens, base_name)
+    set_seed(arguments.seed)
+    model = DeepMLFModel(shared.lm, config)
+    if shared.texts is None:
+        model.enable_text_cache(settings.text_cache, storage=settings.text_cache_dtype)
+    else:
+        model.fused_decoder.cache = shared.texts
+    return model, shared.tokenizer
+
+
+def load_base(
+    settings: RunSettings, base_name: str, config: Any, arguments: Any, deepspeed: dict[str, Any] | None
+) -> tuple[Any, Any]:
+    """The frozen base and its tokenizer.
+
+    Raises:
+        DeepMLFError: the base cannot be loaded, or does not take these settings.
+    """
+    from deepmlf_llm.backbones import load_base_model, load_tokenizer
 
     with arguments.main_process_first(desc="base model"):  # it may convert or download
         tokenizer = load_tokenizer(base_name, settings.revision)
@@ -89,11 +119,7 @@ def load_model(
         storage_dtype=("bfloat16" if torch.cuda.is_available() else "float32") if packed else None,
         num_layers=settings.num_layers,
     )
-    check_text(tokenizer, base, config.text, config.num_fusion_tokens, base_name)
-    set_seed(arguments.seed)
-    model = DeepMLFModel(base, config)
-    model.enable_text_cache(settings.text_cache, storage=settings.text_cache_dtype)
-    return model, tokenizer
+    return base, tokenizer
 
 
 def check_before_loading(settings: RunSettings, base_name: str, config: Any, tokenizer: Any) -> None:

@@ -154,6 +154,7 @@ def help_text(usage: str) -> str:
     }
     lines = [usage, ""]
     lines += ["  --config FILE  YAML of the keys below; options on the command line override it"]
+    lines += ["  --seeds LIST   0-4 or 0,1,2: a run with each of these seeds, in output_dir/seed-N, and a summary"]
     lines += ["  --dry-run      check everything and say what would be trained, write nothing"]
     lines += ["  --trust_run    go on from checkpoints that other users could have written (files that run code never)"]
     lines += ["  --verbose      show what other libraries say as well; otherwise it goes to libraries.log of the run"]

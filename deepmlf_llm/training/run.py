@@ -34,6 +34,7 @@ from deepmlf_llm.training.result import check_best, measured, opening_lines, tra
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
+from deepmlf_llm.training.shared_base import SharedBase
 from deepmlf_llm.training.stopping import RunStopped, StopRequest, keep_talking
 from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed
 
@@ -46,6 +47,7 @@ def run_training(
     dry_run: bool = False,
     opened: Callable[[Path], None] | None = None,
     trust_run: bool = False,
+    shared: SharedBase | None = None,
 ) -> dict[str, Any]:
     """Trains an adapter, or goes on with the same run; every process of a launcher calls it.
 
@@ -56,6 +58,7 @@ def run_training(
         opened: called with the run's directory by every process, as the training begins.
         trust_run: go on from checkpoints that others than this user could have written; they are read as tensors only
             all the same.
+        shared: of the runs of this process, which have the same settings but for the seed and the directory.
 
     Returns:
         What ``result.json`` holds: status, config, seed, metrics (validation, test), heads (each modality's own),
@@ -70,7 +73,7 @@ def run_training(
     settings.resolve_batch(launch.processes)
     launching.prepare_environment(launch, deepspeed is not None)
     with StopRequest(launch) as stop:
-        run = _Run(settings, data, launch, deepspeed, opened, stop, trust_run)
+        run = _Run(settings, data, launch, deepspeed, opened, stop, trust_run, shared)
         try:
             result = run.plan() if dry_run else run.result()
         except RunStopped as stopped:
@@ -79,6 +82,13 @@ def run_training(
             raise stopped from None
         launching.end_process_group()  # not after an error: the others may never come, and the launcher ends them
     return result
+
+
+def default_name(settings: RunSettings, base_name: str, data: TrainingData, fingerprint: str) -> str:
+    """What a run's directory is called where nobody says: after its data, its base model, and all that it computes."""
+    base = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base_name).name)
+    named = "embedded" if settings.data == "embedded" else str(data.facts.get("name", "data"))
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', named)}-{base}-{fingerprint[:8]}"
 
 
 class _Run:
@@ -93,7 +103,9 @@ class _Run:
         opened: Callable[[Path], None] | None,
         stop: StopRequest,
         trust_run: bool = False,
+        shared: SharedBase | None = None,
     ) -> None:
+        self.shared = shared
         self.launch, self.deepspeed, self.opened = launch, deepspeed, opened
         self.stop, self.trust_run = stop, trust_run
         self.has_stopped_together = False
@@ -127,18 +139,12 @@ class _Run:
         facts["deepspeed"] = self.deepspeed
         for understood in (settings.of_first_runs(), settings):
             fingerprint = understood.fingerprint(self.launch.processes, self.base_name, self.data.fingerprint)
-            path = (
-                Path(settings.output_dir) if settings.output_dir else RUNS / self._default_name(settings, fingerprint)
-            )
+            named = settings.output_dir or RUNS / default_name(settings, self.base_name, self.data, fingerprint)
+            path = Path(named)
             directory = RunDirectory(path, understood.to_dict(), fingerprint, facts)
             if directory.holds_this_run():
                 break
         return understood, directory
-
-    def _default_name(self, settings: RunSettings, fingerprint: str) -> str:
-        base = re.sub(r"[^A-Za-z0-9.]+", "-", Path(self.base_name).name)
-        data = "embedded" if settings.data == "embedded" else str(self.data.facts.get("name", "data"))
-        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', data)}-{base}-{fingerprint[:8]}"
 
     def result(self) -> dict[str, Any]:
         """Of this run, or of the same run finished before."""
@@ -165,6 +171,8 @@ class _Run:
             if self.launch.is_main:
                 self.directory.write_result(result)
             launching.wait_for_everyone()
+        if self.shared is not None:
+            self.shared.take_back(model)
         return result
 
     def plan(self) -> dict[str, Any]:
@@ -186,7 +194,9 @@ class _Run:
         size = len(self.train_split)  # type: ignore[arg-type]
         arguments = make_arguments(self.settings, self.directory.path, self.launch.processes, size, self.deepspeed)
         launching.start_process_group(self.deepspeed is not None)
-        model, tokenizer = load_model(self.settings, self.base_name, self.config, arguments, self.deepspeed)
+        model, tokenizer = load_model(
+            self.settings, self.base_name, self.config, arguments, self.deepspeed, self.shared
+        )
         splits = self.tokenise(tokenizer)
         for name, split in splits.items():
             check_ids(split.input_ids, embedding_rows(model.get_base_model()), tokenizer, name)

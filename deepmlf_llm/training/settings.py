@@ -120,8 +120,11 @@ class RunSettings(RunKeys):
     def of_first_runs(self) -> RunSettings:
         """The same settings as the first runs understood them: a key of :data:`FIRST_RUNS` that is not given means what
         they computed."""
-        values = {**FIRST_RUNS, **flatten(self.method)}
-        settings = dataclasses.replace(self, method=_nest(values))
+        return self.changed(method=_nest({**FIRST_RUNS, **flatten(self.method)}))
+
+    def changed(self, **values: Any) -> RunSettings:
+        """The same settings but for these."""
+        settings = dataclasses.replace(self, **values)
         settings._given_batch_size = self._given_batch_size
         return settings
 

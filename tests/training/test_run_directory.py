@@ -209,5 +209,7 @@ def test_what_others_could_have_written_is_not_gone_on_with(tmp_path: Path, wher
 def test_a_key_that_the_run_there_is_older_than_is_no_difference_while_at_rest(tmp_path: Path) -> None:
     claim(directory(tmp_path, seed=1))
     later = directory(tmp_path, "g", seed=2, modality_dropout=0.0, av_encoder={"pool": "after"}, frame_dropout=0.1)
-    with pytest.raises(RunError, match=r"holds another run \(frame_dropout=0.0 there, 0.1 here; seed=1 there, 2 here\)"):
+    with pytest.raises(
+        RunError, match=r"holds another run \(frame_dropout=0.0 there, 0.1 here; seed=1 there, 2 here\)"
+    ):
         later.check()
