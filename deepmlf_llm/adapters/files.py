@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,9 @@ def written_aside(directory: Path) -> AbstractContextManager[Path]:
     return files_aside(directory, last=CONFIG)
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of what computes an adapter."""
+@cache
+def package_versions() -> Mapping[str, str]:
+    """Versions of what computes an adapter; looked up once, since each checkpoint says them."""
     import importlib.metadata
 
     names = ("deepmlf_llm", "torch", "transformers", "peft", "bitsandbytes")

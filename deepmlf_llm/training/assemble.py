@@ -188,6 +188,8 @@ def make_trainer(
         ),
         group_settings=group_settings(settings),
         keep_checkpoints=settings.trainer_values()["save_total_limit"],
+        average_last=settings.average_last,
+        ema_decay=settings.ema_decay,
         stop_asked=lambda: stop.asked,
     )
     show_progress(trainer, bar=not arguments.disable_tqdm)

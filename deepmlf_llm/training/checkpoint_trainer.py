@@ -12,6 +12,8 @@ from transformers import Trainer
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.files import write_aside
 from deepmlf_llm.training import checkpoints
+from deepmlf_llm.training.averaging import MovingAverage, trained_tensors
+from deepmlf_llm.training.callbacks import AfterEachStep
 from deepmlf_llm.training.gradients import average_running_statistics
 from deepmlf_llm.training.launch import wait_for_everyone
 from deepmlf_llm.training.losses import LossWindow
@@ -23,23 +25,53 @@ class CheckpointingTrainer(Trainer):
 
     Args:
         keep_checkpoints: beside the best one; None keeps all.
+        average_last: evaluations whose weights are averaged at the end, each of which is saved and kept until then.
+        ema_decay: of an exponential moving average of the trained weights; 0: none is made.
         others: as in ``transformers.Trainer``.
     """
 
     window: LossWindow
 
-    def __init__(self, *args: Any, keep_checkpoints: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        keep_checkpoints: int | None = None,
+        average_last: int = 0,
+        ema_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.keep_checkpoints = keep_checkpoints
+        self.average_last = average_last
+        self.ema = MovingAverage(ema_decay) if ema_decay else None
+        if self.ema is not None:
+            self.add_callback(AfterEachStep(self._update_ema))
         self._saved: tuple[int, int] | None = None  # step and length of the log at the newest checkpoint
 
+    def _update_ema(self) -> None:
+        if self.ema is not None:
+            self.ema.update(trained_tensors(self.model))
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A new best model is always saved, whatever the saving schedule says."""
+        """A new best model is always saved, whatever the saving schedule says, and so is one that may be averaged."""
+        self.control.should_save |= self.average_last > 0
         is_best = super()._determine_best_metric(metrics, trial)
         if is_best:
             self.state.best_global_step = self.state.global_step
             self.control.should_save = True
         return is_best
+
+    def averaged_steps(self) -> list[int]:
+        """Steps of the last evaluations, as many as are to be averaged. The log tells: a run that was cut and went on
+        has the same."""
+        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        steps = [line["step"] for line in self.state.log_history if metric in line and line["step"] > 0]
+        return steps[-self.average_last :] if self.average_last else []
+
+    def drop_averaged(self) -> None:
+        """After the end of the run: the checkpoints that were kept for the average alone go."""
+        if self.average_last:
+            checkpoints.prune(Path(self.args.output_dir), self.keep_checkpoints, self.state.best_global_step)
 
     def load_best(self) -> None:
         """Puts the weights of the best evaluation into the model.
@@ -68,11 +100,16 @@ class CheckpointingTrainer(Trainer):
         with checkpoints.being_written(directory, checkpoint_bytes(model)):
             super()._save_checkpoint(model, trial)
             write_aside(directory / self._window_file, json.dumps(self._window_state()))
+            if self.ema is not None:
+                self.ema.agree()
+                if self.args.should_save:
+                    self.ema.save(directory)
             wait_for_everyone()
             if self.args.should_save:
                 checkpoints.commit(directory, {"step": self.state.global_step, "processes": self.args.world_size})
         if self.args.should_save:
-            checkpoints.prune(directory.parent, self.keep_checkpoints, self.state.best_global_step, this[0])
+            also = self.averaged_steps()
+            checkpoints.prune(directory.parent, self.keep_checkpoints, self.state.best_global_step, this[0], also)
         self._saved = this
         wait_for_everyone()
 
@@ -89,9 +126,13 @@ class CheckpointingTrainer(Trainer):
         """The steps since the last line of the log, so that stopping between two lines changes neither."""
         return {"logged": self._globalstep_last_logged, "loss": float(self._tr_loss), **self.window.state()}
 
-    def _restore_window(self) -> None:
-        """At the beginning of a resumed run; checkpoints of earlier versions have no such file, nor an open window."""
-        file = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / self._window_file
+    def _restore(self) -> None:
+        """At the beginning of a resumed run, what Trainer does not know: the moving average and the open window of the
+        log. Checkpoints of earlier versions have no such window, nor its file."""
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.ema is not None and self.state.global_step > 0:
+            self.ema.load(directory, trained_tensors(self.model))
+        file = directory / self._window_file
         if self.state.global_step == 0 or not file.is_file():
             return
         stored = json.loads(file.read_text())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,11 @@ def best_of(directory: Path) -> Path | None:
     return None if step is None or step == step_of(directory) else directory.with_name(f"checkpoint-{step}")
 
 
-def prune(run: Path, keep: int | None, best_step: int | None, newest: int | None = None) -> None:
-    """Removes all but the ``keep`` newest checkpoints and the one of ``best_step``; None keeps all.
+def prune(
+    run: Path, keep: int | None, best_step: int | None, newest: int | None = None, also: Collection[int] = ()
+) -> None:
+    """Removes all but the ``keep`` newest checkpoints and those of ``best_step`` and of steps in ``also``; None keeps
+    all.
 
     Those after step ``newest`` do not count: they are what a kill left, and would push out whole ones.
     """
@@ -109,7 +112,7 @@ def prune(run: Path, keep: int | None, best_step: int | None, newest: int | None
         return
     known = [p for p in all_checkpoints(run) if newest is None or int(step_of(p) or 0) <= newest]
     for directory in known[max(keep, 1) :]:
-        if step_of(directory) != best_step:
+        if step_of(directory) not in (best_step, *also):
             remove(directory)
 
 

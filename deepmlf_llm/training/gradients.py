@@ -100,9 +100,14 @@ class FirstGradients:
 
 def average_running_statistics(model: nn.Module) -> None:
     """Sets BatchNorm's running mean and variance to their mean over the processes, so that all evaluate one model."""
+    average_over_processes(model.named_buffers())
+
+
+def average_over_processes(buffers: Iterable[tuple[str, Tensor]]) -> None:
+    """The same of buffers by name; others than running statistics stay."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return
-    for name, buffer in model.named_buffers():
+    for name, buffer in buffers:
         if name.endswith(("running_mean", "running_var")):
             torch.distributed.all_reduce(buffer)
             buffer /= torch.distributed.get_world_size()

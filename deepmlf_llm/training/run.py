@@ -30,7 +30,7 @@ from deepmlf_llm.training.environment import environment, parameter_counts
 from deepmlf_llm.training.init_from import StartingAdapter, find_start, read_start
 from deepmlf_llm.training.kept_texts import keep_texts, say_size, texts_of
 from deepmlf_llm.training.launch import Launch, say
-from deepmlf_llm.training.result import check_best, measured, opening_lines, train_facts
+from deepmlf_llm.training.result import measured, opening_lines, train_facts
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
@@ -170,6 +170,7 @@ class _Run:
             result = self.conclude(trainer, splits, output, began)
             if self.launch.is_main:
                 self.directory.write_result(result)
+                trainer.drop_averaged()
             launching.wait_for_everyone()
         if self.shared is not None:
             self.shared.take_back(model)
@@ -257,10 +258,9 @@ class _Run:
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:
         """The best adapter, its metrics on validation and, this once, on test; written out."""
         from deepmlf_llm.training.scores import score, write_beside
+        from deepmlf_llm.training.selection import select
 
-        trainer.load_best()
-        validation = score(trainer, splits["valid"], "valid", self.config.dataset, prefix="best")
-        check_best(trainer, validation.metrics)
+        validation, selection = select(trainer, splits["valid"], self.config.dataset, self.launch)
         test = score(trainer, splits["test"], "test", self.config.dataset)
         trainer.save_model(str(self.directory.adapter_aside))
         used = {name: {"utterances": len(split), "truncated": split.truncated} for name, split in splits.items()}
@@ -269,6 +269,7 @@ class _Run:
             "config": self.settings.to_dict(),
             "seed": trainer.args.seed,
             **measured(validation, test),
+            **({} if selection is None else {"selection": selection}),
             "train": train_facts(trainer, output, began, self.launch, self._step_size(trainer.args)),
             "data": {**self.data.facts, "used": used},
             "base_model": {"name": self.base_name, **(trainer.model.deepmlf_config.base_fingerprint or {})},

@@ -112,6 +112,16 @@ class RunKeys:
     frame_dropout: float = setting(
         "share of a modality's real frames that are left out in training; at least one of each stays", share(), 0.0
     )
+    ema_decay: float = setting(
+        "of a moving average (EMA) of the trained weights, taken at the end if better on validation; 0 = none",
+        share(),
+        0.0,
+    )
+    average_last: int = setting(
+        "last evaluations whose weights are averaged; taken at the end if better on validation; 0 = none",
+        integer(0, 1000),
+        0,
+    )
     warmup_epochs: float = setting("epochs of linear warm-up", number(0, 1e6), 1.0)
     av_learning_rate: float | None = setting("of the AV encoder; default: learning_rate", _RATE, None)
     lora_learning_rate: float | None = setting("of LoRA on the LM; default: learning_rate", _RATE, None)

@@ -49,7 +49,13 @@ FIRST_RUNS = {
 """Keys that came later than the first runs -> what those computed. With that value a key is no part of the fingerprint,
 so a run from before the key is known again."""
 
-LATER_RUN_KEYS: dict[str, Any] = {"init_from": None, "modality_dropout": 0.0, "frame_dropout": 0.0}
+LATER_RUN_KEYS: dict[str, Any] = {
+    "init_from": None,
+    "modality_dropout": 0.0,
+    "frame_dropout": 0.0,
+    "ema_decay": 0.0,
+    "average_last": 0,
+}
 """The run's own keys that came later -> the value with which nothing is changed; the same holds for them."""
 
 

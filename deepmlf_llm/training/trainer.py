@@ -73,7 +73,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         self._evaluated: Any = None
         self.predicted: tuple[dict[str, np.ndarray], np.ndarray] = ({}, np.empty(0))  # by the last evaluation
         if batches is not None:
-            self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore_window)
+            self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore)
             self.add_callback(self.schedule)
         compute = kwargs.get("compute_metrics")
         if compute is not None:

@@ -55,6 +55,10 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         "--ds zero2",
     )
     problems.check(
+        stage != 3 or not (settings.ema_decay or settings.average_last),
+        "ema_decay and average_last need the whole trained weights in each process, ZeRO-3 splits them: use --ds zero2",
+    )
+    problems.check(
         settings.quantization != "int8" or (stage != 3 and torch.cuda.is_available()),
         "quantization='int8' works under DeepSpeed on CUDA with ZeRO 1 or 2 only: use nf4",
     )

@@ -104,7 +104,7 @@ def make(toy_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> MakeSet
             "modalities": ["audio"],
         }
         small |= {"av_encoder__width": 8, "av_encoder__num_heads": 2, "seqaug__p_apply": 0.5}
-        small |= {"modality_dropout": 0.2, "frame_dropout": 0.3}
+        small |= {"modality_dropout": 0.2, "frame_dropout": 0.3, "ema_decay": 0.6}
         return toy_settings(**{"save_total_limit": None, **small, **changes})
 
     return settings
@@ -126,7 +126,8 @@ def outcome(run: Path, result: dict[str, Any]) -> dict[str, Any]:
             name: _content(torch.load(last / name, weights_only=False))
             for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
         },
-        "metrics": (result["metrics"], result["heads"]),
+        "metrics": (result["metrics"], result["heads"], result["selection"]),
+        "average": (last / "ema.safetensors").read_bytes(),
         "steps": (result["train"]["steps"], result["train"]["best_step"], result["train"]["epochs"]),
     }
 
@@ -181,6 +182,12 @@ def test_a_run_ends_the_same_from_each_of_its_checkpoints(
     make: MakeSettings, data: TrainingData, tmp_path: Path, case: tuple[str, ...]
 ) -> None:
     assert check_every_resume(make, data, tmp_path, settings_of(*case)) >= 1
+
+
+def test_averages_are_the_same_from_each_checkpoint(make: MakeSettings, data: TrainingData, tmp_path: Path) -> None:
+    """The average of the last evaluations, too, whichever checkpoints lie between them."""
+    values = {"save_strategy": "steps", "save_steps": 3, "average_last": 2, "num_train_epochs": 3}
+    assert check_every_resume(make, data, tmp_path, values) == 6  # steps 3, 6, 9 and the ends of epochs 4, 8, 12
 
 
 class Ask(TrainerCallback):

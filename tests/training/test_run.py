@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.errors import BaseModelError, ConfigError, DataError, DeepMLFError, RunError
 from deepmlf_llm.training import run as run_module
+from deepmlf_llm.training import selection
 from deepmlf_llm.training.callbacks import read_metrics
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.run import run_training
@@ -190,9 +191,17 @@ def test_the_test_split_is_read_once_at_the_end(
         counting = True
         return train(self, *args)
 
+    select = selection.select
+
+    def until_the_adapter_is_chosen(*args: Any) -> Any:
+        found = select(*args)
+        assert not reads
+        return found
+
     monkeypatch.setattr(run_module._Run, "conclude", after_training)
     monkeypatch.setattr(run_module._Run, "train", from_training_on)
-    run_training(toy_settings(), toy_data)
+    monkeypatch.setattr(selection, "select", until_the_adapter_is_chosen)
+    assert run_training(toy_settings(ema_decay=0.5, average_last=2), toy_data)["selection"]["taken"]
     assert sorted(reads) == list(range(6))
 
 
