@@ -9,14 +9,12 @@ process of its own for each variant, on the epoch's longest batch.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -186,18 +184,13 @@ def speed(clocks: list[tuple[Clock, int]], batch: int) -> dict[str, Any]:
     }
 
 
-def measure_memory(args: Namespace) -> dict[str, dict[str, int]]:
-    """Runs this script once for each variant, to see its peak alone."""
-    result = {}
-    for name in (*YARDSTICKS, *LOOPS):
-        command = [sys.executable, __file__, "--memory_of", name, *(["--quick"] if args.quick else [])]
-        command += ["--base_model", args.base_model] if args.base_model else []
-        command += ["--threads", str(args.threads)] if args.threads else []
-        done = subprocess.run(
-            command, env={**os.environ, **LIVE_BLOCKS}, stdout=subprocess.PIPE, text=True, check=True, timeout=1800
-        )
-        result[name] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def measure_memory(setting: Setting, threads: int | None) -> dict[str, dict[str, int]]:
+    """A process for each variant, to see its peak alone: a fork of one that has imported all of this, no more."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["__main__"])
+    os.environ.update(LIVE_BLOCKS)  # read when a process starts, so not by this one
+    with ProcessPoolExecutor(1, context, use_threads, (threads,), max_tasks_per_child=1) as processes:
+        return {name: processes.submit(peak_of, name, setting).result() for name in (*YARDSTICKS, *LOOPS)}
 
 
 def peak_of(name: str, setting: Setting) -> dict[str, int]:
@@ -241,7 +234,6 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="seconds by operator for each variant too")
     parser.add_argument("--gpu", action="store_true", help="benchmarks/gpu.py with its defaults, on a CUDA device")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
-    parser.add_argument("--memory_of", choices=[*YARDSTICKS, *LOOPS], help=SUPPRESS)
     args = parser.parse_args()
     if args.gpu:
         from gpu import CASES, run
@@ -249,11 +241,8 @@ def main() -> int:
         return run(CASES, args.rounds or 5, args.output)
     changes = {key: getattr(args, key) for key in ("base_model", "rounds", "batches") if getattr(args, key)}
     setting = Setting(**{**vars(QUICK if args.quick else Setting()), **changes})
+    memory = measure_memory(setting, args.threads)
     use_threads(args.threads)
-    if args.memory_of:
-        print(json.dumps(peak_of(args.memory_of, setting)))
-        return 0
-    memory = measure_memory(args)
     result = {**measure_training(Bench(setting), args.profile), "memory": memory}
     result = {
         "ratios": ratios(result),

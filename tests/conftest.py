@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Two workers on two cores: the time of one example says nothing. Derandomised: a red run is red again.
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("repository")
+
+
+# A shell starts what is in its background with SIGINT ignored; tests of interrupts need it, here and in children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take minutes begin first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

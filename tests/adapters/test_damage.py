@@ -140,7 +140,7 @@ def tells_the_same(place, whole):
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@examples(600)
+@examples(300)
 @given(data=st.data(), seal=st.sampled_from(["again", "out"]))
 def test_other_tensors(whole, place, base, data, seal):
     tensors = load_file(whole / files.WEIGHTS)

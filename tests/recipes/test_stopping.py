@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,17 +20,23 @@ from .test_train_llama import DEADLINE, data, environment, launcher, recipe, sma
 WAIT = 90  # seconds for a step, a checkpoint and the end, on a busy machine
 
 
-def begin(command: list[str], folder: Path) -> subprocess.Popen[str]:
-    """A run that makes steps; it would need hours."""
+@contextmanager
+def begun(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run that makes steps. It would need hours, and ends with the test, whatever becomes of that."""
     running = subprocess.Popen(
         command, cwd=folder, env=environment(), start_new_session=True, stdout=-1, stderr=-2, text=True
     )
-    log, end = folder / "run" / "metrics.jsonl", time.monotonic() + DEADLINE
-    while not (log.is_file() and log.stat().st_size) and time.monotonic() < end:
-        assert running.poll() is None, running.communicate()[0]
-        time.sleep(0.1)
-    assert log.stat().st_size
-    return running
+    try:
+        log, end = folder / "run" / "metrics.jsonl", time.monotonic() + DEADLINE
+        while not (log.is_file() and log.stat().st_size) and time.monotonic() < end:
+            assert running.poll() is None, running.communicate()[0]
+            time.sleep(0.1)
+        assert log.stat().st_size
+        yield running
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
 
 
 def everything_ended(folder: Path) -> bool:
@@ -66,12 +74,12 @@ def test_one_checkpoint_then_a_clean_end(
 ) -> None:
     kind, engine, number, code = CASES[case]
     ds = ["--ds", str(repository / "ds_configs" / f"{engine}.json")] if engine else []
-    running = begin([*launcher(kind), recipe, *long_run(data, tmp_path), *ds], tmp_path)
-    if case.endswith("to all"):
-        os.killpg(running.pid, number)
-    else:
-        running.send_signal(number)
-    said = running.communicate(timeout=WAIT)[0]
+    with begun([*launcher(kind), recipe, *long_run(data, tmp_path), *ds], tmp_path) as running:
+        if case.endswith("to all"):
+            os.killpg(running.pid, number)
+        else:
+            running.send_signal(number)
+        said = running.communicate(timeout=WAIT)[0]
     assert code is None or running.returncode == code
     assert everything_ended(tmp_path)
     assert "stopped at step" in said
