@@ -13,6 +13,8 @@ CONFIGS, DEEPSPEED = "configs", "ds_configs"
 _PACKAGE = Path(__file__).resolve().parent
 _IN_CHECKOUT = {CONFIGS: "recipes/configs", DEEPSPEED: "ds_configs"}
 _ENDINGS = {CONFIGS: ".yaml", DEEPSPEED: ".json"}
+FORMER_NAMES = {"mosei_gpt2": "paper/mosei_gpt2_base", "sims": "paper/sims_gpt2_chinese"}
+"""Names that shipped files had before, and still answer to."""
 
 
 def folder(kind: str) -> Path:
@@ -36,8 +38,8 @@ def locate(kind: str, given: str | Path) -> Path:
     path = Path(given)
     if path.is_file():
         return path
-    text = path.as_posix().removesuffix(_ENDINGS[kind])
-    return names(kind).get(text.removeprefix(_IN_CHECKOUT[kind] + "/"), path)
+    name = path.as_posix().removesuffix(_ENDINGS[kind]).removeprefix(_IN_CHECKOUT[kind] + "/")
+    return names(kind).get(FORMER_NAMES.get(name, name), path)
 
 
 def hint(kind: str, given: str | Path) -> str:

@@ -32,20 +32,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.name is None:
         if options.copy is not None:
             raise ConfigError("--copy needs the name of a shipped file")
+        width = max(map(len, known)) + 2
         for name, path in known.items():
-            print(f"{name:24}{_first_words(path)}")
+            print(f"{name:{width}}{_first_words(path)}")
         return
-    if options.name not in known:
-        near = suggest(options.name, known)
-        raise ConfigError(f"{options.name!r}: no shipped file{near}; `deepmlf configs` lists them")
-    text = known[options.name].read_text(encoding="utf-8")
+    name = shipped.FORMER_NAMES.get(options.name, options.name)
+    if name not in known:
+        near = suggest(name, known)
+        raise ConfigError(f"{name!r}: no shipped file{near}; `deepmlf configs` lists them")
+    text = known[name].read_text(encoding="utf-8")
     if options.copy is None:
         print(text, end="")
     elif options.copy.exists():
         raise ConfigError(f"--copy {options.copy}: exists; move it away or name another file")
     else:
         write_aside(options.copy, text)
-        print(f"copied {options.name}: {options.copy}")
+        print(f"copied {name}: {options.copy}")
 
 
 def _first_words(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def parse_settings(argv: Sequence[str], default_config: str | Path | None = None
     if config is None and "data" not in line.values and default_config is not None:
         config = str(default_config)
     problems = Problems(ConfigError, "settings")
-    values = flatten(read_config(config)) if config else {}
+    values = read_layers(config) if config else {}
     for name in values:
         problems.check(name in all_keys(), f"{config}: {refuse(name)}")
     for name, text in line.values.items():
@@ -125,6 +125,19 @@ def read_value(key: Key, text: str | None) -> Any:
         raise refusal from None
 
 
+def read_layers(config: str) -> dict[str, Any]:
+    """Settings of one YAML file, or of several with commas between them: what a later one says counts. Dotted names.
+
+    Raises:
+        ConfigError: as :func:`read_config`.
+    """
+    given = [config] if Path(config).is_file() else [part.strip() for part in config.split(",")]
+    values: dict[str, Any] = {}
+    for path in given:
+        values |= flatten(read_config(path))
+    return values
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """A YAML file of settings, by its path or by the name of a shipped one.
 
@@ -145,22 +158,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
-def help_text(usage: str) -> str:
-    """``--help``: every key by owner, with type, default and meaning."""
+def help_text(usage: str, shown: Callable[[str], bool] = lambda name: True) -> str:
+    """``--help``: every key that is ``shown``, by owner, with type, default and meaning."""
     titles = {
         "run": "The run",
         "method": "The method (fields of DeepMLFConfig; in YAML nested, here dotted)",
         "trainer": "transformers.TrainingArguments",
     }
     lines = [usage, ""]
-    lines += ["  --config FILE  YAML of the keys below; options on the command line override it"]
+    lines += ["  --config FILE  YAML of the keys below, or FILE,FILE (the later one counts); options override it"]
     lines += ["  --seeds LIST   0-4 or 0,1,2: a run with each of these seeds, in output_dir/seed-N, and a summary"]
     lines += ["  --dry-run      check everything and say what would be trained, write nothing"]
     lines += ["  --trust_run    go on from checkpoints that other users could have written (files that run code never)"]
     lines += ["  --verbose      show what other libraries say as well; otherwise it goes to libraries.log of the run"]
     for owner, title in titles.items():
         lines += ["", f"{title}:"]
-        keys = [key for key in all_keys().values() if key.owner == owner]
+        keys = [key for key in all_keys().values() if key.owner == owner and shown(key.name)]
         lines += [line for key in keys if key.help for line in _entry(key)]
         silent = [key.name for key in keys if not key.help]
         if silent:

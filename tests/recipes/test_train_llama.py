@@ -17,12 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from deepmlf_llm.data.demo import embedded_dataset
-from deepmlf_llm.training.assemble import method_config
-from deepmlf_llm.training.command_line import parse_settings
-from deepmlf_llm.training.data import TrainingData
 
 DEADLINE = 280
-CONFIGS = ("demo", "mosei_gpt2", "mosi", "mosi_smollm2", "sims")
 
 
 def free_port() -> str:
@@ -234,18 +230,3 @@ def test_help(in_empty_directory: Any) -> None:
     shown = done.stdout
     assert "--objective.gamma" in shown
     assert "--learning_rate" in shown
-
-
-def test_all_shipped_configurations_are_listed(repository: Path) -> None:
-    assert {p.stem for p in (repository / "recipes" / "configs").glob("*.yaml")} == set(CONFIGS)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_shipped_configurations_are_whole(repository: Path, name: str) -> None:
-    settings = parse_settings(["--config", str(repository / "recipes" / "configs" / f"{name}.yaml")])
-    dataset = "sims" if name == "sims" else "mosei" if name.startswith("mosei") else "mosi"
-    empty: Any = []
-    data = TrainingData(empty, empty, empty, {"audio": {"dim": 4}, "vision": {"dim": 3}}, dataset)
-    config = method_config(settings, data)
-    assert config.dataset == dataset
-    assert settings.resolve_batch(1)[0] >= 1
