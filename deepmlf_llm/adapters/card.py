@@ -73,6 +73,8 @@ def adapter_card(config: DeepMLFConfig, tensors: Mapping[str, Any]) -> str:
         )
     values = sum(tensor.numel() for name, tensor in tensors.items() if "running_" not in name)
     quantized = config.base_quantization not in (None, "none")
+    stored = f"in {config.base_quantization}" if quantized else "as it is"
+    drawn = f"with random weights (seed {config.base_init_seed}): what its LM had learned is not in it"
     return (_HEAD + _ADAPTER).format(
         **_facts(config),
         tokens=config.num_fusion_tokens,
@@ -81,7 +83,7 @@ def adapter_card(config: DeepMLFConfig, tensors: Mapping[str, Any]) -> str:
         weights=config.ffw_weights,
         values=f"{values:,}",
         lora=lora,
-        quantization=f"in {config.base_quantization}" if quantized else "as it is",
+        quantization=stored if config.base_init_seed is None else drawn,
     )
 
 

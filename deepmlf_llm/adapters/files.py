@@ -47,7 +47,7 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
     if not path.is_file():
         raise AdapterError(f"{directory}: no {CONFIG}: expected the directory of a saved adapter")
     try:
-        values = parse_json(_content(path), settings=True)
+        values = parse_json(content(path), settings=True)
         digest = settings_digest(values) if isinstance(values, dict) else None
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
@@ -70,9 +70,14 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
         raise AdapterError(f"{path}: {error}") from error
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        AdapterError: it cannot be read, or holds more settings than there are.
+    """
     try:
-        if path.name == CONFIG and path.stat().st_size > CONFIG_LIMIT:
+        if path.suffix == ".json" and path.stat().st_size > CONFIG_LIMIT:
             raise AdapterError(f"{path}: damaged: {path.stat().st_size} bytes; settings have at most {CONFIG_LIMIT}")
         return path.read_bytes()
     except OSError as error:
@@ -85,21 +90,35 @@ def read_weights(directory: str | Path, config: DeepMLFConfig) -> dict[str, Tens
     Raises:
         AdapterError: missing, truncated, changed (sha256), a header out of bounds, values that are not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     path = Path(directory) / WEIGHTS
     if not path.is_file():
         raise AdapterError(f"{directory}: no {WEIGHTS}: expected the directory of a saved adapter")
-    raw = _content(path)
+    return read_tensors(path, config.weights_sha256, CONFIG)
+
+
+def read_tensors(path: Path, digest: str | None, told_by: str) -> dict[str, Tensor]:
+    """The tensors of a file of ours, checked as far as the file itself allows.
+
+    Args:
+        path: of the file, which is there.
+        digest: its sha256, where it is known.
+        told_by: name of the file that says so.
+
+    Raises:
+        AdapterError: as :func:`read_weights`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    raw = content(path)
     length = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1
     if not 2 <= length <= min(HEADER_LIMIT, len(raw) - 8):
         raise AdapterError(f"{path}: damaged: a header of {length} bytes in a file of {len(raw)}")
     if (count := raw.count(b"{", 8, 8 + length)) > TENSORS_LIMIT:
         raise AdapterError(f"{path}: damaged: some {count} tensors; an adapter has at most {TENSORS_LIMIT}")
     found = hashlib.sha256(raw).hexdigest()
-    if config.weights_sha256 is not None and found != config.weights_sha256:
-        raise AdapterError(f"{path}: damaged or exchanged: its sha256 is not the one in {CONFIG}")
+    if digest is not None and found != digest:
+        raise AdapterError(f"{path}: damaged or exchanged: its sha256 is not the one in {told_by}")
     try:
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
@@ -132,7 +151,12 @@ def check_base(config: DeepMLFConfig, base: nn.Module, source: str | Path) -> No
         raise AdapterError(f"{source}: base={type(base).__name__} is no causal language model of transformers")
     differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(base))
     if differences:
-        raise AdapterError(f"{source}: another base model; {'; '.join(differences)}")
+        seed = config.base_init_seed
+        drawn = (
+            f"; its base has random weights of seed {seed}, which other versions draw otherwise: see package_versions"
+        )
+        told = "; ".join(differences) + ("" if seed is None else drawn)
+        raise AdapterError(f"{source}: another base model; {told}")
 
 
 def check_fit(

@@ -5,6 +5,7 @@ from deepmlf_llm.backbones.interface import FAMILIES, Decoder, DecoderInterface,
 from deepmlf_llm.backbones.loading import cpu_or_cuda_dtype, load_base_model, load_tokenizer
 from deepmlf_llm.backbones.packing import PACKING, PackedRows
 from deepmlf_llm.backbones.quantization import QUANTIZATIONS, is_quantized, keep_weights_in_place, quantization_of
+from deepmlf_llm.backbones.random_base import init_seed_of
 from deepmlf_llm.backbones.state import BaseState
 from deepmlf_llm.backbones.stream import PrefixCache, TextStream, positions, read_text, run_layers, run_packed
 
@@ -21,6 +22,7 @@ __all__ = [
     "base_fingerprint",
     "compare_fingerprints",
     "cpu_or_cuda_dtype",
+    "init_seed_of",
     "is_quantized",
     "keep_weights_in_place",
     "load_base_model",

@@ -14,6 +14,7 @@ from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
 from deepmlf_llm.backbones.interface import find_interface
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.quantization import keep_weights_in_place, quantization_config
+from deepmlf_llm.backbones.random_base import random_base
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
 from deepmlf_llm.backbones.vocabulary import prepare_tokenizer
@@ -103,6 +104,7 @@ def load_base_model(
     revision: str | None = None,
     storage_dtype: str | None = None,
     num_layers: int | None = None,
+    init_seed: int | None = None,
 ) -> Any:
     """A frozen causal LM in eval mode.
 
@@ -115,6 +117,7 @@ def load_base_model(
         revision: of a hub model.
         storage_dtype: of packed 4-bit weights, for ZeRO-3; also ``"uint8"``, the default.
         num_layers: keep only the first layers (for studies of depth).
+        init_seed: random weights from this seed in the place of its own (for studies of what the LM has learned).
 
     Raises:
         BaseModelError: not found, not whole (missing, unknown, misshapen, truncated or non-finite weights), not a
@@ -123,6 +126,8 @@ def load_base_model(
     torch_dtype = cpu_or_cuda_dtype(dtype)
     if storage_dtype not in (None, *STORAGE_DTYPES):
         raise BaseModelError(f"storage_dtype={storage_dtype!r}: expected one of {', '.join(map(repr, STORAGE_DTYPES))}")
+    if init_seed is not None and quantization != "none":
+        raise BaseModelError(f"quantization={quantization!r}: a base with random weights is not quantized; use 'none'")
     quantized = quantization_config(quantization, torch_dtype, STORAGE_DTYPES[storage_dtype] if storage_dtype else None)
     kernel = attention_kernel(attn_implementation, torch_dtype)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": kernel, "revision": revision}
@@ -130,11 +135,13 @@ def load_base_model(
         options["quantization_config"] = quantized
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
-    if name in TOYS:
+    if init_seed is not None:
+        lm = random_base(name if name in TOYS else base_source(name), name, init_seed, revision, kernel)
+        _store_in(torch_dtype, lm)
+    elif name in TOYS:
         lm = _load_toy(name, options) if quantized is not None else toy_model(name)
         if quantized is None:
-            for parameter in lm.parameters():  # not buffers: rotary tables stay fp32, as in a model that is loaded
-                parameter.data = parameter.data.to(torch_dtype)
+            _store_in(torch_dtype, lm)
         if kernel is not None and quantized is None:
             lm.set_attn_implementation(kernel)
     else:
@@ -146,6 +153,12 @@ def load_base_model(
     if num_layers is not None:
         cut_layers(lm, num_layers)
     return lm.eval().requires_grad_(False)
+
+
+def _store_in(dtype: torch.dtype, lm: Any) -> None:
+    """The weights in ``dtype``; not buffers: rotary tables stay fp32, as in a model that is loaded."""
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _see_that_scores_are_capped(lm: Any, attn_implementation: str, name: str) -> None:

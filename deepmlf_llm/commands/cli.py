@@ -12,6 +12,7 @@ from deepmlf_llm.errors import suggest
 COMMANDS = {
     "train": "train an adapter, or go on with a run that was cut",
     "summarise": "mean, deviation, best and worst of several runs",
+    "pretrain-av": "train the AV encoder alone, for `train --av_encoder_from`",
     "prepare": "read a data set once, check it, write it as Arrow with a manifest",
     "evaluate": "metrics of an adapter on labelled data",
     "baseline": "what a model has to beat: constant, ridge, lora_text, bam",
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
-        print(_USAGE.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())))
+        print(_USAGE.format(commands="\n".join(f"  {name:13}{text}" for name, text in COMMANDS.items())))
         return 0
     if name == "--version":
         import deepmlf_llm
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}{suggest(name, COMMANDS)}; deepmlf --help lists them", file=sys.stderr)
         return BAD_INPUT
-    command = importlib.import_module(f"deepmlf_llm.commands.{name}")
+    command = importlib.import_module(f"deepmlf_llm.commands.{name.replace('-', '_')}")
     return run_recipe(lambda: command.main(words[1:]))
 
 

@@ -86,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     adapter = local_directory(options.adapter)
     base: Any = options.base_model
     if options.num_layers is not None:
-        kind = trained_kind(read_config(adapter), options.quantization)
-        base = load_base_model(options.base_model, kind, num_layers=options.num_layers)
+        config = read_config(adapter)
+        kind, seed = trained_kind(config, options.quantization), config.base_init_seed
+        base = load_base_model(options.base_model, kind, num_layers=options.num_layers, init_seed=seed)
     evaluator = Evaluator(
         adapter,
         _data(options.data),

@@ -129,6 +129,7 @@ class DeepMLFConfig(LoraConfig):
         factory=dict,
     )
     av_encoder: AVEncoderConfig = setting("the AV encoder", None, factory=AVEncoderConfig)
+    freeze_av_encoder: bool = setting("keep the AV encoder as it is: not trained, in eval mode", flag(), False)
     objective: ObjectiveConfig = setting("weights of the losses", None, factory=ObjectiveConfig)
     seqaug: SeqAugConfig = setting("augmentation in training", None, factory=SeqAugConfig)
     text: TextConfig = setting("how transcripts become tokens", None, factory=TextConfig)
@@ -151,6 +152,9 @@ class DeepMLFConfig(LoraConfig):
         "what the base was loaded in while training: none, nf4, fp4, int8",
         optional(choice("none", "nf4", "fp4", "int8")),
         None,
+    )
+    base_init_seed: int | None = setting(
+        "seed of the base's random weights; null: those of its files", optional(integer(0, 1 << 32)), None
     )
     package_versions: dict[str, str] | None = setting(
         "versions that saved the adapter", optional(mapping("a mapping, package -> version")), None

@@ -153,6 +153,7 @@ class Collator:
 
     Args:
         tokenizer: of the base model; gives the padding id, and the token ids of items that have no ``"input_ids"``.
+            None: batches without any text.
         modalities: name -> d, or name -> anything that has a ``dim`` (``store.modalities``, ``config.modalities``).
             Other modalities of the items are left out.
         max_tokens, template: for items that are not tokenised yet, see :func:`token_ids`.
@@ -160,7 +161,7 @@ class Collator:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         modalities: Mapping[str, Any],
         max_tokens: int = DEFAULT_MAX_TOKENS,
         template: str = TRANSCRIPT,
@@ -187,7 +188,7 @@ class Collator:
         """
         if not items:
             raise DataError("cannot make a batch of no items")
-        batch = self._text(items)
+        batch = {} if self.tokenizer is None else self._text(items, self.tokenizer)
         for name, dim in self.modalities.items():
             batch[name], batch[f"{name}_mask"] = _pad_frames(items, name, dim)
         labelled = [item.get("label") is not None for item in items]
@@ -197,14 +198,14 @@ class Collator:
             raise DataError(f"{labelled.count(False)} of {len(items)} items of a batch have no label")
         return batch
 
-    def _text(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def _text(self, items: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
         rows = [item.get("input_ids") for item in items]
         if any(row is None for row in rows):
-            made, _ = token_ids([item["text"] for item in items], self.tokenizer, self.max_tokens, self.template)
+            made, _ = token_ids([item["text"] for item in items], tokenizer, self.max_tokens, self.template)
             rows = [new if row is None else row for row, new in zip(rows, made, strict=True)]
         ids = [np.asarray(row, dtype=np.int64) for row in rows]
         longest = max(len(row) for row in ids)
-        pad = self.tokenizer.pad_token_id
+        pad = tokenizer.pad_token_id
         input_ids = np.full((len(ids), longest), 0 if pad is None else pad, dtype=np.int64)
         # The mask comes from the lengths, never from comparing with the padding id: that is often the end token too.
         attention_mask = np.zeros((len(ids), longest), dtype=np.int64)

@@ -53,7 +53,7 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
     width = 0 if config.reads_text_alone else config.av_encoder.width
     stack = FusionStack(
         FusionTokens(config.num_fusion_tokens, decoder.width),
-        _build_encoder(config),
+        None if config.reads_text_alone else build_av_encoder(config),
         {index: _build_block(decoder, index, config) for index in layers},
         Heads(
             decoder.width,
@@ -65,13 +65,19 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             config.head_base,
         ),
         width,
+        config.freeze_av_encoder,
     )
     return stack.to(decoder.embeddings.weight.device, at_least_fp32(decoder.embeddings.weight))
 
 
-def _build_encoder(config: DeepMLFConfig) -> AVEncoder | None:
+def build_av_encoder(config: DeepMLFConfig) -> AVEncoder:
+    """A fresh AV encoder, fp32.
+
+    Raises:
+        ConfigError: no modality.
+    """
     if config.reads_text_alone:
-        return None
+        raise ConfigError("modalities: an AV encoder needs at least one beside the text")
     av = config.av_encoder
     return AVEncoder(
         {name: modality.dim for name, modality in config.modalities.items()},

@@ -49,6 +49,7 @@ class MergedDeepMLF(FusedModel, nn.Module):
         config.r, config.target_modules, config.ffw_weights = 0, NO_LM_LORA, "copy"
         config.dequantize_copy = True  # own FFW weights are in the files, whatever the LM's are stored in
         config.base_fingerprint, config.base_quantization = base_fingerprint(lm), quantization_of(lm)
+        config.base_init_seed = None  # the weights are in the files
         dtype = lm.get_input_embeddings().weight.dtype  # type: ignore[operator]
         for block in stack.blocks.values():
             if block.ffw is not None:

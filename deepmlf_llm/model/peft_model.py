@@ -296,4 +296,5 @@ def load_base_for(
     """
     base, revision = base_and_revision(config, source, name)
     kind = trained_kind(config, quantization)
-    return as_deep_as_trained(load_base_model(base, kind, dtype, attn_implementation, revision), config)
+    lm = load_base_model(base, kind, dtype, attn_implementation, revision, init_seed=config.base_init_seed)
+    return as_deep_as_trained(lm, config)

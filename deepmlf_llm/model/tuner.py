@@ -23,6 +23,7 @@ from deepmlf_llm.backbones import (
     Decoder,
     base_fingerprint,
     compare_fingerprints,
+    init_seed_of,
     keep_weights_in_place,
     quantization_of,
 )
@@ -119,6 +120,8 @@ class DeepMLFTuner(LoraModel):
         differences = compare_fingerprints(config.base_fingerprint or {}, found)
         if differences:
             raise InjectionError(f"adapter {adapter_name!r} belongs to another base model: {'; '.join(differences)}")
+        if config.base_fingerprint is None:  # a new adapter
+            config.base_init_seed = init_seed_of(model)
         config.base_fingerprint = config.base_fingerprint or found
         if config.base_quantization is None or not config.inference_mode:  # what it is (or will be) trained on
             config.base_quantization = quantization_of(model)

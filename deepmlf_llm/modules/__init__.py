@@ -1,6 +1,7 @@
 """DeepMLF's own modules, one idea a file. They know nothing of Hugging Face, of training or of any modality's name."""
 
 from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder
+from deepmlf_llm.modules.av_regressor import AVRegressor
 from deepmlf_llm.modules.cross_attention import Gate, GatedCrossAttention
 from deepmlf_llm.modules.feed_forward import FeedForward, FFWParts
 from deepmlf_llm.modules.fusion_stack import FusionStack
@@ -13,6 +14,7 @@ from deepmlf_llm.modules.seqaug import seqaug
 __all__ = [
     "AVContext",
     "AVEncoder",
+    "AVRegressor",
     "FFWParts",
     "FeedForward",
     "FusionStack",

@@ -25,6 +25,8 @@ class FusionStack(nn.Module):
         blocks: LM layer (0-based) -> MM Block that follows it.
         heads: task, fusion, text and AV heads.
         context_width: d_av, where there is an AV encoder.
+        freeze_av_encoder: E_AV is never trained and stays in eval mode, as the LM does: what reads it then sees one Z
+            an utterance, and the running statistics of its feature norm stay those that it was trained with.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class FusionStack(nn.Module):
         blocks: Mapping[int, MMBlock],
         heads: Heads,
         context_width: int,
+        freeze_av_encoder: bool = False,
     ) -> None:
         super().__init__()
+        self.freeze_av_encoder = freeze_av_encoder
         self.fusion_tokens = fusion_tokens
         self.av_encoder = av_encoder
         self.mm_blocks = nn.ModuleDict({str(layer): blocks[layer] for layer in sorted(blocks)})
@@ -79,11 +83,20 @@ class FusionStack(nn.Module):
         return context, dict(zip(widths, key_values, strict=True))
 
     def set_trainable(self, trainable: bool) -> None:
-        """All parameters, but for gates of kind ``none``, which nothing may move."""
+        """All parameters, but for gates of kind ``none``, which nothing may move, and a frozen AV encoder."""
         self.requires_grad_(trainable)
+        if self.freeze_av_encoder and self.av_encoder is not None:
+            self.av_encoder.requires_grad_(False)
         for block in self.blocks.values():
             for gate in block.gates().values():
                 gate.alpha.requires_grad_(trainable and gate.kind != "none")
+
+    def train(self, mode: bool = True) -> "FusionStack":
+        """As any module; a frozen AV encoder stays in eval mode."""
+        super().train(mode)
+        if self.freeze_av_encoder and self.av_encoder is not None:
+            self.av_encoder.eval()
+        return self
 
     @contextmanager
     def gates_shut(self) -> Iterator[None]:

@@ -161,7 +161,8 @@ class _Planner:
         stack = model.active_stack
         depth = model.fused_decoder.text_depth(config, stack)
         parameters = list(model.parameters())
-        text = (base, settings.num_layers, settings.revision, settings.quantization, settings.dtype, depth)
+        lm = (base, settings.num_layers, settings.revision, settings.quantization, settings.dtype)
+        text = (*lm, depth) if settings.lm_init == "pretrained" else (*lm, settings.lm_init, depth)
         return {
             "layers": model.fused_decoder.decoder.num_layers,
             "blocks": len(stack.layers),

@@ -118,6 +118,7 @@ def load_base(
         # ZeRO-3 can split packed weights only where they are stored in the dtype of the others.
         storage_dtype=("bfloat16" if torch.cuda.is_available() else "float32") if packed else None,
         num_layers=settings.num_layers,
+        init_seed=arguments.seed if settings.lm_init == "random" else None,
     )
     return base, tokenizer
 
@@ -151,12 +152,13 @@ def make_trainer(
     directory: RunDirectory,
     stop: StopRequest,
 ) -> Any:
-    """The trainer of a run, with its batches, groups and callbacks."""
+    """The trainer of a run, its batches, groups and callbacks; without a tokenizer that of the AV encoder alone."""
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.training.augmentation import Augmentation
+    from deepmlf_llm.training.av_model import AVEncoderTrainer
     from deepmlf_llm.training.batching import BalancedBatches
     from deepmlf_llm.training.callbacks import Begun, EarlyStopping, MetricsLog
-    from deepmlf_llm.training.head_metrics import compute_metrics_for, heads_of
+    from deepmlf_llm.training.head_metrics import HEADS, compute_metrics_for, heads_of
     from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer
 
@@ -167,16 +169,16 @@ def make_trainer(
         launch.processes,
         launch.rank,
         arguments.seed if arguments.data_seed is None else arguments.data_seed,
-        train.lengths if settings.group_by_length else None,
+        train.lengths if settings.group_by_length and tokenizer is not None else None,
     )
     metric, higher = arguments.metric_for_best_model, arguments.greater_is_better
-    trainer = DeepMLFTrainer(
+    trainer = (AVEncoderTrainer if tokenizer is None else DeepMLFTrainer)(
         model=model,
         args=arguments,
         train_dataset=train,
         eval_dataset=splits["valid"],
         data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
-        compute_metrics=compute_metrics_for(config.dataset, heads_of(config)),
+        compute_metrics=compute_metrics_for(config.dataset, heads_of(config) if tokenizer is not None else HEADS[:1]),
         callbacks=[
             Begun(directory),
             MetricsLog(directory.path),

@@ -69,7 +69,7 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         if f"{_EVALUATION}mae" in (metrics or {}):
             gates = gate_values(model)  # on every process: ZeRO-3 may have split them
-            if state.is_world_process_zero:
+            if state.is_world_process_zero and gates:
                 self._write("gates", state, gates)
 
     def _write(self, kind: str, state: Any, values: dict[str, Any]) -> None:

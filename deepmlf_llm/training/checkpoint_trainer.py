@@ -47,6 +47,7 @@ class CheckpointingTrainer(Trainer):
         if self.ema is not None:
             self.add_callback(AfterEachStep(self._update_ema))
         self._saved: tuple[int, int] | None = None  # step and length of the log at the newest checkpoint
+        self._frozen: dict[str, Tensor] = {}  # of the adapter, whole, while it is saved
 
     def _update_ema(self) -> None:
         if self.ema is not None:
@@ -140,10 +141,30 @@ class CheckpointingTrainer(Trainer):
         self._tr_loss += stored["loss"]
         self.window.load(stored)
 
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As in Trainer, which under ZeRO-3 gathers trained weights only; every process calls it."""
+        self._frozen = frozen_shards(self.model)
+        super().save_model(*args, **kwargs)
+        self._frozen = {}
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The adapter only: no tokenizer, no pickled arguments."""
         if self.args.should_save:
+            if state_dict is not None:
+                state_dict = {**self._frozen, **state_dict}
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+
+
+def frozen_shards(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the adapter that are not trained (a frozen AV encoder), whole, where ZeRO-3 has split them."""
+    parameters = dict(model.named_parameters())
+    split = {n: p for n, p in parameters.items() if ".deepmlf." in n and not p.requires_grad and hasattr(p, "ds_id")}
+    if not split:
+        return {}
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(split.values())):
+        return {name: parameter.detach().cpu().clone() for name, parameter in split.items()}
 
 
 def checkpoint_bytes(model: nn.Module) -> int:

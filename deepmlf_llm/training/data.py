@@ -161,10 +161,22 @@ def tokenised(dataset: Any, name: str, tokenizer: Any, text: TextConfig) -> Any:
     """A split with token ids, its labels looked at.
 
     Raises:
-        DataError: the split is empty, or a label is missing or not finite.
+        DataError: as :func:`check_labels`.
     """
     from deepmlf_llm.data.collate import tokenise
 
+    check_labels(dataset, name)
+    return tokenise(
+        dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, text.max_tokens, text.template
+    )
+
+
+def check_labels(dataset: Any, name: str) -> None:
+    """Whether a split can be learnt from.
+
+    Raises:
+        DataError: the split is empty, or a label is missing or not finite.
+    """
     size = len(dataset)
     if size == 0:
         raise DataError(f"split {name!r} is empty")
@@ -177,6 +189,3 @@ def tokenised(dataset: Any, name: str, tokenizer: Any, text: TextConfig) -> Any:
             f"split {name!r}: {len(broken)} labels are missing or not finite in 32 bits, of "
             f"{some(name_of(dataset, i) for i in broken[: FEW + 1])}"
         )
-    return tokenise(
-        dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, text.max_tokens, text.template
-    )

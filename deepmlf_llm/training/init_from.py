@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,16 @@ class StartingAdapter:
         notes = [f"weights from {self.name}" + (", fresh LoRA on the LM" if fresh else "")]
         return notes + ([f"which was trained with {', '.join(other)}"] if other else [])
 
-    def check_modalities(self, modalities: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    @property
+    def digest(self) -> str | None:
+        """sha256 of its weights."""
+        return self.config.weights_sha256
+
+    def check(self, config: DeepMLFConfig) -> list[str]:
         """Whether the adapter reads what the run has.
 
         Args:
-            modalities: of the run: name -> dim, and what is known of how the features were made.
+            config: of the run, its modalities with what is known of how the features were made.
 
         Returns:
             What differs without harm, a sentence each.
@@ -78,6 +83,7 @@ class StartingAdapter:
             AdapterError: another set of modalities, other dimensions, or features made in another way.
         """
         trained, problems = self.config.modalities, Problems(AdapterError, self._source)
+        modalities = {name: dataclasses.asdict(facts) for name, facts in config.modalities.items()}
         problems.messages += [f"the data: {problem}" for problem in feature_problems(trained, modalities)]
         for name in modalities.keys() - trained.keys():
             known = ", ".join(trained) or "text alone"
@@ -130,17 +136,3 @@ def read_start(name: str) -> StartingAdapter:
     except AdapterError as error:
         raise AdapterError(f"init_from={name}: {error}") from None
     return StartingAdapter(name, config, tensors)
-
-
-def find_start(name: str, needed: bool) -> StartingAdapter | None:
-    """The same; None where it is not there and not needed, because the run goes on from a checkpoint.
-
-    Raises:
-        AdapterError: it is needed, and not there or damaged.
-    """
-    try:
-        return read_start(name)
-    except AdapterError:
-        if needed:
-            raise
-        return None

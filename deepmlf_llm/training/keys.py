@@ -37,6 +37,7 @@ _RECORDED = {
     "base_fingerprint",
     "base_model_relative",
     "base_quantization",
+    "base_init_seed",
     "package_versions",
     "weights_sha256",
     "settings_sha256",

@@ -51,9 +51,12 @@ def train_facts(trainer: Any, output: Any, began: float, launch: Launch, step_si
         "processes": launch.processes,
         "parameters": parameter_counts(trainer.model),
         "peak_memory_mb": peak_memory_mb(),
-        "fusion_layers": trainer.model.base_model.active_stack.layers,
-        "gates": gate_values(trainer.model),
     }
+
+
+def fusion_facts(model: Any) -> dict[str, Any]:
+    """What ``train`` of ``result.json`` says of the MM Blocks."""
+    return {"fusion_layers": model.active_stack.layers, "gates": gate_values(model)}
 
 
 def measured(validation: Score, test: Score) -> dict[str, Any]:

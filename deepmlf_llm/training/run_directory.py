@@ -26,7 +26,7 @@ from deepmlf_llm.training.trusted import check_owner
 
 CONFIG, FACTS, RESULT, ADAPTER, LOCK = "config.yaml", "run.json", "result.json", "adapter", ".lock"
 _BEFORE_THE_FIRST_STEP = {CONFIG, FACTS, LOCK, METRICS_FILE, "libraries.log", "tensorboard"}
-_LEFT_BY_KILLS = re.compile(r"\.checkpoint-\d+-.*|\.{1,2}adapter\.(partial|old).*|\..+\.partial")
+_LEFT_BY_KILLS = re.compile(r"\.checkpoint-\d+-.*|\.{1,2}(adapter|av_encoder)\.(partial|old).*|\..+\.partial")
 
 
 class RunDirectory:
@@ -37,20 +37,27 @@ class RunDirectory:
         settings: the run's, as ``RunSettings.to_dict()``.
         fingerprint: of all that decides what is computed; the same for a run and its continuation.
         facts: what the settings met, for ``run.json``: see :func:`~deepmlf_llm.training.run_identity.differences`.
+        product: name of the folder of what is trained.
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], fingerprint: str, facts: Mapping[str, Any] | None = None
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        fingerprint: str,
+        facts: Mapping[str, Any] | None = None,
+        product: str = ADAPTER,
     ) -> None:
         self.path = path
         self.settings = dict(settings)
         self.fingerprint = fingerprint
         self.facts = dict(facts or {})
+        self.product = product
         self._begun = False
 
     @property
     def adapter(self) -> Path:
-        return self.path / ADAPTER
+        return self.path / self.product
 
     def check(self) -> None:
         """Refuses a place that is not this run's; writes nothing.
@@ -69,8 +76,9 @@ class RunDirectory:
             if any(e.name not in known and not _LEFT_BY_KILLS.fullmatch(e.name) for e in self.path.iterdir()):
                 raise RunError(f"output_dir={name}: holds something that is no run; choose another")
             return
-        starts = {facts.get("init_from") for facts in (stored, self.facts)} - {None}
-        if stored["fingerprint"] != self.fingerprint or len(starts) > 1:
+        of_start = ("init_from", "av_encoder_from")  # digests, None where the file is gone
+        starts = [{facts.get(name) for facts in (stored, self.facts)} - {None} for name in of_start]
+        if stored["fingerprint"] != self.fingerprint or max(map(len, starts)) > 1:
             raise RunError(
                 f"output_dir={name}: holds another run ({self._difference(stored)}); choose another directory"
             )
@@ -190,7 +198,7 @@ class RunDirectory:
     @property
     def adapter_aside(self) -> Path:
         """Where the adapter is written before it gets its name."""
-        return self.path / f".{ADAPTER}.partial"
+        return self.path / f".{self.product}.partial"
 
     def publish_adapter(self) -> None:
         """Renames the adapter written aside to its place."""

@@ -20,7 +20,7 @@ def differences(
     Args:
         stored, given: settings, nested; one that is missing is what it was before there was a key for it.
         stored_facts, facts: what the settings met: ``data``, ``processes``, ``base_model``, ``deepspeed``,
-            ``init_from``; one that is None is not compared.
+            ``init_from``, ``av_encoder_from``; one that is None is not compared.
     """
     before, now = flatten(stored), flatten(given)
     found = [
@@ -30,7 +30,7 @@ def differences(
         if old != new
     ]
     of_facts = {"data": _of_data, "processes": _of_processes, "deepspeed": _of_engine}
-    for name in ("data", "processes", "base_model", "deepspeed", "init_from"):
+    for name in ("data", "processes", "base_model", "deepspeed", "init_from", "av_encoder_from"):
         old, new = stored_facts.get(name), facts.get(name)
         if old != new and (name == "deepspeed" or None not in (old, new)):
             found += of_facts.get(name, _plain(name))(old, new)

@@ -93,6 +93,19 @@ class RunKeys:
         optional(word("an adapter")),
         None,
     )
+    av_encoder_from: str | None = setting(
+        "AV encoder to begin with: a run of `deepmlf pretrain-av`, or the directory it saved; default: a random one",
+        optional(word("a directory")),
+        None,
+    )
+    av_readout: str = setting(
+        "what `deepmlf pretrain-av` reads the polarity from: mean or last frame of Z", choice("mean", "last"), "mean"
+    )
+    lm_init: str = setting(
+        "weights of the base: pretrained, or random (its config's shape; drawn from seed)",
+        choice("pretrained", "random"),
+        "pretrained",
+    )
     deepspeed: str | None = setting(
         "DeepSpeed configuration (also --ds): a file, or a shipped one such as zero2", optional(word("a file")), None
     )

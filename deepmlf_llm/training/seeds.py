@@ -91,6 +91,11 @@ def run_seeds(
 
 def _check_launch(settings: RunSettings) -> None:
     """One process without an engine: an engine splits the base, and a process group is not made twice."""
+    if settings.lm_init == "random":
+        raise ConfigError(
+            "--seeds with lm_init='random': each seed draws a base of its own; start each by its own command, with "
+            "--seed N --output_dir DIR/seed-N, and put them together with `deepmlf summarise`"
+        )
     processes = detect().processes
     if settings.deepspeed is not None or processes > 1:
         given = f"--ds {settings.deepspeed}" if settings.deepspeed is not None else f"{processes} processes"

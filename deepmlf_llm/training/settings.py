@@ -45,12 +45,16 @@ FIRST_RUNS = {
     "gate_per": "block",
     "gca_queries": "tokens",
     "head_base": "none",
+    "freeze_av_encoder": False,
 }
-"""Keys that came later than the first runs -> what those computed. With that value a key is no part of the fingerprint,
-so a run from before the key is known again."""
+"""Keys of the method that came later than the first runs -> what those computed. With that value a key is no part of
+the fingerprint, so a run from before the key is known again."""
 
 LATER_RUN_KEYS: dict[str, Any] = {
     "init_from": None,
+    "av_encoder_from": None,
+    "av_readout": "mean",
+    "lm_init": "pretrained",
     "modality_dropout": 0.0,
     "frame_dropout": 0.0,
     "ema_decay": 0.0,
@@ -102,11 +106,26 @@ class RunSettings(RunKeys):
         problems.raise_if_any()
         settings = cls(**owned["run"], method=_nest(owned["method"]), trainer=owned["trainer"])
         settings._given_batch_size = "batch_size" in owned["run"]
+        problems.messages.extend(settings._contradictions())
         try:
             DeepMLFConfig.from_dict(settings.method_values())  # what its settings say together
         except ConfigError as error:
-            raise ConfigError(str(error).replace("DeepMLFConfig", source, 1)) from error
+            problems.messages.append(str(error).removeprefix("DeepMLFConfig: "))
+        problems.raise_if_any()
         return settings
+
+    def _contradictions(self) -> list[str]:
+        """What is wrong with keys of the run together, one phrase each."""
+        found = []
+        if self.init_from is not None and self.av_encoder_from is not None:
+            found.append("init_from and av_encoder_from: the adapter has an AV encoder of its own; give one of them")
+        if self.lm_init == "random" and self.quantization != "none":
+            found.append(f"quantization={self.quantization!r} with lm_init='random': random weights are not quantized")
+        if self.method.get("freeze_av_encoder"):
+            for name in ("av_learning_rate", "av_weight_decay"):
+                if getattr(self, name) is not None:
+                    found.append(f"{name} with freeze_av_encoder: the AV encoder is not trained; leave {name} out")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """All that was decided, nested, by the names that :meth:`from_dict` reads: every setting of the run and of the

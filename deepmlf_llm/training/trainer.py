@@ -161,6 +161,9 @@ class DeepMLFTrainer(CheckpointingTrainer):
         self._look_ahead(batch_samples)
         if self.augmentation is not None and self.batches is not None:
             batch_samples[:] = [self.augmentation(batch, self.batches.epoch) for batch in batch_samples]
+        return self._step_counts(batch_samples, device)
+
+    def _step_counts(self, batch_samples: Sequence[Mapping[str, Tensor]], device: Any) -> dict[str, Tensor]:
         return step_counts(batch_samples, self.modalities, device, self.args.world_size)
 
     def _look_ahead(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
@@ -248,6 +251,11 @@ class DeepMLFTrainer(CheckpointingTrainer):
 
     # ---- evaluation ----
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The outputs that an evaluation keeps, the prediction first."""
+        return heads_of(self.model.deepmlf_config)
+
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in Trainer; all processes evaluate the same BatchNorm statistics.
 
@@ -263,8 +271,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
             order = list(self._get_eval_sampler(self._evaluated))
             check_predictions(evaluated.predictions, self._evaluated, order, self.modalities)
             back = np.argsort(order)  # from the order of evaluation to that of the data
-            names = heads_of(self.model.deepmlf_config)
-            heads = {head: values[back] for head, values in zip(names, evaluated.predictions, strict=True)}
+            heads = {head: values[back] for head, values in zip(self.heads, evaluated.predictions, strict=True)}
             self.predicted = heads, evaluated.label_ids[back]
             return compute(evaluated)
 
@@ -277,7 +284,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        polarities = tuple(getattr(outputs, head) for head in heads_of(self.model.deepmlf_config))
+        polarities = tuple(getattr(outputs, head) for head in self.heads)
         loss = None if outputs.loss is None else outputs.loss.detach()
         return loss, polarities, inputs.get("labels")
 

@@ -55,6 +55,10 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         "--ds zero2",
     )
     problems.check(
+        stage != 3 or settings.lm_init == "pretrained",
+        "lm_init='random' draws the whole LM in each process, ZeRO-3 would draw its parts otherwise: use --ds zero2",
+    )
+    problems.check(
         stage != 3 or not (settings.ema_decay or settings.average_last),
         "ema_decay and average_last need the whole trained weights in each process, ZeRO-3 splits them: use --ds zero2",
     )

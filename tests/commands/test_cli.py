@@ -13,7 +13,7 @@ from deepmlf_llm.errors import ConfigError
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_is_a_module_with_a_main_of_argv(name):
-    assert importlib.import_module(f"deepmlf_llm.commands.{name}").main.__annotations__["argv"]
+    assert importlib.import_module(f"deepmlf_llm.commands.{name.replace('-', '_')}").main.__annotations__["argv"]
 
 
 def test_help_names_every_command(capsys):

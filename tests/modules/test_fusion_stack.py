@@ -36,6 +36,18 @@ def test_a_gate_of_kind_none_never_trains():
         assert all(flag is trainable for name, flag in flags.items() if not name.endswith("alpha"))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_av_encoder_is_never_trained_and_stays_in_eval_mode(frozen):
+    stack = build_stack(Decoder(tiny_family("llama")), tiny_config(freeze_av_encoder=frozen))
+    for trainable in (True, False):
+        stack.set_trainable(trainable)
+        for name, parameter in stack.named_parameters():
+            assert parameter.requires_grad is (trainable and not (frozen and name.startswith("av_encoder."))), name
+        stack.train(trainable)
+        assert all(module.training is (trainable and not frozen) for module in stack.av_encoder.modules())
+        assert all(module.training is trainable for module in stack.heads.modules())
+
+
 def test_gates_shut_holds_inside_only_also_after_an_error():
     stack = build_stack(Decoder(tiny_family("llama")), tiny_config())
     assert stack.gate_values() == {1: {"gca": 0.5, "ffw": 0.5}, 3: {"gca": 0.5, "ffw": 0.5}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from deepmlf_llm.backbones.toys import toy_model, toy_tokenizer
 from deepmlf_llm.commands import configs
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.study.grid import Grid
+from deepmlf_llm.training.av_run import pretrain_av_encoder
 from deepmlf_llm.training.command_line import parse_settings, read_config
 from deepmlf_llm.training.data import TrainingData
+from deepmlf_llm.training.keys import all_keys
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings, flatten
 
 NAMES = [name for name in shipped.names(shipped.CONFIGS) if not name.startswith("scale/")]
 LAID_OVER = "as_published/"
+STAGE_1 = [name for name in NAMES if "av_encoder" in name or "stage1" in name]  # of the AV encoder alone
 BASES = {  # hub id -> toy of its kind, layers as its config.json has them
     "gpt2": ("tiny-gpt2", 12),
     "gpt2-large": ("tiny-gpt2", 36),
@@ -104,8 +108,9 @@ def told(settings: RunSettings) -> dict[str, Any]:
 
 
 def config_words(name: str) -> list[str]:
-    """``--config`` for one shipped file: those that are laid over others are, over the shipped ``mosi``."""
-    return ["--config", f"mosi,{name}" if name.startswith(LAID_OVER) else name]
+    """``--config`` for one shipped file: those that are laid over others are laid over the paper's for MOSI."""
+    below = "paper/av_encoder_mosi" if name in STAGE_1 else "mosi"
+    return ["--config", f"{below},{name}" if name.startswith(LAID_OVER) else name]
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +138,44 @@ def data_for(settings: RunSettings) -> TrainingData:
     return TrainingData(items, items, items, modalities, kind if kind in ("mosei", "sims") else "mosi")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in STAGE_1])
 def test_every_shipped_configuration_is_dry_run(
     name: str, base_directory: Callable[[str], str], tmp_path: Path
 ) -> None:
     given = parse_settings(config_words(name))
     words = ["--base_model", base_directory(given.base_model), "--output_dir", str(tmp_path / "run")]
+    words += ["--text.max_tokens", str(4 * told(given)["text.max_tokens"])]  # the toys' tokens are bytes
     settings = parse_settings([*config_words(name), *words, "--report_to", "none"])
     planned = run_training(settings, data_for(settings), dry_run=True)
     assert planned["train"]["steps"] > 0
     assert planned["train"]["parameters"]["trainable"] > 0
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", STAGE_1)
+def test_every_shipped_configuration_of_stage_1_is_dry_run(name: str, tmp_path: Path) -> None:
+    settings = parse_settings([*config_words(name), "--output_dir", str(tmp_path / "run"), "--report_to", "none"])
+    planned = pretrain_av_encoder(settings, data_for(settings), dry_run=True)
+    assert planned["train"]["parameters"]["trainable"] == planned["train"]["parameters"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stage_1", "stage_2", "rate"),
+    [
+        ("paper/av_encoder_mosi", "paper/mosi_smollm2_1.7b", 1e-3),
+        ("paper/av_encoder_mosei", "paper/mosei_gpt2_base", 5e-3),
+        ("paper/av_encoder_mosei", "paper/mosei_gpt2_large", 5e-3),
+        ("paper/av_encoder_sims", "paper/sims_gpt2_chinese", 5e-4),
+        ("demo_av_encoder", "demo", 2e-3),
+    ],
+)
+def test_an_encoder_of_stage_1_is_one_of_stage_2(stage_1: str, stage_2: str, rate: float) -> None:
+    first, second = (told(parse_settings(["--config", name])) for name in (stage_1, stage_2))
+    assert {k: v for k, v in first.items() if k.startswith("av_encoder.")} == {
+        k: v for k, v in second.items() if k.startswith("av_encoder.")
+    }
+    assert (first["learning_rate"], first["weight_decay"], first["max_grad_norm"]) == (rate, 1e-3, 1.0)
+    assert first["av_readout"] == ("mean" if stage_1.startswith("demo") else "last")
 
 
 @pytest.mark.parametrize("name", [name for name in shipped.names(shipped.CONFIGS) if name.startswith("scale/")])
@@ -202,3 +234,14 @@ def test_former_names_still_answer(former: str, now: str, capsys: pytest.Capture
         assert shipped.locate(shipped.CONFIGS, given) == place
     configs.main([former])
     assert capsys.readouterr().out == place.read_text()
+
+
+def test_the_page_on_the_paper_names_files_and_keys_that_are_there(repository: Path) -> None:
+    page = (repository / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    known = set(shipped.names(shipped.CONFIGS))
+    named = set(re.findall(r"\b((?:paper|llm|as_published|scale)/[\w.]*\w)(?![\w*$])", page))
+    assert named <= known
+    assert {name for name in known if name.startswith(("paper/", LAID_OVER))} <= named | set(STAGE_1)
+    options = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)?)", page))
+    others = {"source", "dataset", "out", "copy", "config", "ds", "key"}
+    assert options - others <= set(all_keys())

@@ -30,7 +30,9 @@ class Killed(BaseException):
     """Stands for a kill: raised in the middle of a run, and nothing of the run may clean up after it."""
 
 
-def run_until(monkeypatch: pytest.MonkeyPatch, settings: RunSettings, data: TrainingData, step: int) -> None:
+def run_until(
+    monkeypatch: pytest.MonkeyPatch, settings: RunSettings, data: TrainingData, step: int, run: Any = run_training
+) -> None:
     """A run that is cut just before it would have gone on from ``step``."""
     make = run_module.make_trainer
 
@@ -47,7 +49,7 @@ def run_until(monkeypatch: pytest.MonkeyPatch, settings: RunSettings, data: Trai
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "make_trainer", with_kill)
         with pytest.raises(Killed):
-            run_training(settings, data)
+            run(settings, data)
 
 
 def lines_of(settings: RunSettings) -> list[dict[str, Any]]:

@@ -1,0 +1,64 @@
+"""A base model as its config has it, with random weights: what the LM has learned is then gone, its shape is not.
+
+DeepMLF's study of the fusion curriculum crosses pretrained and random LMs (arXiv 2504.11082). The weights come from a
+seed, so an adapter on such a base can have it made again; they are drawn on the CPU in fp32, whatever dtype is wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepmlf_llm.backbones.foreign_code import NO_CODE, see_that_nothing_runs
+from deepmlf_llm.backbones.toys import TOYS, toy_model
+from deepmlf_llm.errors import BaseModelError
+
+_SEED = "_deepmlf_init_seed"
+
+
+def random_base(source: str, name: str, seed: int, revision: str | None = None, kernel: str | None = None) -> Any:
+    """A causal LM with random weights in fp32; other random numbers of this process stay as they were.
+
+    Args:
+        source: where its config is: a directory or hub id; of a toy its name.
+        name: what the user calls it.
+        seed: of the weights.
+        revision: of a hub model.
+        kernel: what attention is asked of transformers; None lets it choose.
+
+    Raises:
+        BaseModelError: no config there, or that of no causal LM.
+    """
+    if name in TOYS:
+        lm = toy_model(name, seed)
+        if kernel is not None:
+            lm.set_attn_implementation(kernel)
+    else:
+        lm = _from_config(source, name, seed, revision, kernel)
+    setattr(lm, _SEED, seed)
+    return lm
+
+
+def init_seed_of(lm: nn.Module) -> int | None:
+    """Seed of a base that :func:`random_base` has made; None for any other."""
+    seed: int | None = getattr(lm, _SEED, None)
+    return seed
+
+
+def _from_config(source: str, name: str, seed: int, revision: str | None, kernel: str | None) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    see_that_nothing_runs(source, revision, name)
+    options = {} if kernel is None else {"attn_implementation": kernel}
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options, **NO_CODE)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a config from elsewhere makes it raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BaseModelError(f"base_model={name!r}: no model can be made of its config: {reason}") from error
