@@ -95,7 +95,7 @@ def needed_flops(config: Any, name: str, text: int, tokens: int, layers: Sequenc
 
     Args:
         config: of the LM.
-        name: ``"joint"``, ``"fusion"`` or ``"fusion_cached"``.
+        name: of a variant.
         text, tokens: real text tokens and fusion tokens in the batch.
         layers: LM layers that MM Blocks follow.
         rank: of the FFW's LoRA.
@@ -105,9 +105,12 @@ def needed_flops(config: Any, name: str, text: int, tokens: int, layers: Sequenc
     inner, narrow = config.num_attention_heads * head, config.num_key_value_heads * head
     layer = d * (2 * inner + 2 * narrow) + 3 * d * ffw
     low_rank = 3 * rank * (d + ffw)
-    count, below = config.num_hidden_layers, layers[0] + 1
-    forward = 2 * layer * count * (tokens + (0 if name == "fusion_cached" else text))
-    backward = 2 * layer * count * tokens
+    _, cached, settings, blocks = VARIANTS[name]
+    layers = layers[:blocks]
+    count, below = layers[-1] + 1 if settings.get("truncate_lm") else config.num_hidden_layers, layers[0] + 1
+    apart = settings.get("fusion_entry") or settings.get("freeze_fusion_tokens")  # nothing runs below the first block
+    forward = 2 * layer * ((count - (below if apart else 0)) * tokens + (0 if cached else count * text))
+    backward = 2 * layer * (count - (below if apart else 0)) * tokens
     if name == "joint":
         backward += 2 * layer * (count - below) * text
     in_blocks = tokens + (text if name == "joint" else 0)

@@ -48,6 +48,8 @@ METHOD = {
     "time": "wall time, steps alternating in one process; a ratio is the median of each pass over the yardstick's step "
     "of the same round (just before the fp32 variant), its spread the quartiles",
     "fusion_cached": "after the first epoch: text read beforehand, a batch's cache put together inside the step",
+    "cached_frozen, cached_first_block, cached_best": "the same with tokens that do not train; that enter at the first "
+    "MM Block; and that do, in an LM that ends with the fifth of seven MM Blocks",
     "inference_shared_text": "predictions for texts met before (audio and vision encoded again), against the "
     "yardstick's: the text is kept, and so are the fusion tokens below the first MM Block",
     "assembly": "putting a batch's text together from a cache in each place and dtype, over a step of fusion_cached",
@@ -94,9 +96,8 @@ class Bench:
 
     def ours(self, name: str, batches: list[Any] | None = None) -> OurLoop:
         variant, dtype = LOOPS[name]
-        scope, cached = VARIANTS[variant]
         lm = load_base_model(self.setting.base_model, dtype=dtype)
-        return OurLoop(lm, self.tokenizer, batches or self.batches, self.setting.geometry, scope, cached)
+        return OurLoop(lm, self.tokenizer, batches or self.batches, self.setting.geometry, *VARIANTS[variant])
 
 
 def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def peak_of(name: str, setting: Setting) -> dict[str, int]:
         steps = [loop.step, loop.step]
     else:
         loop = bench.ours(name, [bench.longest])
-        if name in SHARED_TEXT:
+        if loop.model.fused_decoder.cache is not None:
             loop.model.build_text_cache(bench.texts)
         steps = [loop.epoch, loop.epoch]
     for step in steps:

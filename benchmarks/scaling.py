@@ -72,8 +72,7 @@ def make_loop(variant: str, point: Point, lm: Any, tokenizer: Any) -> Any:
     layers = blocks_after(lm.config.num_hidden_layers)[-point.blocks :]
     if variant == "yardstick":
         return PublishedLoop(lm, tokenizer, utterances, geometry, point.batch, num_tokens=point.tokens, layers=layers)
-    scope, cached = VARIANTS[variant]
-    return OurLoop(lm, tokenizer, [utterances], geometry, scope, cached, point.tokens, layers=layers)
+    return OurLoop(lm, tokenizer, [utterances], geometry, *VARIANTS[variant], point.tokens, layers=layers)
 
 
 def measure(variant: str, point: Point, args: Namespace, tokenizer: Any) -> dict[str, Any]:

@@ -14,8 +14,17 @@ from workload import Geometry
 from deepmlf_llm import DeepMLFConfig, DeepMLFModel
 from deepmlf_llm.data.collate import Collator
 
-VARIANTS = {"joint": ("joint", False), "fusion": ("fusion", False), "fusion_cached": ("fusion", True)}
-"""Name -> ``ffw_scope``, whether the text is read from a cache."""
+LATE, FROZEN = {"fusion_entry": "first_block"}, {"freeze_fusion_tokens": True}
+VARIANTS: dict[str, tuple[str, bool, dict[str, Any], int | None]] = {
+    "joint": ("joint", False, {}, None),
+    "fusion": ("fusion", False, {}, None),
+    "fusion_cached": ("fusion", True, {}, None),
+    "cached_frozen": ("fusion", True, FROZEN, None),
+    "cached_first_block": ("fusion", True, LATE, None),
+    "cached_best": ("fusion", True, {**LATE, "truncate_lm": True}, 5),
+}
+"""Name -> ``ffw_scope``, whether the text is read from a cache, other settings, how many of the yardstick's MM Blocks
+(the lowest; None: all)."""
 LOOPS = {
     f"{name}{suffix}": (name, dtype) for suffix, dtype in (("", "float32"), ("_bf16", "bfloat16")) for name in VARIANTS
 }
@@ -56,8 +65,7 @@ class OurLoop:
         tokenizer: of the LM.
         batches: lists of utterances with ``input_ids``.
         geometry: sizes of the inputs.
-        scope: ``"joint"`` or ``"fusion"``.
-        cached: read the text of all batches now and keep it in memory.
+        scope, cached, settings, blocks: as in :data:`VARIANTS`; a cache is filled now, in memory.
         num_tokens, rank: as in the yardstick.
         layers: LM layers that MM Blocks follow; default: the yardstick's.
     """
@@ -70,11 +78,14 @@ class OurLoop:
         geometry: Geometry,
         scope: str = "joint",
         cached: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        blocks: int | None = None,
         num_tokens: int = 12,
         rank: int = 64,
         layers: list[int] | None = None,
     ) -> None:
-        config = make_config(lm, geometry, scope, num_tokens, rank, layers)
+        layers = (layers or blocks_after(lm.config.num_hidden_layers))[:blocks]
+        config = make_config(lm, geometry, scope, num_tokens, rank, layers, **(settings or {}))
         self.device = lm.device
         self.model = DeepMLFModel(lm, config).train()
         self.batches = batches

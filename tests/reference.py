@@ -227,6 +227,8 @@ class Settings:
     av_heads: int = 6
     max_frames: int = 50
     pool: str = "before"
+    fusion_entry: str = "embedding"
+    truncate_lm: bool = False
 
 
 def mm_block(
@@ -348,9 +350,13 @@ def deepmlf(
     key_values: dict[int, Tensor | None] = dict.fromkeys(layers)
     if "context_projection.weight" in w:
         key_values = dict(zip(layers, w["context_projection.weight"].chunk(len(layers)), strict=True))
-    hidden = lm.place(torch.cat([lm.embed(ids), w["fusion_tokens.embedding.weight"]]))
-    for index in range(lm.layers):
+    late = settings.fusion_entry == "first_block"
+    tokens = w.get("fusion_tokens.mean", 0) + w.get("fusion_tokens.scale", 1) * w["fusion_tokens.embedding.weight"]
+    hidden = lm.place(lm.embed(ids) if late else torch.cat([lm.embed(ids), tokens]))
+    for index in range(layers[-1] + 1 if settings.truncate_lm else lm.layers):
         hidden = lm.layer(index, hidden)
+        if late and index == layers[0]:
+            hidden = torch.cat([hidden, tokens])
         if index in layers:
             at = under(w, f"mm_blocks.{index}.")
             parts = mm_block(

@@ -6,6 +6,7 @@ be described by the user: a :class:`DecoderInterface`, then :func:`register_fami
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,6 +138,9 @@ class Decoder:
         BaseModelError: no causal decoder, an unsupported family, or a declared path that the model does not have.
     """
 
+    end: int | None = None
+    """Layers that run, the lowest ones; None: all."""
+
     def __init__(self, lm: Any, interface: DecoderInterface | None = None) -> None:
         self.lm = lm
         self.interface = interface or find_interface(lm)
@@ -162,6 +166,16 @@ class Decoder:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    def until(self, end: int | None) -> Decoder:
+        """The same live decoder, of which layers from ``end`` on do not run: its final norm follows layer ``end - 1``.
+
+        Args:
+            end: number of layers; None, or all that there are: the whole decoder.
+        """
+        view = copy.copy(self)
+        view.end = None if end is None or end >= self.num_layers else end
+        return view
 
     @property
     def width(self) -> int:

@@ -45,16 +45,16 @@ def segment(decoder: Decoder, first: int = 0, last: int | None = None, keep_acti
 
     Args:
         decoder: the LM.
-        first, last: range of layers; above layer 0 the pass also gets ``entering_states``. ``last=None``: to the end,
-            and the final norm.
+        first, last: range of layers; above layer 0 the pass also gets ``entering_states``. ``last=None``: to the end
+            (``decoder.end``), and the final norm.
         keep_activations: no activation checkpointing: a layer that transformers checkpoints drops its cache.
 
     Raises:
         InjectionError: somebody replaced a ``forward`` in a way that cannot be followed.
     """
-    layers: list[nn.Module] = list(decoder.layers)
+    layers: list[nn.Module] = list(decoder.layers)[: decoder.end]
     checkpointed = keep_activations and any(layer.training for layer in layers)
-    if first == 0 and last is None and not checkpointed:
+    if first == 0 and last is None and decoder.end is None and not checkpointed:
         return decoder.body
     running = layers[first:last]
     if checkpointed:

@@ -26,24 +26,36 @@ class TextStream:
     Notation: b batch, l text tokens (left-padded), h key-value heads, e head width, d LM width.
 
     Args:
-        keys_values: of the layers below the depth, each (keys, values) [b x h x l x e]; padded positions hold anything
-            finite.
+        keys_values: of the layers from ``lowest`` on and below the depth, each (keys, values) [b x h x l x e]; padded
+            positions hold anything finite.
         states: [b x l x d] after layer ``depth - 1``; read to the end: the last text token's state after the final
             norm [b x 1 x d].
         texts: the token ids of each row, where the stream comes out of a cache.
+        lowest: layer of the first keys and values; a cache keeps no more than is read.
     """
 
     keys_values: list[tuple[Tensor, Tensor]]
     states: Tensor
     texts: list[tuple[int, ...]] | None = None
+    lowest: int = 0
+
+    def prefix(self, length: int) -> PrefixCache:
+        """Its keys and values for what follows ``length`` positions of text."""
+        return PrefixCache(self.keys_values, length, self.lowest)
 
 
 class PrefixCache(Cache):
-    """Read-only keys and values of a prefix: ``update`` returns prefix and news side by side and stores nothing."""
+    """Read-only keys and values of a prefix: ``update`` returns prefix and news side by side and stores nothing.
 
-    def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+    Args:
+        keys_values: of layer ``lowest`` and those above it.
+        length: of the prefix.
+        lowest: layers below are not run.
+    """
+
+    def __init__(self, keys_values: Sequence[tuple[Tensor, Tensor]], length: int, lowest: int = 0) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
-        self.keys_values = keys_values
+        self.keys_values = dict(enumerate(keys_values, lowest))
         self.length = length
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -113,20 +125,31 @@ def _unrecorded(decoder: Decoder) -> dict[str, bool]:
     return {name: False for name in names if getattr(decoder.body.config, name, False)}
 
 
-def run_packed(decoder: Decoder, hidden: Tensor, mask: Tensor, rows: PackedRows, **to_layers: Any) -> Tensor:
-    """The whole decoder over rows without padding, for kernels that take them so.
+def run_packed(
+    decoder: Decoder,
+    hidden: Tensor,
+    mask: Tensor,
+    rows: PackedRows,
+    first: int = 0,
+    last: int | None = None,
+    **to_layers: Any,
+) -> Tensor:
+    """As :func:`run_layers` without a prefix, over rows without padding, for kernels that take them so.
 
     Args:
-        hidden: input embeddings [b x s x d].
+        hidden: input embeddings, or states after layer ``first - 1`` [b x s x d].
         mask: 1 where a position is real [b x s].
         rows: of ``mask``.
-        to_layers: as for :func:`run_layers`.
+        first, last, to_layers: as for :func:`run_layers`.
 
     Returns:
-        [b x s x d] after the final norm, zero where padded.
+        [b x s x d], zero where padded.
     """
-    out = decoder.body(
-        inputs_embeds=rows.pack(hidden),
+    packed = rows.pack(hidden)
+    if first > 0:
+        to_layers[ENTERING] = packed
+    out = segment(decoder, first, last)(
+        inputs_embeds=packed,
         attention_mask=None,
         position_ids=rows.pack(positions(mask)),
         use_cache=False,

@@ -42,6 +42,7 @@ class TextCache:
         depth: layers of it that are kept (None: all, and only the last token's state after the final norm).
         directory: keep them on disk here, memory-mapped; None: in host memory.
         storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the LM's.
+        lowest: keys and values of the layers below it are not kept.
 
     Raises:
         ConfigError: unknown ``storage``.
@@ -53,11 +54,13 @@ class TextCache:
         depth: int | None = None,
         directory: str | Path | None = None,
         storage: str | None = None,
+        lowest: int = 0,
     ) -> None:
         if storage is not None and storage not in STORAGE:
             raise ConfigError(f"text_cache_dtype={storage!r}: expected one of {', '.join(map(repr, STORAGE))}")
         self.decoder = decoder
         self.depth = depth
+        self.lowest = lowest
         self.storage = storage
         self._sizes: tuple[int, int] | None = None  # of texts of one token and of two
         self.store: MemoryStore | DiskStore = MemoryStore()
@@ -81,16 +84,27 @@ class TextCache:
             "quantization": {k: str(v) for k, v in described.items()} if described else None,
             "depth": self.depth,
             "storage": self.storage,
+            **({"lowest": self.lowest} if self.lowest else {}),
+            **({"end": self.decoder.end} if self.decoder.end else {}),
         }
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """All that makes the stream but the LoRA beside it: fine-tuned models often keep their embeddings, which are
         all that the fingerprint looks at."""
-        beyond = [] if self.depth is None else [*self.decoder.layers[self.depth :], self.decoder.final_norm]
+        layers = list(self.decoder.layers)
+        to_end = self.depth is None
+        beyond = (
+            layers[self.decoder.end or len(layers) :] if to_end else [*layers[self.depth :], self.decoder.final_norm]
+        )
         unread = {id(weight) for module in beyond for weight in module.parameters()}
         for name, weight in self.decoder.body.named_parameters():
             if id(weight) not in unread and "lora_" not in name:
                 yield name.replace("base_layer.", ""), weight
+
+    def serves(self, decoder: Decoder, depth: int | None, lowest: int) -> bool:
+        """Whether what is kept is the stream up to ``depth`` of a decoder that runs so far, with the keys and values
+        from ``lowest`` on."""
+        return (self.decoder.end, self.depth) == (decoder.end, depth) and self.lowest <= lowest
 
     def __len__(self) -> int:
         return len(self.store)
@@ -195,7 +209,10 @@ class TextCache:
         input_ids, mask = input_ids.to(device), mask.to(device)
         with torch.autocast(device.type, enabled=False):  # what is kept serves passes with and without autocast
             stream = read_text(self.decoder, self.decoder.embeddings(input_ids), mask, self.depth)
-        stacked = torch.stack([torch.stack(pair) for pair in stream.keys_values])  # [layers x 2 x b x h x l x e]
+        read = stream.keys_values[self.lowest :]
+        # [layers x 2 x b x h x l x e]; where states alone are read, no layers
+        shape = (0, 2, *stream.keys_values[0][0].shape)
+        stacked = torch.stack([torch.stack(pair) for pair in read]) if read else stream.states.new_empty(shape)
         return [
             (text, pack(stacked[:, :, row, :, length - len(text) :], stream.states[row, -len(text) :], self.storage))
             for row, text in enumerate(texts)
@@ -212,7 +229,7 @@ class TextCache:
             keys_values[:, :, row, :, length - entry.keys_values.shape[3] :] = unpacked(entry)
             states[row, kept - entry.states.shape[0] :] = entry.states
         keys_values, states = keys_values.to(input_ids.device), states.to(input_ids.device)
-        return TextStream([(layer[0], layer[1]) for layer in keys_values], states, rows)
+        return TextStream([(layer[0], layer[1]) for layer in keys_values], states, rows, self.lowest)
 
 
 def _settings(config: dict[str, Any]) -> str:

@@ -21,6 +21,12 @@ def design_problems(config: Any) -> list[str]:
             f"objective.gamma > 0 trains nothing with ffw_scope={brief(config.ffw_scope)} and no LM LoRA: the text "
             "never leaves the frozen LM; set gamma to 0, ffw_scope to 'joint' or r above 0"
         )
+    deep = {"LoRA on the LM (r > 0)": config.r != 0, "objective.gamma > 0": config.objective.gamma != 0}
+    found += [
+        f"truncate_lm=true with {what}, which needs the LM's last layers; num_layers cuts the base itself"
+        for what, wanted in deep.items()
+        if config.truncate_lm is True and wanted
+    ]
     if config.head_base == "text" and config.objective.lambda_text == 0:
         found.append(
             "head_base='text' with objective.lambda_text=0: nothing would train the text head that the prediction "

@@ -74,6 +74,19 @@ class DeepMLFConfig(LoraConfig):
 
     r: int = setting("LoRA rank on the language model itself; 0 = none", integer(0, WIDEST), 0)
     num_fusion_tokens: int = setting("n, learnable fusion tokens after the text", integer(1, 1 << 16), 8)
+    fusion_token_init: str | None = setting(
+        "fusion tokens are drawn as normal (paper: N(0, 0.02)) or lm (mean and deviation of the LM's own states where "
+        "they enter); default: normal at the embedding, lm at the first block",
+        optional(choice("normal", "lm")),
+        None,
+    )
+    freeze_fusion_tokens: bool = setting("keep fusion tokens as they start, untrained", flag(), False)
+    fusion_entry: str = setting(
+        "fusion tokens join the text at the embedding (paper), or at the first_block: as states behind its LM layer",
+        choice("embedding", "first_block"),
+        "embedding",
+    )
+    truncate_lm: bool = setting("run no LM layer above the last MM Block", flag(), False)
     fusion_layers: Any = setting(
         "MM Blocks after these LM layers: a list, 'last:k', 'even:k' or 'from:i' ('from:0': every layer)",
         None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from deepmlf_llm.config.design import text_alone_problems
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.placement import resolve_fusion_layers
 from deepmlf_llm.errors import ConfigError, Problems
+from deepmlf_llm.fusion.token_start import gathered, make_tokens
 from deepmlf_llm.modules import (
     AVEncoder,
     FeedForward,
     FusionStack,
-    FusionTokens,
     Gate,
     GatedCrossAttention,
     Heads,
@@ -52,7 +51,7 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
         )
     width = 0 if config.reads_text_alone else config.av_encoder.width
     stack = FusionStack(
-        FusionTokens(config.num_fusion_tokens, decoder.width),
+        make_tokens(decoder, config, layers[0]),
         None if config.reads_text_alone else build_av_encoder(config),
         {index: _build_block(decoder, index, config) for index in layers},
         Heads(
@@ -116,8 +115,7 @@ def _build_block(decoder: Decoder, index: int, config: DeepMLFConfig) -> MMBlock
     attention = _build_attention(decoder, config)
     source = decoder.ffw_norm(index)
     ffw, ffw_norm, ffw_gate, attention_norm = None, None, None, None
-    gathered = _gathered([*source.parameters(), *_ffw_parameters(decoder, index, config)])
-    with gathered:
+    with gathered([*source.parameters(), *_ffw_parameters(decoder, index, config)]):
         if attention is not None:
             attention_norm = _build_norm(decoder, source, config.norm_init)
         if config.ffw_scope != "none":
@@ -142,16 +140,6 @@ def _ffw_parameters(decoder: Decoder, index: int, config: DeepMLFConfig) -> list
     if config.ffw_weights != "copy" or config.ffw_scope == "none":
         return []
     return [p for module in decoder.ffw_parts(index).projections().values() for p in module.parameters()]
-
-
-def _gathered(parameters: list[nn.Parameter]) -> Any:
-    """Under ZeRO-3 the LM's weights are shards: whole inside this context."""
-    sharded = [p for p in parameters if hasattr(p, "ds_id")]
-    if not sharded:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(sharded)
 
 
 def _build_norm(decoder: Decoder, source: Any, init: str) -> nn.Module:

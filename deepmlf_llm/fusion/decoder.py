@@ -91,9 +91,10 @@ class FusedDecoder:
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
         cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
         augmented = stack.training and config.seqaug.changes_text
-        text = Text(self.decoder, config, input_ids, mask, cache, augmented)
+        decoder = self.running(config, stack)
+        text = Text(decoder, config, input_ids, mask, cache, augmented)
         full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
-        run = choose_pass(self.decoder, config, cache is not None, kept, self.text_once)
+        run = choose_pass(decoder, config, cache is not None, kept, self.text_once)
         states = run(PassInput(text, tokens, full_mask, state))
         return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts)
 
@@ -125,9 +126,18 @@ class FusedDecoder:
             features[name] = (frames.to(stack.heads.text.weight.dtype), mask)
         return features
 
+    def running(self, config: DeepMLFConfig, stack: FusionStack) -> Decoder:
+        """The LM as far as an adapter runs it."""
+        return self.decoder.until(stack.layers[-1] + 1 if config.truncate_lm else None)
+
     def text_depth(self, config: DeepMLFConfig, stack: FusionStack) -> int | None:
-        """Layers whose text never sees a fusion token; None: all of them."""
+        """Layers whose text never sees a fusion token; None: all that run."""
         return stack.layers[0] + 1 if config.blocks_change_text else None
+
+    def lowest_kept(self, config: DeepMLFConfig, stack: FusionStack) -> int:
+        """The lowest layer whose keys and values of the text every step reads, once frozen tokens are kept too."""
+        above = config.freeze_fusion_tokens or config.fusion_entry == "first_block"
+        return stack.layers[0] + 1 if above else 0
 
     def _output(
         self,

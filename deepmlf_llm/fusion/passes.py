@@ -11,13 +11,15 @@ Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positi
   tokens on its keys and values;
 - :class:`Split` (``ffw_scope="joint"``, or the text queries): the same below the first MM Block, then text and fusion
   tokens together.
+
+How the tokens come to the first MM Block is the entry's (``fusion/entry.py``). Where they enter there, the first of the
+three is :class:`WholeFromBlock`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +36,7 @@ from deepmlf_llm.backbones import (
 )
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.fusion.entry import TokenEntry, choose_entry
 from deepmlf_llm.fusion.hooks import FusionState
 from deepmlf_llm.fusion.token_cache import TokenCache
 from deepmlf_llm.modules import seqaug
@@ -82,10 +85,10 @@ class Text:
             embeddings = embeddings + aug.embedding_noise * torch.randn_like(embeddings)
         return embeddings
 
-    def stream(self, depth: int | None) -> TextStream:
-        """Through the layers below ``depth`` (None: all), without a graph."""
+    def stream(self, depth: int | None, lowest: int = 0) -> TextStream:
+        """Through the layers below ``depth`` (None: all), without a graph; keys and values at least from ``lowest``."""
         # An adapter of another depth may have become active since the cache was made.
-        if self.cache is not None and self.cache.depth == depth and not self.augmented:
+        if self.cache is not None and self.cache.serves(self.decoder, depth, lowest) and not self.augmented:
             return self.cache.read(self.input_ids, self.mask)
         return read_text(self.decoder, self.embeddings(), self.mask, depth)
 
@@ -138,21 +141,47 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class WholeFromBlock:
+    """Text and fusion tokens at once from the first MM Block on, where the tokens enter; below it the text alone.
+
+    Args:
+        decoder, packed: as there.
+    """
+
+    decoder: Decoder
+    packed: bool
+
+    def __call__(self, given: PassInput) -> States:
+        first, state = given.state.first, given.state
+        text = self._run(given.text.embeddings(), given.text.mask, last=first + 1)
+        fused = state.fuse(first, torch.cat([text, given.tokens], dim=1))
+        hidden = self._run(fused, given.mask, state.above(first), first=first + 1)
+        return States.of_rows(hidden, state.num_tokens)
+
+    def _run(self, hidden: Tensor, mask: Tensor, state: FusionState | None = None, **span: Any) -> Tensor:
+        if not self.packed:
+            return run_layers(self.decoder, hidden, mask, fusion_state=state, **span)
+        rows = PackedRows.of(mask)
+        packed = None if state is None else replace(state, rows=rows)
+        return run_packed(self.decoder, hidden, mask, rows, fusion_state=packed, **span)
+
+
+@dataclass(frozen=True)
 class TextOnce:
     """All of the text alone, then the fusion tokens on its keys and values.
 
     Args:
         decoder: the LM.
-        kept: fusion tokens below the first MM Block, if any are kept.
+        entry: of the fusion tokens.
     """
 
     decoder: Decoder
-    kept: TokenCache | None
+    entry: TokenEntry
 
     def __call__(self, given: PassInput) -> States:
-        stream = given.text.stream(None)
-        prefix = PrefixCache(stream.keys_values, given.text.input_ids.shape[1])
-        tokens = _below_first_block(self, given, stream, prefix)
+        stream = given.text.stream(None, self.entry.lowest(given.state.first))
+        tokens = self.entry(given, stream)
+        prefix = stream.prefix(given.text.input_ids.shape[1])
         return States(_from_first_block(self.decoder, given, tokens, prefix), stream.states[:, 0], None)
 
 
@@ -161,27 +190,18 @@ class Split:
     """Below the first MM Block as :class:`TextOnce`, then text and fusion tokens together, where MM Blocks change both.
 
     Args:
-        decoder, kept: as there.
+        decoder, entry: as there.
     """
 
     decoder: Decoder
-    kept: TokenCache | None
+    entry: TokenEntry
 
     def __call__(self, given: PassInput) -> States:
-        stream = given.text.stream(given.state.first + 1)
-        prefix = PrefixCache(stream.keys_values, given.text.input_ids.shape[1])
-        tokens = _below_first_block(self, given, stream, prefix)
+        first = given.state.first
+        stream = given.text.stream(first + 1, self.entry.lowest(first))
+        tokens = self.entry(given, stream)
         hidden = _from_first_block(self.decoder, given, torch.cat([stream.states, tokens], dim=1))
         return States.of_rows(hidden, given.state.num_tokens)
-
-
-def _below_first_block(way: TextOnce | Split, given: PassInput, stream: TextStream, prefix: PrefixCache) -> Tensor:
-    """The fusion tokens after the layer of the first MM Block [b x n x d], which they have not met yet."""
-    first = given.state.first
-    below = partial(run_layers, way.decoder, given.tokens, given.mask, last=first + 1, cache=prefix)
-    if stream.texts is None or way.kept is None or torch.is_grad_enabled():
-        return below()
-    return way.kept.read(first, given.tokens[0], stream.texts, below)
 
 
 def _from_first_block(decoder: Decoder, given: PassInput, hidden: Tensor, cache: PrefixCache | None = None) -> Tensor:
@@ -201,11 +221,12 @@ def choose_pass(
         decoder: the LM.
         config: of the adapter.
         keeps_text: there is a text cache. Text that is read once, or kept, saves more than padding costs.
-        kept: see :class:`TextOnce`.
-        text_once: False: always :class:`Whole`.
+        kept: fusion tokens below the first MM Block, if any are kept.
+        text_once: False: always :class:`Whole` (or :class:`WholeFromBlock`).
     """
     packed = decoder.lm.config._attn_implementation in PACKING
-    changed = config.blocks_change_text
+    changed, at_first_block = config.blocks_change_text, config.fusion_entry == "first_block"
     if config.has_lm_lora or not text_once or (packed and changed and not keeps_text):
-        return Whole(decoder, packed)
-    return (Split if changed else TextOnce)(decoder, kept)
+        return (WholeFromBlock if at_first_block else Whole)(decoder, packed)
+    entry = choose_entry(decoder, at_first_block, config.freeze_fusion_tokens, kept)
+    return (Split if changed else TextOnce)(decoder, entry)

@@ -82,7 +82,8 @@ class FusedModel:
             storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the
                 LM's own.
             fusion_tokens: for a trained model: keep in memory, too, what the layers below the first MM Block make of
-                the fusion tokens behind each text. Used in passes without a graph.
+                the fusion tokens behind each text. Used in passes without a graph. Frozen tokens are kept in any case;
+                then, and where tokens enter at the first MM Block, nothing of the text is kept for the layers below.
 
         Raises:
             ConfigError: an unknown kind, LoRA on the LM (its text changes at every step), or a model in training mode
@@ -98,10 +99,13 @@ class FusedModel:
             raise ConfigError(f"text_cache={kind!r} with LoRA on the LM (r={config.r}): its text changes at every step")
         if config.seqaug.changes_text and self.training:
             raise ConfigError(f"text_cache={kind!r} with SeqAug or noise on the text: every batch has its own text")
-        depth = fused.text_depth(config, self.active_stack)
+        stack = self.active_stack
+        depth, lowest = fused.text_depth(config, stack), fused.lowest_kept(config, stack)
+        if fusion_tokens and config.fusion_entry == "embedding":  # new texts are to come: none is read twice
+            lowest = 0
         where = (directory or cache_dir() / "text") if kind == "disk" else None
-        fused.cache = TextCache(fused.decoder, depth, where, storage)
-        fused.token_cache = TokenCache() if fusion_tokens else None
+        fused.cache = TextCache(fused.running(config, stack), depth, where, storage, lowest)
+        fused.token_cache = TokenCache() if fusion_tokens or config.freeze_fusion_tokens else None
 
     @property
     def text_cache(self) -> TextCache:

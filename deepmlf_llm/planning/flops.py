@@ -4,7 +4,8 @@ Counted are matrix products, at two FLOPs for each multiply-add: projections and
 with keys, weights with values; causal masks save nothing here). Norms, activations, rotary tables, softmax and the
 optimizer are not. Each product costs once forward; backward once for the gradient of its input where one is needed, and
 once for the gradient of a weight that is trained. Frozen text computed without a graph costs its forward only, and
-nothing where it is cached. Recomputation (gradient checkpointing) is not counted: it does no new work.
+nothing where it is cached; so do frozen fusion tokens below the first MM Block. Recomputation (gradient checkpointing)
+is not counted: it does no new work.
 """
 
 from __future__ import annotations
@@ -44,19 +45,23 @@ def step_flops(model: Any, geometry: StepGeometry, text_cached: bool) -> int:
         text_cached: the frozen text stream is read from a cache.
     """
     config, stack = model.deepmlf_config, model.active_stack
-    decoder = model.fused_decoder.decoder
+    decoder = model.fused_decoder.running(config, stack)
     b, t, n = geometry.utterances, geometry.text_tokens, config.num_fusion_tokens
-    depth = stack.layers[0] + 1 if config.blocks_change_text else decoder.num_layers
+    layers = [_LayerCost(decoder, index) for index in range(decoder.end or decoder.num_layers)]
+    depth = stack.layers[0] + 1 if config.blocks_change_text else len(layers)
     if config.has_lm_lora:
         depth = 0  # the text changes at every step: everything runs with a graph
-    layers = [_LayerCost(decoder, index) for index in range(decoder.num_layers)]
     total = 0
     for index, layer in enumerate(layers):
+        below = index <= stack.layers[0]
+        tokens = 0 if below and config.fusion_entry == "first_block" else n
+        constant = below and config.freeze_fusion_tokens
         if index < depth:
             total += 0 if text_cached else b * layer.run(t, t, _FORWARD)
-            total += b * layer.run(n, t + n, _FROZEN)
+            if not (constant and text_cached):
+                total += b * layer.run(tokens, t + tokens, _FORWARD if constant else _FROZEN)
         else:
-            total += b * layer.run(t + n, t + n, _FROZEN)
+            total += b * layer.run(t + tokens, t + tokens, _FROZEN)
     for index, block in stack.mm_blocks.items():
         total += b * _block(block, decoder, int(index), config, t, n, _context_frames(config, geometry))
     total += b * _encoder(stack, config, geometry)

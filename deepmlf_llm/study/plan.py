@@ -158,13 +158,13 @@ class _Planner:
             text_tokens=self._text_tokens(base, settings, config.text, data),
             frames={name: _median_frames(data, name) for name in config.modalities},
         )
-        stack = model.active_stack
-        depth = model.fused_decoder.text_depth(config, stack)
+        stack, fused = model.active_stack, model.fused_decoder
+        reach = (fused.text_depth(config, stack), fused.lowest_kept(config, stack), fused.running(config, stack).end)
         parameters = list(model.parameters())
         lm = (base, settings.num_layers, settings.revision, settings.quantization, settings.dtype)
-        text = (*lm, depth) if settings.lm_init == "pretrained" else (*lm, settings.lm_init, depth)
+        text = (*lm, *reach) if settings.lm_init == "pretrained" else (*lm, settings.lm_init, *reach)
         return {
-            "layers": model.fused_decoder.decoder.num_layers,
+            "layers": fused.decoder.num_layers,
             "blocks": len(stack.layers),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "total": sum(p.numel() for p in parameters),

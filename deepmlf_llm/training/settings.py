@@ -35,7 +35,7 @@ VOLATILE = {
 }
 """Keys that may differ between a run and its continuation: they change nothing that is computed."""
 
-FIRST_RUNS = {
+FIRST_RUNS: dict[str, Any] = {
     "av_encoder.pool": "after",
     "av_encoder.feature_norm": "none",
     "gca_dropout": 0.0,
@@ -46,6 +46,10 @@ FIRST_RUNS = {
     "gca_queries": "tokens",
     "head_base": "none",
     "freeze_av_encoder": False,
+    "fusion_token_init": None,
+    "freeze_fusion_tokens": False,
+    "fusion_entry": "embedding",
+    "truncate_lm": False,
 }
 """Keys of the method that came later than the first runs -> what those computed. With that value a key is no part of
 the fingerprint, so a run from before the key is known again."""

@@ -14,7 +14,7 @@ PREFIX = "base_model.deepmlf."
 CASES = {
     "llama": {"feature_norm": "batch"},
     "gpt2": {"ffw_weights": "copy", "head_norm": "layer"},
-    "phi3": {},
+    "phi3": {"fusion_token_init": "lm"},
 }
 
 

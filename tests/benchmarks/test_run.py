@@ -71,7 +71,11 @@ def test_every_variant_trains_as_many_weights_on_the_same_utterances():
     loops = {name: bench.ours(name) for name in LOOPS}
     counts = {name: sum(p.numel() for p in loop.trainable()) for name, loop in loops.items()}
     counts["yardstick"] = sum(p.numel() for p in yardstick.trainable())
+    own = {name: counts.pop(name) for name in LOOPS if LOOPS[name][0] in ("cached_frozen", "cached_best")}
     assert len(set(counts.values())) == 1
+    tokens = yardstick.model.num_tokens * yardstick.model.lm.config.hidden_size
+    assert own["cached_frozen"] == counts["yardstick"] - tokens
+    assert own["cached_best"] < counts["yardstick"]
     texts = sorted(u["text"] for batch in bench.batches for u in batch)
     assert sorted(yardstick.batches.texts) == texts
     ids = {w.data_ptr() for loop in (yardstick, *loops.values()) for w in loop.trainable()}

@@ -36,8 +36,17 @@ def test_defaults_follow_the_paper_and_the_design():
     )
     assert dataclasses.astuple(config.av_encoder) == (30, 3, 6, 120, 0.1, 0.0, 50, "before", "none")
     assert (config.gca_dropout, config.ffw_dropout) == (0.0, 0.0)
+    assert (config.fusion_entry, config.fusion_token_init) == ("embedding", None)
+    assert (config.freeze_fusion_tokens, config.truncate_lm) == (False, False)
     assert config.task_type == "CAUSAL_LM"
     assert isinstance(config, peft.LoraConfig)
+
+
+def test_a_truncated_lm_has_no_last_layers_to_train():
+    for settings, what in (({"r": 4}, r"LoRA on the LM"), ({"objective": {"gamma": 0.5}}, r"objective\.gamma > 0")):
+        with pytest.raises(ConfigError, match=rf"truncate_lm=true with {what}.*last layers; num_layers cuts the base"):
+            DeepMLFConfig(truncate_lm=True, **settings)
+    DeepMLFConfig(truncate_lm=True, fusion_entry="first_block", freeze_fusion_tokens=True)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +213,7 @@ WRONG = [
 """What a YAML file can hold and almost no setting takes."""
 GOOD_ANYWAY = {
     "r": (), "num_fusion_tokens": (), "ffw_lora_alpha": (), "dequantize_copy": (True,), "modalities": ({},),
+    "freeze_fusion_tokens": (True,), "truncate_lm": (True,),
     "modalities.audio.features": ({}, {"a": 1}), "modalities.audio.provenance": ({}, {"a": 1}),
     "base_model_relative": ("nonsense: [",), "text.template": (), "package_versions": ({}, {"a": 1}),
     "gate_init": (-1,), "gca_gate_init": (-1,), "weights_sha256": ("nonsense: [",), "settings_sha256": ("nonsense: [",),

@@ -41,23 +41,29 @@ def batch(modalities=tuple(DIMS)) -> dict[str, torch.Tensor]:
         {"ffw_scope": "none", "gca_queries": "both"},
         {"ffw_scope": "joint", "modalities": {}},
         {"ffw_scope": "fusion", "modalities": {}},
+        {"ffw_scope": "fusion", "fusion_entry": "first_block"},
+        {"ffw_scope": "joint", "fusion_entry": "first_block", "r": 4},
+        {"ffw_scope": "joint", "freeze_fusion_tokens": True},
+        {"ffw_scope": "fusion", "fusion_layers": [1, 2], "truncate_lm": True},
     ],
     ids=str,
 )
 def test_agrees_with_what_torch_counts(settings):
     """Within 2 %: some gradients that we count, nobody needs (of features, of the last norm's neighbours)."""
-    model = build(fusion_layers="even:2", **settings)
+    model = build(**{"fusion_layers": "even:2", **settings})
     rows = batch(model.deepmlf_config.modalities)
     with FlopCounterMode(display=False) as counted:
         model(**rows).loss.backward()
     assert step_flops(model, StepGeometry(B, T, FRAMES), False) == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
-def test_a_cached_text_costs_nothing():
-    model = build(fusion_layers="even:2", ffw_scope="fusion")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_cached_text_costs_nothing(frozen):
+    model = build(fusion_layers="even:2", ffw_scope="fusion", freeze_fusion_tokens=frozen)
     model.enable_text_cache("memory")
     rows = batch()
     model.build_text_cache(rows["input_ids"].tolist())
+    model(**rows)  # frozen tokens are kept once a text was met
     with FlopCounterMode(display=False) as counted:
         model(**rows).loss.backward()
     assert step_flops(model, StepGeometry(B, T, FRAMES), True) == pytest.approx(counted.get_total_flops(), rel=0.02)
