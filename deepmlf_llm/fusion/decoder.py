@@ -79,6 +79,7 @@ class FusedDecoder:
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         loss_counts: Mapping[str, Tensor] | None = None,
+        head_labels: Mapping[str, Tensor] | None = None,
         **features: Tensor | None,
     ) -> DeepMLFOutput:
         """See :meth:`deepmlf_llm.model.DeepMLFModel.forward`."""
@@ -96,7 +97,7 @@ class FusedDecoder:
         full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
         run = choose_pass(decoder, config, cache is not None, kept, self.text_once)
         states = run(PassInput(text, tokens, full_mask, state))
-        return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts)
+        return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts, head_labels)
 
     def _features(
         self, config: DeepMLFConfig, given: Mapping[str, Tensor | None], batch: int, stack: FusionStack
@@ -149,6 +150,7 @@ class FusedDecoder:
         mask: Tensor,
         labels: Tensor | None,
         loss_counts: Mapping[str, Tensor] | None,
+        head_labels: Mapping[str, Tensor] | None,
     ) -> DeepMLFOutput:
         predictions = stack.heads(states.tokens, states.last_text, None if context is None else context.mean())
         output = DeepMLFOutput(
@@ -162,7 +164,7 @@ class FusedDecoder:
             if config.objective.gamma > 0 and states.text is not None:
                 next_token = partial(next_token_sum, self.decoder.logits, states.text, input_ids, mask)
             present = torch.zeros_like(mask[:, 0], dtype=torch.bool) if context is None else context.mask.any(dim=1)
-            terms = loss_terms(config.objective, predictions, labels, mask, present, next_token)
+            terms = loss_terms(config.objective, predictions, labels, mask, present, next_token, head_labels)
             output.loss, output.losses = combine(terms, loss_counts)
         return output
 

@@ -85,6 +85,7 @@ def loss_terms(
     mask: Tensor,
     present: Tensor,
     next_token: Callable[[], Tensor] | None = None,
+    head_labels: Mapping[str, Tensor] | None = None,
 ) -> list[LossTerm]:
     """The terms of a batch; fp32 (fp64 where the heads are).
 
@@ -95,21 +96,23 @@ def loss_terms(
         labels: polarity [b], or [b x o].
         mask, present: as for :func:`term_counts`.
         next_token: gives the sum of L_LM over the batch (:func:`next_token_sum`); None: it is not computed.
+        head_labels: term -> labels of its own, in the place of ``labels``.
     """
-    target = labels.to(predictions.task.dtype).reshape(labels.shape[0], 1, -1)  # [b x 1 x o]
 
-    def error(found: Tensor) -> Tensor:
+    def error(term: str, found: Tensor) -> Tensor:
         """Of each utterance [b]: a mean over what it has of ``found`` [b x .. x o]."""
+        own = labels if head_labels is None else head_labels.get(term, labels)
+        target = own.to(predictions.task.dtype).reshape(len(own), 1, -1)  # [b x 1 x o]
         return REGRESSION[config.loss](found.reshape(len(found), -1, found.shape[-1]) - target).mean(dim=(1, 2))
 
     counts = term_counts(mask, present)
     terms = [
-        LossTerm("task", error(predictions.task).sum(), counts["task"], 1.0),
-        LossTerm("fusion", error(predictions.fusion).sum(), counts["fusion"], config.lambda_fusion),
+        LossTerm("task", error("task", predictions.task).sum(), counts["task"], 1.0),
+        LossTerm("fusion", error("fusion", predictions.fusion).sum(), counts["fusion"], config.lambda_fusion),
     ]
     if predictions.av is not None:
-        terms.append(LossTerm("av", (error(predictions.av) * present).sum(), counts["av"], config.lambda_av))
-    terms.append(LossTerm("text", error(predictions.text).sum(), counts["text"], config.lambda_text))
+        terms.append(LossTerm("av", (error("av", predictions.av) * present).sum(), counts["av"], config.lambda_av))
+    terms.append(LossTerm("text", error("text", predictions.text).sum(), counts["text"], config.lambda_text))
     if next_token is not None:
         terms.append(LossTerm("lm", next_token(), counts["lm"], config.gamma))
     return terms

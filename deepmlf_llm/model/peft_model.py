@@ -61,6 +61,7 @@ class DeepMLFModel(SwitchedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         loss_counts: Mapping[str, Tensor] | None = None,
+        head_labels: Mapping[str, Tensor] | None = None,
         **features: Tensor | None,
     ) -> DeepMLFOutput:
         """Polarity of a batch of utterances, and with labels the loss and its parts.
@@ -73,6 +74,8 @@ class DeepMLFModel(SwitchedModel):
             labels: polarity [b].
             loss_counts: term of the loss -> what its sum over this batch is divided by, where the batch is part of a
                 larger step (see :mod:`~deepmlf_llm.fusion.objective`); default: what the batch has, which gives means.
+            head_labels: term of the loss -> labels of its own [b], in the place of ``labels``: "task", "fusion", "av",
+                "text".
             features: for each modality of the config ``<name>`` [b x t x d_m] and ``<name>_mask``, True where a frame
                 is real [b x t] (default: all). A modality that is not given, or a row masked out, is absent.
 
@@ -80,7 +83,12 @@ class DeepMLFModel(SwitchedModel):
             ConfigError: a feature the config does not name, or of another width.
         """
         return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, labels=labels, loss_counts=loss_counts, **features
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            loss_counts=loss_counts,
+            head_labels=head_labels,
+            **features,
         )
 
     @property

@@ -185,9 +185,7 @@ def make_trainer(
             EarlyStopping(metric, higher, settings.early_stopping_patience),
         ],
         batches=batches,
-        augmentation=Augmentation(
-            tuple(config.modalities), arguments.seed, settings.modality_dropout, settings.frame_dropout
-        ),
+        augmentation=Augmentation.of(settings, config.modalities, arguments.seed),
         group_settings=group_settings(settings),
         keep_checkpoints=settings.trainer_values()["save_total_limit"],
         average_last=settings.average_last,

@@ -125,6 +125,19 @@ class RunKeys:
     frame_dropout: float = setting(
         "share of a modality's real frames that are left out in training; at least one of each stays", share(), 0.0
     )
+    cmixup_alpha: float = setting(
+        "C-Mixup in training: audio and vision blended with those of a near label; of Beta(alpha, alpha), 0 = never",
+        number(0, 1e3),
+        0.0,
+    )
+    cmixup_bandwidth: float = setting(
+        "how near: standard deviation of its kernel, in units of the label", number(0, 1e6, above=True), 0.5
+    )
+    cmixup_labels: str = setting(
+        "heads that learn the blended label: keep (none), av, or all (but text, which is not blended)",
+        choice("keep", "av", "all"),
+        "av",
+    )
     ema_decay: float = setting(
         "of a moving average (EMA) of the trained weights, taken at the end if better on validation; 0 = none",
         share(),

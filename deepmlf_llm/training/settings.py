@@ -61,6 +61,9 @@ LATER_RUN_KEYS: dict[str, Any] = {
     "lm_init": "pretrained",
     "modality_dropout": 0.0,
     "frame_dropout": 0.0,
+    "cmixup_alpha": 0.0,
+    "cmixup_bandwidth": 0.5,
+    "cmixup_labels": "av",
     "ema_decay": 0.0,
     "average_last": 0,
 }

@@ -61,6 +61,15 @@ def test_without_a_language_model_loss():
     assert total.dtype == torch.float64
 
 
+@pytest.mark.parametrize("term", ["task", "fusion", "av", "text"])
+def test_a_term_may_have_labels_of_its_own(term):
+    p, y, other = predictions(), torch.randn(B).double(), torch.randn(B).double()
+    _, parts = combine(loss_terms(ObjectiveConfig(), p, y, MASK, ALL, head_labels={term: other}))
+    for name in ("task", "fusion", "av", "text"):
+        target = (other if name == term else y).reshape([B] + [1] * (getattr(p, name).dim() - 1))
+        assert_close(parts[name], (getattr(p, name) - target).abs().mean())
+
+
 def test_several_outputs():
     p, y = predictions(2), torch.randn(B, 2)
     _, parts = combine(loss_terms(ObjectiveConfig(), p, y, MASK, ALL))

@@ -107,7 +107,7 @@ def test_cut_and_resumed_equals_uninterrupted_bit_for_bit(
         "logging_steps": 2,
     }
     values = {**schedule, "seqaug__p_apply": 0.5, "seqaug__p_feat": 0.2, "ffw_lora_dropout": 0.1, **changes}
-    values |= {"modality_dropout": 0.3, "frame_dropout": 0.3}
+    values |= {"modality_dropout": 0.3, "frame_dropout": 0.3, "cmixup_alpha": 2.0}
     whole = toy_settings(**values, output_dir=str(tmp_path / "whole"))
     cut = toy_settings(**values, output_dir=str(tmp_path / "cut"))
     expected = run_training(whole, toy_data)

@@ -108,7 +108,7 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
         ).encode()
     ).hexdigest()
     assert old.fingerprint(1, "lm", "d") == digest
-    for name, changed in {"init_from": "a", "modality_dropout": 0.1, "frame_dropout": 0.1}.items():
+    for name, changed in {"init_from": "a", "modality_dropout": 0.1, "frame_dropout": 0.1, "cmixup_alpha": 1.0}.items():
         assert (
             RunSettings.from_dict({**given_values, name: changed}).of_first_runs().fingerprint(1, "lm", "d") != digest
         )

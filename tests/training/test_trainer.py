@@ -152,6 +152,28 @@ def test_training_loses_modalities_and_frames_and_evaluation_does_not(make: Make
     assert sum(counts[1][1]) < sum(counts[0][1])
 
 
+def test_cmixup_blends_features_in_training_alone(make: MakeTrainer) -> None:
+    """The same batches with and without it, seen at the model's door."""
+    seen: list[list[tuple[bool, dict[str, Any]]]] = []
+    for alpha in (0.0, 2.0):
+        trainer = make(max_steps=2, eval_strategy="steps", eval_steps=2, cmixup_alpha=alpha, cmixup_bandwidth=5.0)
+        batches: list[tuple[bool, dict[str, Any]]] = []
+
+        def watch(model: Any, args: Any, batch: Any, batches: Any = batches) -> None:
+            batches.append((model.training, batch))
+
+        trainer.model.register_forward_pre_hook(watch, with_kwargs=True)
+        trainer.train()
+        seen.append(batches)
+    for (training, plain), (_, blended) in zip(*seen, strict=True):
+        assert torch.equal(plain["labels"], blended["labels"])
+        assert torch.equal(plain["input_ids"], blended["input_ids"])
+        same = [torch.equal(a, b) for a, b in zip(plain["audio"], blended["audio"], strict=True)]
+        assert sum(same) <= 4 if training else all(same)  # of 8; some are their own partner
+        assert ("head_labels" in blended) == training
+        assert plain.get("head_labels") is None
+
+
 def test_gradient_checkpointing_trains_the_same(make: MakeTrainer) -> None:
     losses = []
     for recompute in (False, True):
