@@ -39,7 +39,9 @@ def select(trainer: Any, validation: Any, dataset: str, launch: Launch) -> tuple
     found, value = _on_validation(trainer, validation, dataset, BEST, metric)
     check_best(trainer, found.metrics)
     won, best_value, best_found = BEST, value, found
-    tensors = {name: tensor.detach().clone() for name, tensor in trained_tensors(trainer.model).items()}
+    tensors: Mapping[str, Tensor] = {
+        name: tensor.detach().clone() for name, tensor in trained_tensors(trainer.model).items()
+    }
     candidates = {BEST: {"step": trainer.state.best_global_step, metric: value, "metrics": found.metrics}}
     for name, facts, average in _averages(trainer, launch):
         copy_into(trainer.model, average)

@@ -58,7 +58,7 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         runs (seed, validation and test metrics of each), metric (that selects), selected (the run that is best by it on
         validation), validation and test (metric -> mean, deviation, best, worst, runs).
     """
-    runs = {
+    runs: dict[str, dict[str, Any]] = {
         name: {"seed": result.get("seed"), **{split: _defined(result["metrics"][split]) for split in SPLITS}}
         for name, result in results.items()
     }
