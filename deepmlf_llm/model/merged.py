@@ -88,7 +88,7 @@ class MergedDeepMLF(FusedModel, nn.Module):
         **features: Tensor | None,
     ) -> DeepMLFOutput:
         """As :meth:`deepmlf_llm.model.DeepMLFModel.forward`."""
-        return self._fused.forward(self.stack, self.config, input_ids, attention_mask, labels, None, **features)
+        return self._fused.forward(self.stack, self.config, input_ids, attention_mask, labels, None, None, **features)
 
     def save_pretrained(
         self, directory: str | Path, tokenizer: Any = None, report: Mapping[str, Mapping[str, float]] | None = None
