@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from peft import PeftModel
 from torch.utils.data import Dataset
 
+from deepmlf_llm.adapters import files
+from deepmlf_llm.tasks import metrics
+from deepmlf_llm.training import assemble, run, scores
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.settings import RunSettings
 
@@ -49,6 +55,22 @@ def toy_data() -> TrainingData:
         name: Utterances(size, seed) for seed, (name, size) in enumerate((("train", 40), ("valid", 12), ("test", 12)))
     }
     return TrainingData(**parts, modalities={name: {"dim": dim} for name, dim in DIMS.items()}, fingerprint="toy")
+
+
+@pytest.fixture
+def cheap_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without most of what takes the time of so small a run: the trainer's at each start, a card of PEFT's and the
+    disk at each checkpoint, F1 of scikit-learn four times an evaluation, and at the end intervals, plots, versions and
+    the state of the checkout."""
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    monkeypatch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(metrics, "_weighted_f1", metrics._accuracy)
+    monkeypatch.setattr(files, "package_versions", dict)
+    monkeypatch.setattr(run, "environment", dict)
+    monkeypatch.setattr(assemble, "check_before_loading", lambda *_: None)
+    monkeypatch.setattr(scores, "metric_intervals", lambda *_: {})
+    monkeypatch.setattr(scores, "write_plots", lambda *_: None)
 
 
 @pytest.fixture

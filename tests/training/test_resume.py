@@ -6,7 +6,6 @@ run here keeps all of its checkpoints; from each of them a copy goes on, and its
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -18,12 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from transformers import TrainerCallback
 
-from deepmlf_llm.adapters import files
-from deepmlf_llm.tasks import metrics
-from deepmlf_llm.training import assemble
 from deepmlf_llm.training import run as run_module
 from deepmlf_llm.training.checkpoints import all_checkpoints, flaw, step_of
 from deepmlf_llm.training.data import TrainingData
@@ -83,17 +78,8 @@ def data() -> TrainingData:
 
 
 @pytest.fixture
-def make(toy_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> MakeSettings:
+def make(toy_settings: MakeSettings, cheap_runs: None) -> MakeSettings:
     """Settings of small runs that keep every checkpoint."""
-    # Most of the time of so small a run: the trainer's at each start, a card of PEFT's and the disk at each checkpoint,
-    # F1 of scikit-learn four times an evaluation, versions and the state of the checkout at the end.
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)
-    monkeypatch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(metrics, "_weighted_f1", metrics._accuracy)
-    monkeypatch.setattr(files, "package_versions", dict)
-    monkeypatch.setattr(run_module, "environment", dict)
-    monkeypatch.setattr(assemble, "check_before_loading", lambda *_: None)
 
     def settings(**changes: Any) -> RunSettings:
         small = {

@@ -19,6 +19,7 @@ from deepmlf_llm.training.seeds import parse_seeds, run_seeds
 from deepmlf_llm.training.settings import RunSettings
 
 MakeSettings = Callable[..., RunSettings]
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ class Killed(BaseException):
 def test_a_killed_seed_goes_on_and_a_finished_one_is_not_run_again(
     toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = toy_settings(max_steps=4, batch_size=16, save_strategy="steps", save_steps=1)
+    settings = toy_settings(max_steps=2, batch_size=16, fusion_layers=[1], num_layers=2, av_encoder__num_layers=0)
     whole = run_seeds(settings.changed(output_dir=str(tmp_path / "whole")), [1, 2], toy_data)
     conclude, ended = run_module._Run.conclude, []
 

@@ -18,6 +18,7 @@ from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.trainer_arguments import read_deepspeed
 
 MakeSettings = Callable[..., RunSettings]
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 8}
 
 
