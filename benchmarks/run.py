@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from arithmetic import count_arithmetic
-from caches import cache_facts, measure_assembly
+from caches import cache_facts, measure_assembly, measure_building
 from measuring import (
     LIVE_BLOCKS,
     Clock,
@@ -139,6 +139,7 @@ def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
         "training": training,
         "text_cache": {name: cache_facts(loop, clocks[name]) for name, loop in cached.items()},
         "assembly": measure_assembly(cached["fusion_cached"], training["fusion_cached"]["step_seconds"]["median"]),
+        "building": {name: measure_building(loop, bench.texts) for name, loop in cached.items()},
         "inference": measure_inference(yardstick, cached, setting),
         "precision": measure_precision(cached["fusion_cached"], cached["fusion_cached_bf16"]),
     }

@@ -37,6 +37,8 @@ def show(result: dict[str, Any]) -> None:
     for name, cache in result["text_cache"].items():
         held = f"{cache['bytes'] / 1e6:.0f} MB for {cache['texts']} texts"
         print(f"\nText cache, {name}: {held}; putting a batch together takes {cache['share_of_step']:.1%} of the step.")
+    for name, facts in result["building"].items():
+        print(f"\nReading {facts['texts']} texts, {name}: {facts['share_of_matmul_rate']:.0%} of the matmul rate.")
     print()
     print_markdown(
         ["polarities against fp32", "mean difference", "largest"],

@@ -6,7 +6,7 @@ and kept; the tokens that follow then cost only themselves. Nothing here knows w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +70,33 @@ class PrefixCache(Cache):
         return self.length
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
-        # transformers passed cache positions here before it passed their number
-        count = query_length if isinstance(query_length, int) else query_length.shape[0]
-        return self.length + count, 0
+        return self.length + _count(query_length), 0
+
+
+class RecordingCache(Cache):
+    """Hands keys and values on, and to ``record`` (layer, keys, values [b x h x l x e]); keeps nothing itself."""
+
+    def __init__(self, record: Callable[[int, Tensor, Tensor], None]) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self.record = record
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self.record(layer_idx, key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
+        return _count(query_length), 0
+
+
+def _count(query_length: Any) -> int:
+    """transformers passed cache positions here before it passed their number."""
+    return query_length if isinstance(query_length, int) else int(query_length.shape[0])
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -16,19 +16,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepmlf_llm.backbones.cpu import computes_bfloat16
 from deepmlf_llm.backbones.disk_store import DiskStore
 from deepmlf_llm.backbones.fingerprint import base_sizes, weights_digest
 from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.quantization import is_quantized
-from deepmlf_llm.backbones.stream import TextStream, read_text
-from deepmlf_llm.backbones.text_store import STORAGE, Entry, MemoryStore, Text, pack, unpacked
+from deepmlf_llm.backbones.stream import RecordingCache, TextStream, run_layers
+from deepmlf_llm.backbones.text_store import (
+    STORAGE,
+    Entry,
+    MemoryStore,
+    Text,
+    TextRecord,
+    fetched,
+    free_on_gpu,
+    unpacked,
+)
 from deepmlf_llm.errors import ConfigError, FileError
 
 # Of a config: where it came from, and what training switches.
 _IRRELEVANT = frozenset(
     ("_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache")
 )
-BATCH_TOKENS = 2048  # texts are read in batches of about this many tokens, of like length
+BATCH_TOKENS = 4096  # texts are read in batches of about this many tokens, of like length
+GPU_SHARE = 0.5  # of a GPU's free memory that may be kept texts; training needs the rest
 
 
 class TextCache:
@@ -61,6 +72,7 @@ class TextCache:
         self.decoder = decoder
         self.depth = depth
         self.lowest = lowest
+        self.place = torch.device("cpu")  # of what is kept in memory; :meth:`check_room` may choose the GPU
         self.storage = storage
         self._sizes: tuple[int, int] | None = None  # of texts of one token and of two
         self.store: MemoryStore | DiskStore = MemoryStore()
@@ -86,6 +98,7 @@ class TextCache:
             "storage": self.storage,
             **({"lowest": self.lowest} if self.lowest else {}),
             **({"end": self.decoder.end} if self.decoder.end else {}),
+            **({"computed": "bfloat16"} if self._in_bfloat16 else {}),
         }
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -100,6 +113,13 @@ class TextCache:
         for name, weight in self.decoder.body.named_parameters():
             if id(weight) not in unread and "lora_" not in name:
                 yield name.replace("base_layer.", ""), weight
+
+    @property
+    def _in_bfloat16(self) -> bool:
+        """Whether an fp32 LM reads in bf16: where this CPU computes that natively, and what is kept is no finer."""
+        weight = self.decoder.embeddings.weight
+        coarse = self.storage in ("bfloat16", "int8")
+        return coarse and weight.dtype == torch.float32 and weight.device.type == "cpu" and computes_bfloat16()
 
     def serves(self, decoder: Decoder, depth: int | None, lowest: int) -> bool:
         """Whether what is kept is the stream up to ``depth`` of a decoder that runs so far, with the keys and values
@@ -129,7 +149,12 @@ class TextCache:
             ConfigError: it takes more than is free; the message says both.
         """
         missing = [text for text in self.missing(texts) if text]
-        needed, free = self.predicted_bytes(missing) if missing else 0, self.store.free_bytes()
+        needed = self.predicted_bytes(missing) if missing else 0
+        device = self.decoder.embeddings.weight.device
+        if needed and self.kind == "memory" and needed <= GPU_SHARE * free_on_gpu(device):
+            self.place = device
+            return
+        free = self.store.free_bytes()
         if needed > free:
             raise ConfigError(
                 f"text cache {self.store.where}: {len(missing)} texts take {needed / 2**20:.0f} MB, and "
@@ -207,28 +232,30 @@ class TextCache:
             input_ids[row, length - len(text) :] = torch.tensor(text)
             mask[row, length - len(text) :] = 1
         input_ids, mask = input_ids.to(device), mask.to(device)
-        with torch.autocast(device.type, enabled=False):  # what is kept serves passes with and without autocast
-            stream = read_text(self.decoder, self.decoder.embeddings(input_ids), mask, self.depth)
-        read = stream.keys_values[self.lowest :]
-        # [layers x 2 x b x h x l x e]; where states alone are read, no layers
-        shape = (0, 2, *stream.keys_values[0][0].shape)
-        stacked = torch.stack([torch.stack(pair) for pair in read]) if read else stream.states.new_empty(shape)
-        return [
-            (text, pack(stacked[:, :, row, :, length - len(text) :], stream.states[row, -len(text) :], self.storage))
-            for row, text in enumerate(texts)
-        ]
+        layers = (self.depth or self.decoder.end or self.decoder.num_layers) - self.lowest
+        record = TextRecord(self.lowest, layers, self.storage)
+        # No autocast but our own: what is kept serves passes with and without it.
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._in_bfloat16):
+            embeddings = self.decoder.embeddings(input_ids)
+            states = run_layers(self.decoder, embeddings, mask, last=self.depth, cache=RecordingCache(record.write))
+        states = states[:, -1:] if self.depth is None else states
+        return list(zip(texts, record.entries([*map(len, texts)], states, self.place), strict=True))
 
     def _assemble(self, entries: list[Entry], rows: list[Text], input_ids: Tensor) -> TextStream:
         batch, length = input_ids.shape
         layers, two, heads, _, width = entries[0].keys_values.shape
         dtype = entries[0].states.dtype
-        keys_values = torch.zeros(layers, two, batch, heads, length, width, dtype=dtype)
+        device = input_ids.device
+        room: dict[str, Any] = {"dtype": dtype, "device": entries[0].states.device}
+        if device.type == "cuda" and room["device"].type == "cpu":
+            room["pin_memory"] = True
+        keys_values = torch.zeros(layers, two, batch, heads, length, width, **room)
         kept = 1 if self.depth is None else length
-        states = torch.zeros(batch, kept, entries[0].states.shape[-1], dtype=dtype)
+        states = torch.zeros(batch, kept, entries[0].states.shape[-1], **room)
         for row, entry in enumerate(entries):
             keys_values[:, :, row, :, length - entry.keys_values.shape[3] :] = unpacked(entry)
             states[row, kept - entry.states.shape[0] :] = entry.states
-        keys_values, states = keys_values.to(input_ids.device), states.to(input_ids.device)
+        keys_values, states = fetched(device, keys_values, states)
         return TextStream([(layer[0], layer[1]) for layer in keys_values], states, rows, self.lowest)
 
 

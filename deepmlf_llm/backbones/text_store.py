@@ -18,6 +18,8 @@ STORAGE = ("float32", "bfloat16", "float16", "int8")
 class Entry:
     """One text: notation as in :class:`~deepmlf_llm.backbones.stream.TextStream`.
 
+    Its tensors may be parts of those of the batch that it was read in.
+
     Args:
         keys_values: [layers x 2 x h x l x e], in the storage dtype.
         scales: of int8 storage, per layer, head and token [layers x 2 x h x l] (fp32); else None.
@@ -39,12 +41,60 @@ class Entry:
 def pack(keys_values: Tensor, states: Tensor, storage: str | None) -> Entry:
     """Keys and values in their storage dtype, in host memory; int8 rounds symmetrically, one scale per layer, head and
     token."""
-    states = states.to("cpu", copy=True)
+    stored, scales = narrowed(keys_values, storage)
+    copied = stored.to("cpu", copy=stored is keys_values)
+    return Entry(copied, None if scales is None else scales.cpu(), states.to("cpu", copy=True))
+
+
+def narrowed(values: Tensor, storage: str | None) -> tuple[Tensor, Tensor | None]:
+    """Keys or values [.. x e] in their storage dtype, and the scales of int8 [..]."""
     if storage != "int8":
-        dtype = keys_values.dtype if storage is None else getattr(torch, storage)
-        return Entry(keys_values.to("cpu", dtype, copy=True), None, states)
-    scales = keys_values.float().abs().amax(dim=-1).clamp(min=1e-12) / 127
-    return Entry((keys_values.float() / scales[..., None]).round().to("cpu", torch.int8), scales.cpu(), states)
+        return (values if storage is None else values.to(getattr(torch, storage))), None
+    scales = values.float().abs().amax(dim=-1).clamp(min=1e-12) / 127
+    return (values.float() / scales[..., None]).round().to(torch.int8), scales
+
+
+class TextRecord:
+    """Keys and values of a batch of texts, written down layer by layer as they are to be kept.
+
+    Args:
+        lowest, layers: the layers from ``lowest`` on are kept, ``layers`` of them.
+        storage: see :func:`narrowed`.
+    """
+
+    def __init__(self, lowest: int, layers: int, storage: str | None) -> None:
+        self.lowest, self.layers, self.storage = lowest, layers, storage
+        self._written: tuple[Tensor, Tensor | None] | None = None
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Those of one LM layer [b x h x l x e]."""
+        if layer < self.lowest:
+            return
+        for part, given in enumerate((keys, values)):
+            stored, scales = narrowed(given, self.storage)
+            if self._written is None:  # [layers x 2 x b x h x l x e], and int8's scales
+                room = stored.new_empty(self.layers, 2, *stored.shape)
+                self._written = room, None if scales is None else scales.new_empty(self.layers, 2, *scales.shape)
+            self._written[0][layer - self.lowest, part] = stored
+            if scales is not None and self._written[1] is not None:
+                self._written[1][layer - self.lowest, part] = scales
+
+    def entries(self, lengths: Sequence[int], states: Tensor, device: torch.device) -> list[Entry]:
+        """One of each text, left-padded in the batch: parts of what lies on ``device`` for all of them.
+
+        Args:
+            lengths: of the texts.
+            states: [b x l x d], or [b x 1 x d].
+            device: where they are kept.
+        """
+        states = states.to(device, copy=True)
+        nothing = states.new_empty(0, 2, len(lengths), 1, max(lengths), 1)  # where states alone are kept
+        values, scales = self._written or (nothing, None)
+        values, scales = values.to(device), None if scales is None else scales.to(device)
+        return [
+            Entry(values[:, :, i, :, -n:], None if scales is None else scales[:, :, i, :, -n:], states[i, -n:])
+            for i, n in enumerate(lengths)
+        ]
 
 
 def unpacked(entry: Entry) -> Tensor:
@@ -52,11 +102,30 @@ def unpacked(entry: Entry) -> Tensor:
     return entry.keys_values if entry.scales is None else entry.keys_values * entry.scales[..., None]
 
 
+def fetched(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    """Tensors on ``device``. Out of pinned memory a GPU fetches them while it still computes the step before: on a
+    stream of their own, which waits for nothing that was asked of it so far."""
+    if device.type != "cuda" or tensors[0].device == device:
+        return [x.to(device) for x in tensors]
+    fetching, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(fetching):
+        moved = [x.to(device, non_blocking=True) for x in tensors]
+    computing.wait_stream(fetching)
+    for x in moved:
+        x.record_stream(computing)
+    return moved
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """Bytes; 0 on any other device."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+
+
 Text = tuple[int, ...]  # token ids
 
 
 class MemoryStore:
-    """Entries in a dictionary, in host memory: an accelerator's is for the model."""
+    """Entries in a dictionary, wherever their tensors lie."""
 
     kind = "memory"
     where = "in memory"

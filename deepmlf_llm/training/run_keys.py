@@ -111,7 +111,8 @@ class RunKeys:
     )
     text_cache: str = setting("keep the frozen text stream: none, memory or disk", choice(*TEXT_CACHES), "none")
     text_cache_dtype: str | None = setting(
-        "of the kept text stream: float32, bfloat16, float16 or int8; default: as computed",
+        "of the kept text stream: float32, bfloat16, float16 or int8; default: as computed; with bfloat16 and int8 an "
+        "fp32 LM reads in bf16 where the CPU computes that natively",
         optional(choice("float32", "bfloat16", "float16", "int8")),
         None,
     )

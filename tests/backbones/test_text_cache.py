@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from deepmlf_llm.backbones import Decoder, disk_store, load_base_model, read_text, text_cache
 from deepmlf_llm.backbones.text_cache import TextCache, texts_of
+from deepmlf_llm.backbones.text_store import unpacked
 from deepmlf_llm.errors import ConfigError
 from tests.families import LENGTHS, tiny_batch, tiny_family
 
@@ -20,15 +21,15 @@ def decoder():
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
-@pytest.mark.parametrize("depth", [None, 2, 4])
-def test_equals_the_stream_computed_now(decoder, depth, where, tmp_path):
-    cache = TextCache(decoder, depth, tmp_path if where == "disk" else None)
+@pytest.mark.parametrize(("depth", "lowest"), [(None, 0), (2, 0), (4, 0), (None, 3), (2, 1), (2, 2)])
+def test_equals_the_stream_computed_now(decoder, depth, lowest, where, tmp_path):
+    cache = TextCache(decoder, depth, tmp_path if where == "disk" else None, lowest=lowest)
     for padding in (3, 0):  # kept from one batch, read into another
         batch = tiny_batch(padding=padding)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         found, expected = cache.read(ids, mask), read_text(decoder, decoder.embeddings(ids), mask, depth)
         real = mask.bool()
-        for (keys, values), (k, v) in zip(found.keys_values, expected.keys_values, strict=True):
+        for (keys, values), (k, v) in zip(found.keys_values, expected.keys_values[lowest:], strict=True):
             for kept, now in ((keys, k), (values, v)):
                 assert_close(kept.transpose(1, 2)[real], now.transpose(1, 2)[real], rtol=1e-5, atol=1e-5)
                 assert kept.isfinite().all()
@@ -174,6 +175,82 @@ def test_entries_lie_in_host_memory(decoder):
     cache = TextCache(decoder, 2)
     cache.add([[1, 2, 3]])
     assert {tensor.device.type for tensor in cache.store[(1, 2, 3)].tensors()} == {"cpu"}
+
+
+def test_texts_read_together_lie_together(decoder):
+    cache = TextCache(decoder, 2)
+    cache.add([[1, 2, 3], [4, 5, 6], [7, 8]])
+    storages = {cache.store[text].keys_values.untyped_storage().data_ptr() for text in ((1, 2, 3), (4, 5, 6), (7, 8))}
+    assert len(storages) == 1
+
+
+def dtypes_of_projections(lm, work):
+    seen = set()
+    handle = lm.model.layers[0].self_attn.q_proj.register_forward_hook(lambda m, a, out: seen.add(out.dtype))
+    work()
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("storage", "native", "expected"),
+    [("bfloat16", True, "bfloat16"), ("int8", True, "bfloat16"), (None, True, "float32"), ("float16", True, "float32"),
+     ("bfloat16", False, "float32")],
+)  # fmt: skip
+def test_text_that_is_kept_in_few_bits_is_read_in_the_dtype_that_is_fast_here(
+    storage, native, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(text_cache, "computes_bfloat16", lambda: native)
+    lm = tiny_family("llama")
+    texts = [[5, 6, 7], [8, 9]]
+    cache = TextCache(Decoder(lm), None, tmp_path, storage)
+    assert dtypes_of_projections(lm, lambda: cache.add(texts)) == {getattr(torch, expected)}
+    monkeypatch.setattr(text_cache, "computes_bfloat16", lambda: False)
+    plain = TextCache(Decoder(lm), None, tmp_path, storage)
+    assert (plain.store.directory == cache.store.directory) is (expected == "float32")
+    plain.add(texts)
+    for text in ((5, 6, 7), (8, 9)):
+        assert_close(cache.store[text].states, plain.store[text].states, rtol=0.05, atol=0.05)
+        assert cache.store[text].states.dtype == torch.float32
+        found, told = (unpacked(c.store[text]).float() for c in (cache, plain))
+        assert_close(found, told, rtol=0.1, atol=0.1)
+
+
+def test_a_bf16_lm_reads_as_it_is(monkeypatch):
+    monkeypatch.setattr(text_cache, "computes_bfloat16", lambda: True)
+    lm = tiny_family("llama").bfloat16()
+    cache = TextCache(Decoder(lm), None, storage="bfloat16")
+    assert not cache._in_bfloat16
+
+
+def test_what_fits_beside_the_model_on_its_gpu_is_kept_there(decoder, monkeypatch):
+    cache, texts = TextCache(decoder, 2), [[1, 2], [3, 4, 5]]
+    needed = cache.predicted_bytes(texts)
+    monkeypatch.setattr(cache.store, "free_bytes", lambda: 0)
+    monkeypatch.setattr(text_cache, "free_on_gpu", lambda device: 2 * needed - 1)
+    with pytest.raises(ConfigError, match="2 texts take"):
+        cache.check_room(texts)
+    monkeypatch.setattr(text_cache, "free_on_gpu", lambda device: 2 * needed)
+    cache.check_room(texts)
+    assert cache.place == decoder.embeddings.weight.device
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fits", [True, False])
+def test_on_a_gpu_the_stream_is_the_same_wherever_it_lies(fits, monkeypatch):
+    decoder = Decoder(tiny_family("mistral").cuda())
+    batch = {name: tiny_batch()[name].cuda() for name in ("input_ids", "attention_mask")}
+    cache = TextCache(decoder)
+    if not fits:
+        monkeypatch.setattr(text_cache, "free_on_gpu", lambda device: 0)
+    texts = texts_of(*batch.values())
+    cache.check_room(texts)
+    cache.add(texts)
+    assert {t.device.type for t in cache.store[texts[0]].tensors()} == {"cuda" if fits else "cpu"}
+    found = cache.read(*batch.values())
+    assert {found.states.device.type, found.keys_values[0][0].device.type} == {"cuda"}
+    expected = read_text(decoder, decoder.embeddings(batch["input_ids"]), batch["attention_mask"])
+    assert_close(found.states, expected.states, rtol=1e-4, atol=1e-4)
 
 
 def test_bad_input_is_refused(decoder):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepmlf_llm.backbones.disk_store import DiskStore
-from deepmlf_llm.backbones.text_store import STORAGE, MemoryStore, pack, unpacked
+from deepmlf_llm.backbones.text_store import STORAGE, MemoryStore, TextRecord, pack, unpacked
 from deepmlf_llm.errors import ConfigError
 
 KEY = {"base": {"family": "llama"}, "depth": 2}
@@ -51,6 +51,27 @@ def test_int8_is_within_half_a_step_of_each_rows_largest(length, scale):
     assert torch.equal(
         unpacked(pack(torch.zeros(1, 2, 1, 2, 3), torch.zeros(2, 6), "int8")), torch.zeros(1, 2, 1, 2, 3)
     )
+
+
+@pytest.mark.parametrize("storage", [None, *STORAGE])
+@pytest.mark.parametrize("lowest", [0, 1, 3])
+def test_what_is_written_down_layer_by_layer_is_what_is_packed_at_once(storage, lowest):
+    lengths, longest = [2, 5, 3], 5
+    batch, states = torch.randn(3, 2, 3, 4, longest, 6), torch.randn(3, longest, 8)  # [layers x 2 x b x h x l x e]
+    record = TextRecord(lowest, 3 - lowest, storage)
+    for layer, (keys, values) in enumerate(batch):
+        record.write(layer, keys, values)
+    entries = record.entries(lengths, states, torch.device("cpu"))
+    for row, (n, found) in enumerate(zip(lengths, entries, strict=True)):
+        expected = pack(batch[lowest:, :, row, :, -n:], states[row, -n:], storage)
+        assert torch.equal(found.states, expected.states)
+        if lowest == 3:
+            assert found.keys_values.numel() == 0
+            continue
+        for a, b in zip(found.tensors(), expected.tensors(), strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+        assert found.nbytes == expected.nbytes
 
 
 def test_another_run_and_another_process_find_it(tmp_path):

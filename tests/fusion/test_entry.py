@@ -324,9 +324,9 @@ def test_states_are_those_where_tokens_enter(family):
     ids=str,
 )
 def test_tokens_start_like_what_they_stand_among(settings, behind):
-    lm = tiny_family("llama", max_position_embeddings=8000)
+    lm = tiny_family("llama", max_position_embeddings=2000)
     torch.manual_seed(0)
-    model = DeepMLFModel(lm, tiny_config(num_fusion_tokens=4000, fusion_layers=[FIRST], **settings))
+    model = DeepMLFModel(lm, tiny_config(num_fusion_tokens=1000, fusion_layers=[FIRST], **settings))
     found = model.active_stack.fusion_tokens(1)[0].detach()
     assert abs(model.active_stack.state_dict()[TOKENS].std() - 0.02) < 1e-3, "what trains keeps its size"
     mean, std = (torch.zeros(WIDTH), torch.full((WIDTH,), 0.02))
@@ -334,8 +334,8 @@ def test_tokens_start_like_what_they_stand_among(settings, behind):
         states = typical_states(Decoder(lm), behind)
         mean, std = states.mean(0), states.std(0)
         assert std.min() > 0.04
-    assert_close(found.std(0), std, rtol=0.06, atol=0)
-    assert ((found.mean(0) - mean).abs() < 0.08 * std).all()
+    assert_close(found.std(0), std, rtol=0.12, atol=0)
+    assert ((found.mean(0) - mean).abs() < 0.16 * std).all()
 
 
 def test_the_pass_that_takes_all_at_once_goes_by_the_entry():
