@@ -43,6 +43,8 @@ def text_alone_problems(config: Any) -> list[str]:
     if not config.reads_text_alone:
         return []
     found = []
+    if config.freeze_av_encoder:
+        found.append("modalities: none, with freeze_av_encoder: there is no AV encoder to keep; leave it out")
     if config.ffw_scope == "none":
         found.append("modalities: none, with ffw_scope='none': MM Blocks would hold nothing; choose another ffw_scope")
     elif config.objective.gamma != 0 and config.r == 0 and not config.blocks_change_text:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from torch import nn
+
 from deepmlf_llm.adapters import av_encoder_file, files
 from deepmlf_llm.adapters.av_encoder_file import AVEncoderFile
+from deepmlf_llm.adapters.compatibility import adapter_tensors
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.training.init_from import read_start
 from deepmlf_llm.training.settings import RunSettings
 
 INSIDE = "av_encoder"  # of a run that has trained one
-_ENCODER = ".deepmlf.av_encoder."  # in the keys of an adapter's file
 
 
 class Start(Protocol):
@@ -111,7 +114,7 @@ def find_start(settings: RunSettings, needed: bool) -> Start | None:
 
 
 def restore_frozen(model: Any, checkpoint: Path) -> None:
-    """A frozen AV encoder as a checkpoint's adapter has it: DeepSpeed's own files hold trained weights only.
+    """What a checkpoint's adapter holds and nobody trains (a frozen AV encoder): DeepSpeed's own files lack it.
 
     Args:
         model: a new :class:`~deepmlf_llm.model.DeepMLFModel`, before an engine splits it.
@@ -120,12 +123,17 @@ def restore_frozen(model: Any, checkpoint: Path) -> None:
     Raises:
         AdapterError: the adapter there is damaged, or of another model.
     """
-    if not model.deepmlf_config.freeze_av_encoder:
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return  # the AV encoder alone
+    members = adapter_tensors(model, model.base_model.active_stack_name).items()
+    frozen = {key: p for key, p in members if isinstance(p, nn.Parameter) and not p.requires_grad}
+    if not frozen:
         return
-    parts = ((key.partition(_ENCODER)[2], tensor) for key, tensor in files.read_adapter(checkpoint)[1].items())
-    tensors, encoder = {name: tensor for name, tensor in parts if name}, model.active_stack.av_encoder
-    files.check_tensors(tensors, encoder.state_dict(), checkpoint)
-    encoder.load_state_dict(tensors)
+    stored = files.read_adapter(checkpoint)[1]
+    files.check_tensors({key: tensor for key, tensor in stored.items() if key in frozen}, frozen, checkpoint)
+    with torch.no_grad():
+        for key, parameter in frozen.items():
+            parameter.copy_(stored[key])
 
 
 def fact_name(settings: RunSettings) -> str:

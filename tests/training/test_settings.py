@@ -108,7 +108,9 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
         ).encode()
     ).hexdigest()
     assert old.fingerprint(1, "lm", "d") == digest
-    for name, changed in {"init_from": "a", "modality_dropout": 0.1, "frame_dropout": 0.1, "cmixup_alpha": 1.0}.items():
+    later = {"init_from": "a", "modality_dropout": 0.1, "frame_dropout": 0.1, "cmixup_alpha": 1.0}
+    later |= {"av_encoder_from": "a", "lm_init": "random", "av_readout": "last", "freeze_av_encoder": True}
+    for name, changed in later.items():
         assert (
             RunSettings.from_dict({**given_values, name: changed}).of_first_runs().fingerprint(1, "lm", "d") != digest
         )
@@ -121,7 +123,8 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
 
 GOOD_ANYWAY = {
     "base_model": ("nonsense: [",), "data": ("nonsense: [",), "target_modules": ("nonsense: [",),
-    **dict.fromkeys(("revision", "output_dir", "init_from", "deepspeed", "optim_args"), ("nonsense: [",)),
+    **dict.fromkeys(("revision", "output_dir", "init_from", "av_encoder_from"), ("nonsense: [",)),
+    **dict.fromkeys(("deepspeed", "optim_args"), ("nonsense: [",)),
     **dict.fromkeys(("run_name", "project"), ("nonsense: [",)),
     **dict.fromkeys(("metric_for_best_model", "torch_compile_backend", "torch_compile_mode"), ("nonsense: [",)),
     "optim_target_modules": ("nonsense: [", ["a"], []), "report_to": ([], ""), "debug": ([], ""),

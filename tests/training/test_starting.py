@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from deepmlf_llm.adapters.av_encoder_file import read_av_encoder, write_av_encoder
 from deepmlf_llm.backbones import base_fingerprint, load_base_model
+from deepmlf_llm.config.design import text_alone_problems
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, ConfigError, RunError
 from deepmlf_llm.fusion.build import build_av_encoder
@@ -165,6 +166,13 @@ def test_contradictions_are_refused_together() -> None:
         "quantization='nf4' with lm_init='random'",
     ):
         assert words in str(caught.value)
+
+
+def test_there_is_nothing_to_freeze_in_a_model_that_reads_text_alone() -> None:
+    assert text_alone_problems(DeepMLFConfig(freeze_av_encoder=True)) == [
+        "modalities: none, with freeze_av_encoder: there is no AV encoder to keep; leave it out"
+    ]
+    assert text_alone_problems(DeepMLFConfig()) == []
 
 
 def test_the_readout_of_stage_1_is_no_setting_of_stage_2(toy_settings: MakeSettings, toy_data: TrainingData) -> None:
