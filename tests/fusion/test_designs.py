@@ -26,6 +26,10 @@ DESIGNS = {
     "onto the text head": {"head_base": "text", "ffw_scope": "fusion"},
     "every layer": {"fusion_layers": "from:0"},
 }
+WITH_OTHERS = {
+    "text queries from where tokens enter": {"gca_queries": "text", "fusion_entry": "first_block"},
+    "text alone, frozen tokens": {**TEXT_ALONE, "ffw_scope": "fusion", "freeze_fusion_tokens": True},
+}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -51,14 +55,15 @@ def assert_same(found, expected):
         assert_close(found[name], x, **CLOSE, msg=name)
 
 
-@pytest.fixture(params=DESIGNS)
+@pytest.fixture(params=[*DESIGNS, *WITH_OTHERS])
 def design(request):
-    return DESIGNS[request.param]
+    return {**DESIGNS, **WITH_OTHERS}[request.param]
 
 
 @pytest.mark.parametrize("family", FORMULAS)
-def test_equals_its_equations(design, family):
-    model = tiny_model(tiny_family(family), **design).double()
+@pytest.mark.parametrize("name", DESIGNS)
+def test_equals_its_equations(name, family):
+    model = tiny_model(tiny_family(family), **DESIGNS[name]).double()
     config, batch = model.deepmlf_config, tiny_batch()
     names = ("ffw_scope", "gate", "gca_queries", "head_base")
     settings = reference.Settings(
@@ -174,7 +179,10 @@ def test_every_pass_and_every_cache_gives_the_same_values_and_gradients(design):
     losses_and_gradients(model)
     found["kept"] = losses_and_gradients(model)
     predicted = [outputs(model) for _ in range(2)][1]
-    assert len(model.text_cache) == len(model.fused_decoder.token_cache) == 3
+    below = (
+        model.deepmlf_config.fusion_entry == "embedding"
+    )  # tokens that enter at the first MM Block have nothing kept
+    assert (len(model.text_cache), len(model.fused_decoder.token_cache)) == (3, 3 * below)
     model.enable_text_cache("none")
     model.fused_decoder.text_once = False
     values, gradients = losses_and_gradients(model)
