@@ -38,7 +38,8 @@ from deepmlf_llm.errors import ConfigError, FileError
 _IRRELEVANT = frozenset(
     ("_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache")
 )
-BATCH_TOKENS = 4096  # texts are read in batches of about this many tokens, of like length
+BATCH_TOKENS = 1024  # texts are read in batches of about this many tokens, of like length: they stay in a CPU's caches
+GPU_BATCH_TOKENS = 8192  # a GPU wants more to do at once
 GPU_SHARE = 0.5  # of a GPU's free memory that may be kept texts; training needs the rest
 
 
@@ -121,6 +122,10 @@ class TextCache:
         coarse = self.storage in ("bfloat16", "int8")
         return coarse and weight.dtype == torch.float32 and weight.device.type == "cpu" and computes_bfloat16()
 
+    @property
+    def _batch_tokens(self) -> int:
+        return GPU_BATCH_TOKENS if self.decoder.embeddings.weight.device.type == "cuda" else BATCH_TOKENS
+
     def serves(self, decoder: Decoder, depth: int | None, lowest: int) -> bool:
         """Whether what is kept is the stream up to ``depth`` of a decoder that runs so far, with the keys and values
         from ``lowest`` on."""
@@ -184,7 +189,7 @@ class TextCache:
         thread at any time."""
         wanted = set(texts)
         entries = self.store.found(wanted)
-        for batch in _batches(wanted - entries.keys()):
+        for batch in _batches(wanted - entries.keys(), self._batch_tokens):
             computed = self._read(batch)
             self._keep(computed)
             entries.update(computed)
@@ -213,7 +218,7 @@ class TextCache:
             ConfigError: a text without tokens; or the disk takes no more and memory has no room for them.
         """
         texts = list(texts)
-        for batch in _batches(self.missing(texts)):
+        for batch in _batches(self.missing(texts), self._batch_tokens):
             kept = self._keep(self._read(batch))
             if progress is not None:
                 progress(len(batch))
@@ -265,8 +270,8 @@ def _settings(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
-    """Texts of like length together, about ``BATCH_TOKENS`` a batch, the longest first.
+def _batches(texts: Iterable[Text], tokens: int) -> Iterator[list[Text]]:
+    """Texts of like length together, about so many ``tokens`` a batch, the longest first.
 
     Raises:
         ConfigError: a text without tokens.
@@ -275,7 +280,7 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
     if left and not left[0]:
         raise ConfigError("a text has no tokens: every row needs at least one real token")
     while left:
-        count = max(1, BATCH_TOKENS // len(left[-1]))
+        count = max(1, tokens // len(left[-1]))
         yield left[-count:]
         left = left[:-count]
 

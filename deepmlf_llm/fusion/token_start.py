@@ -17,6 +17,8 @@ from deepmlf_llm.modules.precision import at_least_fp32
 ROWS, LENGTH = 4, 17
 """Of the texts that tell what states are like: ids spread over the whole vocabulary, the same on every process."""
 
+LARGEST = 3.0  # times the median: the size of a position's state that still tells what states are like
+
 
 def make_tokens(decoder: Decoder, config: DeepMLFConfig, first: int) -> FusionTokens:
     """New fusion tokens; those of a stored adapter come to be overwritten, so nothing is computed for them.
@@ -44,7 +46,8 @@ def make_tokens(decoder: Decoder, config: DeepMLFConfig, first: int) -> FusionTo
 def typical_states(decoder: Decoder, behind: int | None) -> Tensor:
     """States of the LM [k x d], in fp32 (fp64 on an fp64 LM), of texts of ids from the whole vocabulary.
 
-    The first position of each text is left out: many LMs put values of their own there (attention sinks).
+    Positions where many LMs put values of their own, hundreds of times the others' (attention sinks), are left out: the
+    first of each text, and any that is larger than :data:`LARGEST` medians.
 
     Args:
         decoder: the LM.
@@ -61,7 +64,9 @@ def typical_states(decoder: Decoder, behind: int | None) -> Tensor:
         for index in range(0 if behind is None else behind + 1):
             with gathered(decoder.layers[index].parameters()):
                 states = run_layers(decoder, states, mask, index, index + 1)
-    return states[:, 1:].flatten(0, 1).to(at_least_fp32(weight))
+    states = states[:, 1:].flatten(0, 1).to(at_least_fp32(weight))
+    sizes = states.norm(dim=-1)
+    return states[sizes <= LARGEST * sizes.median()]
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> Any:

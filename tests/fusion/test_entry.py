@@ -313,6 +313,14 @@ def test_states_are_those_where_tokens_enter(family):
         assert_close(typical_states(Decoder(lm), behind), rows, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_position_that_holds_attention_and_not_meaning_tells_nothing_of_states():
+    lm = tiny_family("llama")
+    usual = typical_states(Decoder(lm), None)
+    lm.get_input_embeddings().weight[lm.config.vocab_size - 1] = 500.0  # the last id of the texts is this one
+    assert torch.equal(typical_states(Decoder(lm), None), usual[:-1])
+
+
 @pytest.mark.parametrize(
     ("settings", "behind"),
     [
