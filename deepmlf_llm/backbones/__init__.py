@@ -3,6 +3,7 @@
 from deepmlf_llm.backbones.fingerprint import base_fingerprint, compare_fingerprints
 from deepmlf_llm.backbones.interface import FAMILIES, Decoder, DecoderInterface, register_family
 from deepmlf_llm.backbones.loading import cpu_or_cuda_dtype, load_base_model, load_tokenizer
+from deepmlf_llm.backbones.masking import check_maskable
 from deepmlf_llm.backbones.packing import PACKING, PackedRows
 from deepmlf_llm.backbones.quantization import QUANTIZATIONS, is_quantized, keep_weights_in_place, quantization_of
 from deepmlf_llm.backbones.random_base import init_seed_of
@@ -20,6 +21,7 @@ __all__ = [
     "PrefixCache",
     "TextStream",
     "base_fingerprint",
+    "check_maskable",
     "compare_fingerprints",
     "cpu_or_cuda_dtype",
     "init_seed_of",

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from deepmlf_llm.backbones.interface import Decoder, layer_output
+from deepmlf_llm.backbones.masking import masks_among_last
 from deepmlf_llm.backbones.packing import PackedRows
 from deepmlf_llm.backbones.segment import ENTERING, segment
 
@@ -111,6 +112,7 @@ def run_layers(
     first: int = 0,
     last: int | None = None,
     cache: Cache | None = None,
+    reads: Tensor | None = None,
     **to_layers: Any,
 ) -> Tensor:
     """Runs layers ``first .. last - 1`` of a decoder, with all its own masks and rotary tables.
@@ -122,7 +124,12 @@ def run_layers(
         first, last: range of layers; ``last=None`` runs to the end, final norm included.
         cache: keys and values of the prefix, or a cache to fill. With one, activations are kept, whatever was asked:
             where it is used, they are small (tokens on a prefix) or none (no graph).
+        reads: True where one of the last n positions may read another [n x n], as far as the LM's own mask lets it;
+            None: as that has it.
         to_layers: keyword arguments that every layer receives, and its hooks see.
+
+    Raises:
+        ConfigError: ``reads`` with an attention kernel that takes no mask.
 
     Returns:
         [b x s x d] after layer ``last - 1``, or after the final norm.
@@ -132,7 +139,7 @@ def run_layers(
         to_layers[ENTERING] = hidden
     out = body(
         inputs_embeds=hidden,
-        attention_mask=mask,
+        attention_mask=mask if reads is None else masks_among_last(decoder, hidden, mask, reads, cache),
         position_ids=positions(mask)[:, -hidden.shape[1] :],
         use_cache=cache is not None,
         **{decoder.cache_argument: cache},

@@ -42,12 +42,14 @@ from deepmlf_llm.config.sections import (
     SECTIONS,
     WIDEST,
     AVEncoderConfig,
+    MixingHeadConfig,
     ModalityConfig,
     ObjectiveConfig,
     SeqAugConfig,
     TextConfig,
     build_section,
 )
+from deepmlf_llm.config.topology import COUNTS, POOLED, SEGREGATED, topology_problems
 from deepmlf_llm.errors import ConfigError, Problems, suggest
 from deepmlf_llm.reading import read_yaml
 from deepmlf_llm.tasks.regression import TASKS
@@ -87,6 +89,16 @@ class DeepMLFConfig(LoraConfig):
         "embedding",
     )
     truncate_lm: bool = setting("run no LM layer above the last MM Block", flag(), False)
+    token_topology: str = setting(
+        "pooled (paper: fusion tokens are one group) or segregated (SeRIn: a group a modality, and a joint one)",
+        choice(POOLED, SEGREGATED),
+        POOLED,
+    )
+    tokens_per_group: list[int] | None = setting(
+        "fusion tokens of each segregated group: modalities by name, then the joint one; default: equally many",
+        optional(COUNTS),
+        None,
+    )
     fusion_layers: Any = setting(
         "MM Blocks after these LM layers: a list, 'last:k', 'even:k' or 'from:i' ('from:0': every layer)",
         None,
@@ -143,6 +155,9 @@ class DeepMLFConfig(LoraConfig):
     )
     av_encoder: AVEncoderConfig = setting("the AV encoder", None, factory=AVEncoderConfig)
     freeze_av_encoder: bool = setting("keep the AV encoder as it is: not trained, in eval mode", flag(), False)
+    mixing_head: MixingHeadConfig = setting(
+        "the head in which segregated fusion tokens meet", None, factory=MixingHeadConfig
+    )
     objective: ObjectiveConfig = setting("weights of the losses", None, factory=ObjectiveConfig)
     seqaug: SeqAugConfig = setting("augmentation in training", None, factory=SeqAugConfig)
     text: TextConfig = setting("how transcripts become tokens", None, factory=TextConfig)
@@ -255,6 +270,7 @@ class DeepMLFConfig(LoraConfig):
             problems.check(not reason, f"modalities: {brief(name)} cannot name a modality ({reason})")
             problems.messages.extend(rule_problems(modality, f"modalities.{name}."))
             problems.messages.extend(standardisation_problems(name, modality.standardisation, modality.dim))
+        problems.messages.extend(topology_problems(self))
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:

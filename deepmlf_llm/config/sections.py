@@ -58,6 +58,24 @@ class AVEncoderConfig:
 
 
 @dataclass
+class MixingHeadConfig:
+    """The Transformer head in which segregated groups of fusion tokens meet (SeRIn)."""
+
+    width: int = setting("width of the head in which segregated fusion tokens meet", integer(1, WIDEST), 64)
+    num_layers: int = setting("its pre-norm Transformer layers", integer(1, 1000), 1)
+    num_heads: int = setting("its attention heads", integer(1, WIDEST), 4)
+    ffw_width: int = setting("hidden width of its feed-forward layers", integer(1, WIDEST), 128)
+    dropout: float = setting("its dropout, on attention and on both residuals", share(), 0.1)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings together, one phrase each."""
+        width, heads = self.width, self.num_heads
+        if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
+            return [f"mixing_head.width={brief(width)} is no multiple of num_heads={brief(heads)}"]
+        return []
+
+
+@dataclass
 class ObjectiveConfig:
     """L = L_task + lambda_fusion L_fusion + lambda_av L_av + lambda_text L_text + gamma L_LM."""
 
@@ -104,6 +122,7 @@ class TextConfig:
 
 SECTIONS: dict[str, type] = {
     "av_encoder": AVEncoderConfig,
+    "mixing_head": MixingHeadConfig,
     "objective": ObjectiveConfig,
     "seqaug": SeqAugConfig,
     "text": TextConfig,

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepmlf_llm.backbones import Decoder, is_quantized
+from deepmlf_llm.backbones import Decoder, check_maskable, is_quantized
 from deepmlf_llm.config.design import text_alone_problems
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.placement import resolve_fusion_layers
+from deepmlf_llm.config.topology import group_sizes
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.fusion.token_start import gathered, make_tokens
 from deepmlf_llm.modules import (
@@ -20,7 +21,10 @@ from deepmlf_llm.modules import (
     Gate,
     GatedCrossAttention,
     Heads,
+    MixingHead,
     MMBlock,
+    Pooled,
+    Segregated,
 )
 from deepmlf_llm.modules.precision import at_least_fp32
 
@@ -29,8 +33,9 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
     """A fresh :class:`FusionStack` that fits ``decoder``, fp32 (fp64 on an fp64 one). The decoder is not changed.
 
     Raises:
-        ConfigError: layers out of range, widths that do not divide, a text longer than the LM's positions, or a copy of
-            a quantized FFW that was not asked for, or text alone with settings that leave an MM Block nothing to do.
+        ConfigError: layers out of range, widths that do not divide, a text longer than the LM's positions, a copy of a
+            quantized FFW that was not asked for, text alone with settings that leave an MM Block nothing to do, or
+            segregated tokens with a kernel that takes no mask.
     """
     problems = Problems(ConfigError, "DeepMLFConfig")
     problems.messages.extend(text_alone_problems(config))
@@ -50,6 +55,9 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             "dequantize_copy=true, or keep ffw_weights='shared' (one quantized copy, LoRA on top)"
         )
     width = 0 if config.reads_text_alone else config.av_encoder.width
+    sizes = group_sizes(config)
+    if sizes:
+        check_maskable(decoder)
     stack = FusionStack(
         make_tokens(decoder, config, layers[0]),
         None if config.reads_text_alone else build_av_encoder(config),
@@ -62,11 +70,20 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             config.head_dropout,
             config.num_outputs,
             config.head_base,
+            _build_mixing(decoder, config, sizes),
         ),
         width,
         config.freeze_av_encoder,
+        Segregated(list(config.modalities), sizes, width) if sizes else Pooled(),
     )
     return stack.to(decoder.embeddings.weight.device, at_least_fp32(decoder.embeddings.weight))
+
+
+def _build_mixing(decoder: Decoder, config: DeepMLFConfig, sizes: tuple[int, ...]) -> MixingHead | None:
+    head = config.mixing_head
+    if not sizes:
+        return None
+    return MixingHead(decoder.width, sizes, head.width, head.num_layers, head.num_heads, head.ffw_width, head.dropout)
 
 
 def build_av_encoder(config: DeepMLFConfig) -> AVEncoder:

@@ -87,7 +87,7 @@ class FusedDecoder:
         input_ids, mask = left_padded(input_ids, mask)
         inputs = self._features(config, features, len(input_ids), stack)
         context, key_values = stack.encode(inputs)
-        context_mask = None if context is None else context.mask
+        context_mask = None if context is None else stack.topology.mask(context)
         state = FusionState(stack.blocks, key_values, context_mask, stack.num_tokens)
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
         cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
@@ -96,7 +96,8 @@ class FusedDecoder:
         text = Text(decoder, config, input_ids, mask, cache, augmented)
         full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
         run = choose_pass(decoder, config, cache is not None, kept, self.text_once)
-        states = run(PassInput(text, tokens, full_mask, state))
+        reads = stack.topology.reads(tokens.device)
+        states = run(PassInput(text, tokens, full_mask, state, reads))
         return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts, head_labels)
 
     def _features(

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -62,9 +63,10 @@ class ThroughLayers:
 
     def __call__(self, given: PassInput, stream: TextStream) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            below = partial(self._below, given, stream)
             if stream.texts is None or self.kept is None or torch.is_grad_enabled():
-                return self._below(given, stream)
-            return self.kept.read(given.state.first, given.tokens[0], stream.texts, lambda: self._below(given, stream))
+                return below()
+            return self.kept.read(given.state.first, given.tokens[0], stream.texts, below, given.reads)
 
     def _below(self, given: PassInput, stream: TextStream) -> Tensor:
         first, text = given.state.first, given.text
@@ -72,7 +74,7 @@ class ThroughLayers:
             with torch.autocast(given.tokens.device.type, enabled=False):  # as what is kept was read
                 stream = read_text(self.decoder, text.embeddings(), text.mask, first + 1)
         prefix = stream.prefix(text.mask.shape[1])
-        return run_layers(self.decoder, given.tokens, given.mask, last=first + 1, cache=prefix)
+        return run_layers(self.decoder, given.tokens, given.mask, last=first + 1, cache=prefix, reads=given.reads)
 
 
 def choose_entry(decoder: Decoder, at_first_block: bool, frozen: bool, kept: TokenCache | None) -> TokenEntry:

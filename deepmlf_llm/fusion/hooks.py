@@ -37,7 +37,8 @@ class FusionState:
     Args:
         blocks: LM layer (0-based) -> MM Block to run after it.
         key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)]; empty without one.
-        context_mask: True where a frame is real [b x t]; None without a context.
+        context_mask: True where a frame may be read, by all that query [b x t] or by each fusion token [b x n x t];
+            None without a context.
         num_tokens: n; fusion tokens are the last n of the sequence.
         rows: how rows lie in the LM's hidden states: padded, or one after the other.
     """
@@ -134,10 +135,11 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
 
     handles = [block.register_forward_hook(reach) for block in stack.blocks.values()]
     try:
-        expected = run_layers(decoder, inputs, mask)
+        reads = stack.topology.reads(table.device)
+        expected = run_layers(decoder, inputs, mask, reads=reads)
         with stack.gates_shut():
             state = FusionState(stack.blocks, key_values, present, stack.num_tokens)
-            found = run_layers(decoder, inputs, mask, fusion_state=state)
+            found = run_layers(decoder, inputs, mask, reads=reads, fusion_state=state)
     finally:
         for handle in handles:
             handle.remove()

@@ -36,6 +36,7 @@ from deepmlf_llm.backbones import (
 )
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.config.topology import POOLED
 from deepmlf_llm.fusion.entry import TokenEntry, choose_entry
 from deepmlf_llm.fusion.hooks import FusionState
 from deepmlf_llm.fusion.token_cache import TokenCache
@@ -102,12 +103,14 @@ class PassInput:
         tokens: fusion tokens [b x n x d].
         mask: 1 where a position of ``[text ; fusion tokens]`` is real [b x (l + n)].
         state: for the MM Blocks.
+        reads: True where a fusion token may read another [n x n]; None: as the LM has it.
     """
 
     text: Text
     tokens: Tensor
     mask: Tensor
     state: FusionState
+    reads: Tensor | None = None
 
 
 class Pass(Protocol):
@@ -136,7 +139,7 @@ class Whole:
             state = replace(state, rows=rows)
             hidden = run_packed(self.decoder, inputs, given.mask, rows, fusion_state=state)
         else:
-            hidden = run_layers(self.decoder, inputs, given.mask, fusion_state=state)
+            hidden = run_layers(self.decoder, inputs, given.mask, reads=given.reads, fusion_state=state)
         return States.of_rows(hidden, state.num_tokens)
 
 
@@ -155,12 +158,19 @@ class WholeFromBlock:
         first, state = given.state.first, given.state
         text = self._run(given.text.embeddings(), given.text.mask, last=first + 1)
         fused = state.fuse(first, torch.cat([text, given.tokens], dim=1))
-        hidden = self._run(fused, given.mask, state.above(first), first=first + 1)
+        hidden = self._run(fused, given.mask, state.above(first), given.reads, first=first + 1)
         return States.of_rows(hidden, state.num_tokens)
 
-    def _run(self, hidden: Tensor, mask: Tensor, state: FusionState | None = None, **span: Any) -> Tensor:
+    def _run(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        state: FusionState | None = None,
+        reads: Tensor | None = None,
+        **span: Any,
+    ) -> Tensor:
         if not self.packed:
-            return run_layers(self.decoder, hidden, mask, fusion_state=state, **span)
+            return run_layers(self.decoder, hidden, mask, reads=reads, fusion_state=state, **span)
         rows = PackedRows.of(mask)
         packed = None if state is None else replace(state, rows=rows)
         return run_packed(self.decoder, hidden, mask, rows, fusion_state=packed, **span)
@@ -208,8 +218,8 @@ def _from_first_block(decoder: Decoder, given: PassInput, hidden: Tensor, cache:
     """Through the first MM Block and all that follows. It runs in no hook: where it changes the text, it reads it, and
     no layer has that in one piece with the tokens yet."""
     first = given.state.first
-    fused = given.state.fuse(first, hidden)
-    return run_layers(decoder, fused, given.mask, first=first + 1, cache=cache, fusion_state=given.state.above(first))
+    fused, above = given.state.fuse(first, hidden), given.state.above(first)
+    return run_layers(decoder, fused, given.mask, first=first + 1, cache=cache, reads=given.reads, fusion_state=above)
 
 
 def choose_pass(
@@ -224,7 +234,8 @@ def choose_pass(
         kept: fusion tokens below the first MM Block, if any are kept.
         text_once: False: always :class:`Whole` (or :class:`WholeFromBlock`).
     """
-    packed = decoder.lm.config._attn_implementation in PACKING
+    # Packed rows go without a mask, so tokens that a mask keeps apart stay padded.
+    packed = decoder.lm.config._attn_implementation in PACKING and config.token_topology == POOLED
     changed, at_first_block = config.blocks_change_text, config.fusion_entry == "first_block"
     if config.has_lm_lora or not text_once or (packed and changed and not keeps_text):
         return (WholeFromBlock if at_first_block else Whole)(decoder, packed)

@@ -21,17 +21,23 @@ class _Kept:
         layer: LM layer after which.
         autocast: on or off.
         learned: the fusion tokens as they enter the LM [n x d].
+        reads: True where a fusion token may read another [n x n]; None: as the LM has it.
         states: token ids of a text -> [n x d].
     """
 
     layer: int
     autocast: bool
     learned: Tensor
+    reads: Tensor | None
     states: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def fits(self, layer: int, autocast: bool, learned: Tensor) -> bool:
+    def fits(self, layer: int, autocast: bool, learned: Tensor, reads: Tensor | None) -> bool:
         same_kind = (self.learned.device, self.learned.dtype) == (learned.device, learned.dtype)
-        return (self.layer, self.autocast) == (layer, autocast) and same_kind and torch.equal(self.learned, learned)
+        if (self.layer, self.autocast) != (layer, autocast) or not same_kind:
+            return False
+        if self.reads is None or reads is None:
+            return self.reads is reads and torch.equal(self.learned, learned)
+        return torch.equal(self.reads, reads) and torch.equal(self.learned, learned)
 
 
 class TokenCache:
@@ -63,7 +69,12 @@ class TokenCache:
         self._kept = None
 
     def read(
-        self, layer: int, learned: Tensor, texts: Sequence[tuple[int, ...]], compute: Callable[[], Tensor]
+        self,
+        layer: int,
+        learned: Tensor,
+        texts: Sequence[tuple[int, ...]],
+        compute: Callable[[], Tensor],
+        reads: Tensor | None = None,
     ) -> Tensor:
         """States of a batch [b x n x d], computed where one of its texts is new.
 
@@ -72,11 +83,12 @@ class TokenCache:
             learned: the fusion tokens as they enter the LM [n x d].
             texts: token ids of each row.
             compute: makes the states of all rows.
+            reads: which fusion tokens read which [n x n], where a mask keeps them apart.
         """
         autocast = torch.is_autocast_enabled(learned.device.type)
         kept = self._kept
-        if kept is None or not kept.fits(layer, autocast, learned):
-            kept = self._kept = _Kept(layer, autocast, learned.clone())
+        if kept is None or not kept.fits(layer, autocast, learned, reads):
+            kept = self._kept = _Kept(layer, autocast, learned.clone(), reads)
         found = [kept.states.get(text) for text in texts]
         known = [state for state in found if state is not None]
         if len(known) == len(found):

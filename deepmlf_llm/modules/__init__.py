@@ -7,9 +7,11 @@ from deepmlf_llm.modules.feed_forward import FeedForward, FFWParts
 from deepmlf_llm.modules.fusion_stack import FusionStack
 from deepmlf_llm.modules.fusion_tokens import FusionTokens
 from deepmlf_llm.modules.heads import Heads
+from deepmlf_llm.modules.mixing_head import MixingHead
 from deepmlf_llm.modules.mm_block import MMBlock
 from deepmlf_llm.modules.pooling import pool_time
 from deepmlf_llm.modules.seqaug import seqaug
+from deepmlf_llm.modules.token_topology import Pooled, Segregated
 
 __all__ = [
     "AVContext",
@@ -23,6 +25,9 @@ __all__ = [
     "GatedCrossAttention",
     "Heads",
     "MMBlock",
+    "MixingHead",
+    "Pooled",
+    "Segregated",
     "pool_time",
     "seqaug",
 ]

@@ -8,7 +8,7 @@ a LayerNorm. Masks are applied everywhere, and any number of modalities goes thr
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -30,10 +30,12 @@ class AVContext:
     Args:
         frames: Z [b x t x d_av], zero where not real.
         mask: True where a frame of Z is real [b x t].
+        parts: modality -> its own frames E_m before they are joined, in the same windows as those of Z.
     """
 
     frames: Tensor
     mask: Tensor
+    parts: Mapping[str, "AVContext"] = field(default_factory=dict)
 
     def mean(self) -> Tensor:
         """Mean over real frames [b x d_av]; zero for a row without any."""
@@ -230,9 +232,12 @@ class AVEncoder(nn.Module):
         frames_out = min(self.max_frames, max(features[name][1].shape[1] for name in self.encoders))
         pooled = torch.arange(frames_out, device=windows.device) < windows[:, None]  # [b x T]
         encode = POOLING[self.pool]
-        parts = [
-            encode(cast(ModalityEncoder, encoder), *features[name], windows, pooled)
+        parts = {
+            name: AVContext(
+                encode(cast(ModalityEncoder, encoder), *features[name], windows, pooled),
+                pooled & features[name][1].any(dim=1, keepdim=True),
+            )
             for name, encoder in self.encoders.items()
-        ]
-        frames = self.norm(self.join(torch.cat(parts, dim=-1)))
-        return AVContext(frames * pooled[..., None], pooled)
+        }
+        frames = self.norm(self.join(torch.cat([part.frames for part in parts.values()], dim=-1)))
+        return AVContext(frames * pooled[..., None], pooled, parts)

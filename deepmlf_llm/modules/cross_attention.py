@@ -111,23 +111,25 @@ class GatedCrossAttention(nn.Module):
         Args:
             tokens: normalised states of these positions [b x n x d].
             key_value: keys and values of the context, side by side [b x t x (2 h e)].
-            context_mask: True where a frame is real [b x t]. A row without any real frame is an
-                absent modality: it gets exactly 0, with finite gradients everywhere.
+            context_mask: True where a frame may be read, by all tokens [b x t] or by each [b x n x t]. Where there
+                is none, the modality is absent: exactly 0 is added, with finite gradients everywhere.
 
         Returns:
             The gated update [b x n x d].
         """
-        present = context_mask.any(dim=-1)  # [b]
+        if context_mask.dim() == 2:
+            context_mask = context_mask[:, None]  # [b x 1 x t]
+        present = context_mask.any(dim=-1, keepdim=True)  # [b x (1 or n) x 1]
         # A softmax over nothing is NaN, also backwards: let absent rows attend, then drop what they read.
         # No branch on data: every rank runs the same modules, whatever its batch holds (ZeRO-3 hangs otherwise).
-        attend = context_mask | ~present[:, None]  # [b x t]
+        attend = context_mask | ~present  # [b x (1 or n) x t]
 
         query = self._heads(self.mm_query(tokens))  # [b x h x n x e]
         key, value = map(self._heads, key_value.to(query.dtype).chunk(2, dim=-1))  # [b x h x t x e]
         drop = self.dropout.p if self.training else 0.0
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None, None, :], dropout_p=drop)
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None], dropout_p=drop)
         update = self.dropout(self.mm_output(read.transpose(1, 2).flatten(2)))  # [b x n x d]
-        return self.gate() * update * present[:, None, None]
+        return self.gate() * update * present
 
     def _heads(self, x: Tensor) -> Tensor:
         """[b x s x (h e)] -> [b x h x s x e]"""

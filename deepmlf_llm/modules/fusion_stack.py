@@ -14,6 +14,7 @@ from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder
 from deepmlf_llm.modules.fusion_tokens import FusionTokens
 from deepmlf_llm.modules.heads import Heads
 from deepmlf_llm.modules.mm_block import MMBlock
+from deepmlf_llm.modules.token_topology import Pooled, Segregated
 
 
 class FusionStack(nn.Module):
@@ -27,6 +28,7 @@ class FusionStack(nn.Module):
         context_width: d_av, where there is an AV encoder.
         freeze_av_encoder: E_AV is never trained and stays in eval mode, as the LM does: what reads it then sees one Z
             an utterance, and the running statistics of its feature norm stay those that it was trained with.
+        topology: which fusion tokens read which, and which frames; default: pooled (the paper).
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class FusionStack(nn.Module):
         heads: Heads,
         context_width: int,
         freeze_av_encoder: bool = False,
+        topology: Pooled | Segregated | None = None,
     ) -> None:
         super().__init__()
         self.freeze_av_encoder = freeze_av_encoder
@@ -48,6 +51,7 @@ class FusionStack(nn.Module):
         if av_encoder is not None:
             self.context_projection = nn.Linear(context_width, sum(self.key_value_widths.values()), bias=False)
         self.heads = heads
+        self.topology = topology or Pooled()
 
     @property
     def layers(self) -> list[int]:
@@ -73,13 +77,13 @@ class FusionStack(nn.Module):
         return self.fusion_tokens.num_tokens
 
     def encode(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[AVContext | None, dict[int, Tensor]]:
-        """Features -> Z and each MM Block's keys and values of it, by LM layer [b x t x (2 h e)]; None and nothing
-        where no modality is read."""
+        """Features -> Z and each MM Block's keys and values of it, by LM layer [b x t x (2 h e)]; of segregated tokens,
+        of each modality's own frames too; None and nothing where no modality is read."""
         if self.av_encoder is None or self.context_projection is None:
             return None, {}
         context = self.av_encoder(features)
         widths = self.key_value_widths
-        key_values = self.context_projection(context.frames).split(list(widths.values()), dim=-1)
+        key_values = self.context_projection(self.topology.frames(context)).split(list(widths.values()), dim=-1)
         return context, dict(zip(widths, key_values, strict=True))
 
     def set_trainable(self, trainable: bool) -> None:

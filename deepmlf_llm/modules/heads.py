@@ -3,6 +3,7 @@
 DeepMLF section 3 (arXiv 2504.11082). All read the states after the LM's final norm; all regress the same target:
 
 - task: MLP on [mean of the fusion tokens ; last real text token ; mean of Z]. This is the prediction;
+  Segregated tokens meet in a small Transformer instead of a mean (``modules/mixing_head.py``);
 - fusion: Linear on every fusion token; text: Linear on the last real text token; AV: Linear on the mean of Z.
 
 Where nothing is heard or seen there is no Z: the task head reads the first two, and there is no AV head.
@@ -14,6 +15,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from deepmlf_llm.modules.mixing_head import MixingHead, TokenMean
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Heads(nn.Module):
         num_outputs: o.
         base: what the task head's output is added to: ``"none"`` (paper), or ``"text"``, the text head's output. Its
             last layer is then 0 at the start, so that the prediction starts as the text head's.
+        mixing: makes of the fusion tokens what the task head reads; default: their mean (paper).
     """
 
     def __init__(
@@ -87,11 +91,13 @@ class Heads(nn.Module):
         dropout: float = 0.0,
         num_outputs: int = 1,
         base: str = "none",
+        mixing: MixingHead | None = None,
     ) -> None:
         super().__init__()
+        self.mixing = mixing or TokenMean(width)
         self.task = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(2 * width + context_width, hidden_width),
+            nn.Linear(self.mixing.out_width + width + context_width, hidden_width),
             SingleSafeBatchNorm(hidden_width) if norm == "batch" else nn.LayerNorm(hidden_width),
             nn.ReLU(),
             nn.Linear(hidden_width, num_outputs),
@@ -112,7 +118,7 @@ class Heads(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             tokens, last_text = tokens.to(dtype), last_text.to(dtype)
             context = [] if context_mean is None else [context_mean.to(dtype)]
-            joint = torch.cat([tokens.mean(dim=1), last_text, *context], dim=-1)
+            joint = torch.cat([self.mixing(tokens), last_text, *context], dim=-1)
             av = None if self.av is None else self.av(*context)
             text = self.text(last_text)
             return Predictions(self._on_base(self.task(joint), text), self.fusion(tokens), text, av)

@@ -139,7 +139,8 @@ class MMBlock(nn.Module):
         Args:
             hidden: output of the LM block; the last ``num_tokens`` of each row are fusion tokens.
             key_value: this block's keys and values of the context [b x t x (2 h e)]; None without a context.
-            context_mask: True where a frame is real [b x t]; None without a context.
+            context_mask: True where a frame may be read, by all that query [b x t] or by each fusion token [b x n x t];
+                None without a context.
             num_tokens: n.
             rows: how rows lie in ``hidden``.
         """

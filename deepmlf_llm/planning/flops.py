@@ -62,8 +62,11 @@ def step_flops(model: Any, geometry: StepGeometry, text_cached: bool) -> int:
                 total += b * layer.run(tokens, t + tokens, _FORWARD if constant else _FROZEN)
         else:
             total += b * layer.run(t + tokens, t + tokens, _FROZEN)
+    # Segregated groups attend over the frames of all, masked.
+    frames = _context_frames(config, geometry) * max(1, len(stack.topology.sizes))
     for index, block in stack.mm_blocks.items():
-        total += b * _block(block, decoder, int(index), config, t, n, _context_frames(config, geometry))
+        total += b * _block(block, decoder, int(index), config, t, n, frames)
+    total += b * _mixing(stack.heads.mixing, n)
     total += b * _encoder(stack, config, geometry)
     total += b * (_TRAINED * 2 * (_weights([stack.heads.fusion]) * n + _weights([stack.heads.task, stack.heads.text])))
     if config.objective.gamma > 0:
@@ -113,6 +116,15 @@ def _block(
     positions = text_tokens + tokens if config.ffw_scope == "joint" else tokens
     shared = 0 if config.ffw_weights == "copy" else _weights(decoder.ffw_parts(index).projections().values())
     return 2 * (_TRAINED * attention + positions * (_FROZEN * shared + _TRAINED * _weights([block.ffw])))
+
+
+def _mixing(head: Any, tokens: int) -> int:
+    """The Transformer head in which segregated groups meet; a mean costs nothing."""
+    layers = getattr(head, "layers", ())
+    if not len(layers):
+        return 0
+    attention = 2 * tokens**2 * head.out_width * len(layers)
+    return 2 * _TRAINED * (tokens * _weights([head.projection, *layers]) + attention)
 
 
 def _encoder(stack: Any, config: DeepMLFConfig, geometry: StepGeometry) -> int:

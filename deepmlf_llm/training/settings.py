@@ -50,6 +50,13 @@ FIRST_RUNS: dict[str, Any] = {
     "freeze_fusion_tokens": False,
     "fusion_entry": "embedding",
     "truncate_lm": False,
+    "token_topology": "pooled",
+    "tokens_per_group": None,
+    "mixing_head.width": 64,
+    "mixing_head.num_layers": 1,
+    "mixing_head.num_heads": 4,
+    "mixing_head.ffw_width": 128,
+    "mixing_head.dropout": 0.1,
 }
 """Keys of the method that came later than the first runs -> what those computed. With that value a key is no part of
 the fingerprint, so a run from before the key is known again."""

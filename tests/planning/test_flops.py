@@ -35,6 +35,7 @@ def batch(modalities=tuple(DIMS)) -> dict[str, torch.Tensor]:
         {"ffw_scope": "joint", "objective": {"gamma": 1.0}},
         {"ffw_scope": "fusion", "ffw_weights": "copy"},
         {"ffw_scope": "fusion", "av_encoder": {"pool": "before", "max_frames": 9}},
+        {"token_topology": "segregated", "num_fusion_tokens": 9, "mixing_head": {"num_layers": 2}},
         {"ffw_scope": "fusion", "av_encoder": {"pool": "after", "max_frames": 9}},
         {"ffw_scope": "none"},
         {"ffw_scope": "fusion", "gca_queries": "text"},
