@@ -28,7 +28,7 @@ WEIGHTS, SETTINGS, KIND = "av_encoder.safetensors", "av_encoder.json", "deepmlf_
 VERSION = 1
 OF_TRAINING_ONLY = ("dropout", "input_dropout")
 """Settings of an AV encoder that may differ where it is loaded: they say how it is trained, not what it computes."""
-_METHOD = ("av_encoder", "modalities", "dataset")
+_METHOD = ("av_encoder", "modalities")  # not the task: the head that knew it is not kept
 _KEYS = {"kind", "schema_version", *_METHOD, "readout", "package_versions", "weights_sha256", "settings_sha256"}
 
 
@@ -38,7 +38,7 @@ class AVEncoderFile:
 
     Attributes:
         source: for messages.
-        config: its settings (``av_encoder``, ``modalities``, ``dataset``); the rest of it says nothing.
+        config: its settings (``av_encoder``, ``modalities``); the rest of it says nothing.
         readout: what its head read: ``"mean"`` or ``"last"``.
         digest: sha256 of its weights.
         tensors: by the keys of :class:`~deepmlf_llm.modules.AVEncoder`.
