@@ -38,7 +38,7 @@ from deepmlf_llm.errors import ConfigError, FileError
 _IRRELEVANT = frozenset(
     ("_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache")
 )
-BATCH_TOKENS = 1024  # texts are read in batches of about this many tokens, of like length: they stay in a CPU's caches
+BATCH_TOKENS = 512  # texts are read in batches of about this many tokens, of like length: they stay in a CPU's caches
 GPU_BATCH_TOKENS = 8192  # a GPU wants more to do at once
 GPU_SHARE = 0.5  # of a GPU's free memory that may be kept texts; training needs the rest
 

