@@ -10,7 +10,7 @@ MASK = "_mask"  # of a modality: the keyword of its mask
 # Keywords of transformers' and PEFT's forward, and of the batch; keys of a file of utterances.
 RESERVED = frozenset({
     "adapter_names", "args", "attention_mask", "cache", "cache_position", "case", "cls", "config", "context",
-    "fusion_state", "id", "input_ids", "inputs_embeds", "kwargs", "label", "label_ids", "labels",
+    "fusion_state", "head_labels", "id", "input_ids", "inputs_embeds", "kwargs", "label", "label_ids", "labels",
     "logits_to_keep", "loss", "loss_counts", "none", "num_items_in_batch", "num_logits_to_keep", "output_attentions",
     "output_hidden_states", "past_key_values", "polarity", "position_ids", "return_dict", "return_loss", "self",
     "split", "task_ids", "text", "text_state", "token_type_ids", "use_cache",
