@@ -110,8 +110,9 @@ def randomise(model: Any) -> Any:
     stack = model.base_model.active_stack
     generator = torch.Generator().manual_seed(2)
     tensors = {**dict(stack.named_parameters()), **dict(stack.named_buffers())}
+    own = stack.state_dict()  # the rest is the base's
     for name, tensor in tensors.items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and name in own:
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
             tensor.add_(0.3 * (noise.abs() if "running_var" in name else noise))
     return model.eval()

@@ -52,9 +52,8 @@ def check_fit(
 def adapter_tensors(model: Any, name: str) -> dict[str, Tensor]:
     """What an adapter's file holds, by the file's keys: the parameters themselves, which under ZeRO-3 know their whole
     shape."""
-    own = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     found: dict[str, Tensor] = get_peft_model_state_dict(
-        model, state_dict=own, adapter_name=name, save_embedding_layers=False
+        model, state_dict=model.state_dict(keep_vars=True), adapter_name=name, save_embedding_layers=False
     )
     return found
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from deepmlf_llm.backbones.quantization import dequantized_weight
+from deepmlf_llm.backbones.quantization import dequantized_weight, is_bitsandbytes
 from deepmlf_llm.errors import BaseModelError
 from deepmlf_llm.modules.feed_forward import FFWParts
 
@@ -216,8 +218,32 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Normalised states [.. x d] -> logits [.. x vocabulary], soft-capped where the family does that."""
         logits: Tensor = self.lm.get_output_embeddings()(hidden)
-        cap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
+        cap = self.logit_cap
         return logits if cap is None else cap * (logits / cap).tanh()
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Where the family caps its logits softly (Gemma 2), at what; None: it does not."""
+        cap: float | None = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
+        return cap
+
+    def output_rows(self, ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """What of the LM's head makes the logits of these token ids: a copy of its rows [k x d] and biases [k], if it
+        has any. The head may be tied to the embeddings, or quantized.
+
+        Raises:
+            BaseModelError: it has no row for one of them.
+        """
+        head = self.lm.get_output_embeddings()
+        head = getattr(head, "base_layer", head)
+        with torch.no_grad():
+            weight, bias = head.weight, getattr(head, "bias", None)
+            if is_bitsandbytes(head):
+                weight = dequantized_weight(head)
+            if not all(0 <= index < len(weight) for index in ids):
+                raise BaseModelError(f"the LM's head has {len(weight)} rows; token ids {sorted(ids)} were asked for")
+            where = torch.tensor(list(ids), device=weight.device)
+            return weight[where].clone(), None if bias is None else bias[where].clone()
 
 
 def find_interface(lm: Any) -> DecoderInterface:

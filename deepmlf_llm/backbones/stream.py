@@ -30,7 +30,7 @@ class TextStream:
         keys_values: of the layers from ``lowest`` on and below the depth, each (keys, values) [b x h x l x e]; padded
             positions hold anything finite.
         states: [b x l x d] after layer ``depth - 1``; read to the end: the last text token's state after the final
-            norm [b x 1 x d].
+            norm, of each noted layer and of the last [b x (r + 1) x d].
         texts: the token ids of each row, where the stream comes out of a cache.
         lowest: layer of the first keys and values; a cache keeps no more than is read.
     """
@@ -191,16 +191,47 @@ def run_packed(
 
 
 @torch.no_grad()
-def read_text(decoder: Decoder, embeddings: Tensor, mask: Tensor, depth: int | None = None) -> TextStream:
+def read_text(
+    decoder: Decoder, embeddings: Tensor, mask: Tensor, depth: int | None = None, notes: Sequence[int] = ()
+) -> TextStream:
     """The text through the layers below ``depth``, without a graph.
 
     Args:
         embeddings: of the text [b x l x d], left-padded.
         mask: 1 where a token is real [b x l].
         depth: number of layers to run; None: all, and the final norm.
+        notes: layers, ascending, after which the last token's state is wanted too, in a pass to the end.
     """
-    cache = DynamicCache()
-    states = run_layers(decoder, embeddings, mask, last=depth, cache=cache)
-    if depth is None:
-        states = states[:, -1:]
-    return TextStream([(layer.keys, layer.values) for layer in cache.layers], states)
+    caches: list[DynamicCache] = []
+
+    def fresh() -> DynamicCache:
+        caches.append(DynamicCache())
+        return caches[-1]
+
+    states = read_noting(decoder, embeddings, mask, depth, notes, fresh)
+    kept = [layer for cache in caches for layer in cache.layers if layer.keys is not None]
+    return TextStream([(layer.keys, layer.values) for layer in kept], states)
+
+
+def read_noting(
+    decoder: Decoder,
+    embeddings: Tensor,
+    mask: Tensor,
+    depth: int | None,
+    notes: Sequence[int],
+    fresh: Callable[[], Cache],
+) -> Tensor:
+    """States as in :class:`TextStream` of text that is read as in :func:`read_text`.
+
+    Args:
+        embeddings, mask, depth, notes: as there.
+        fresh: gives a cache for the keys and values of some layers. One a span: the LM makes its masks by how long the
+            lowest layer of a cache is.
+    """
+    states, hidden, first = [], embeddings, 0
+    for layer in notes if depth is None else ():
+        hidden = run_layers(decoder, hidden, mask, first, layer + 1, fresh())
+        states.append(decoder.final_norm(hidden[:, -1:]))
+        first = layer + 1
+    hidden = run_layers(decoder, hidden, mask, first, depth, fresh())
+    return hidden if depth is not None else torch.cat([*states, hidden[:, -1:]], dim=1)

@@ -21,7 +21,7 @@ from deepmlf_llm.backbones.disk_store import DiskStore
 from deepmlf_llm.backbones.fingerprint import base_sizes, weights_digest
 from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.quantization import is_quantized
-from deepmlf_llm.backbones.stream import RecordingCache, TextStream, run_layers
+from deepmlf_llm.backbones.stream import RecordingCache, TextStream, read_noting
 from deepmlf_llm.backbones.text_store import (
     STORAGE,
     Entry,
@@ -55,6 +55,7 @@ class TextCache:
         directory: keep them on disk here, memory-mapped; None: in host memory.
         storage: dtype of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the LM's.
         lowest: keys and values of the layers below it are not kept.
+        notes: layers after which the last text token's state is kept too, where all layers are.
 
     Raises:
         ConfigError: unknown ``storage``.
@@ -67,6 +68,7 @@ class TextCache:
         directory: str | Path | None = None,
         storage: str | None = None,
         lowest: int = 0,
+        notes: Sequence[int] = (),
     ) -> None:
         if storage is not None and storage not in STORAGE:
             raise ConfigError(f"text_cache_dtype={storage!r}: expected one of {', '.join(map(repr, STORAGE))}")
@@ -74,6 +76,7 @@ class TextCache:
         self.depth = depth
         self.lowest = lowest
         self.place = torch.device("cpu")  # of what is kept in memory; :meth:`check_room` may choose the GPU
+        self.notes = tuple(notes) if depth is None else ()
         self.storage = storage
         self._sizes: tuple[int, int] | None = None  # of texts of one token and of two
         self.store: MemoryStore | DiskStore = MemoryStore()
@@ -100,6 +103,7 @@ class TextCache:
             **({"lowest": self.lowest} if self.lowest else {}),
             **({"end": self.decoder.end} if self.decoder.end else {}),
             **({"computed": "bfloat16"} if self._in_bfloat16 else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -126,10 +130,11 @@ class TextCache:
     def _batch_tokens(self) -> int:
         return GPU_BATCH_TOKENS if self.decoder.embeddings.weight.device.type == "cuda" else BATCH_TOKENS
 
-    def serves(self, decoder: Decoder, depth: int | None, lowest: int) -> bool:
+    def serves(self, decoder: Decoder, depth: int | None, lowest: int, notes: tuple[int, ...] = ()) -> bool:
         """Whether what is kept is the stream up to ``depth`` of a decoder that runs so far, with the keys and values
-        from ``lowest`` on."""
-        return (self.decoder.end, self.depth) == (decoder.end, depth) and self.lowest <= lowest
+        from ``lowest`` on, and with the states after the layers ``notes``."""
+        same = (self.decoder.end, self.depth) == (decoder.end, depth) and self.lowest <= lowest
+        return same and (depth is not None or self.notes == notes)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -242,9 +247,11 @@ class TextCache:
         # No autocast but our own: what is kept serves passes with and without it.
         with torch.autocast(device.type, torch.bfloat16, enabled=self._in_bfloat16):
             embeddings = self.decoder.embeddings(input_ids)
-            states = run_layers(self.decoder, embeddings, mask, last=self.depth, cache=RecordingCache(record.write))
-        states = states[:, -1:] if self.depth is None else states
-        return list(zip(texts, record.entries([*map(len, texts)], states, self.place), strict=True))
+            states = read_noting(
+                self.decoder, embeddings, mask, self.depth, self.notes, lambda: RecordingCache(record.write)
+            )
+        entries = record.entries([*map(len, texts)], states, self.place, of_ends=self.depth is None)
+        return list(zip(texts, entries, strict=True))
 
     def _assemble(self, entries: list[Entry], rows: list[Text], input_ids: Tensor) -> TextStream:
         batch, length = input_ids.shape
@@ -255,7 +262,7 @@ class TextCache:
         if device.type == "cuda" and room["device"].type == "cpu":
             room["pin_memory"] = True
         keys_values = torch.zeros(layers, two, batch, heads, length, width, **room)
-        kept = 1 if self.depth is None else length
+        kept = 1 + len(self.notes) if self.depth is None else length
         states = torch.zeros(batch, kept, entries[0].states.shape[-1], **room)
         for row, entry in enumerate(entries):
             keys_values[:, :, row, :, length - entry.keys_values.shape[3] :] = unpacked(entry)

@@ -23,7 +23,7 @@ class Entry:
     Args:
         keys_values: [layers x 2 x h x l x e], in the storage dtype.
         scales: of int8 storage, per layer, head and token [layers x 2 x h x l] (fp32); else None.
-        states: [l x d], or the last token's [1 x d].
+        states: [l x d], or the last token's after each noted layer and the last [(r + 1) x d].
     """
 
     keys_values: Tensor
@@ -79,20 +79,27 @@ class TextRecord:
             if scales is not None and self._written[1] is not None:
                 self._written[1][layer - self.lowest, part] = scales
 
-    def entries(self, lengths: Sequence[int], states: Tensor, device: torch.device) -> list[Entry]:
+    def entries(
+        self, lengths: Sequence[int], states: Tensor, device: torch.device, of_ends: bool = False
+    ) -> list[Entry]:
         """One of each text, left-padded in the batch: parts of what lies on ``device`` for all of them.
 
         Args:
             lengths: of the texts.
-            states: [b x l x d], or [b x 1 x d].
+            states: [b x l x d], or [b x (r + 1) x d].
             device: where they are kept.
+            of_ends: states are of last tokens alone, the second form.
         """
         states = states.to(device, copy=True)
         nothing = states.new_empty(0, 2, len(lengths), 1, max(lengths), 1)  # where states alone are kept
         values, scales = self._written or (nothing, None)
         values, scales = values.to(device), None if scales is None else scales.to(device)
         return [
-            Entry(values[:, :, i, :, -n:], None if scales is None else scales[:, :, i, :, -n:], states[i, -n:])
+            Entry(
+                values[:, :, i, :, -n:],
+                None if scales is None else scales[:, :, i, :, -n:],
+                states[i] if of_ends else states[i, -n:],
+            )
             for i, n in enumerate(lengths)
         ]
 

@@ -1,11 +1,12 @@
-"""A tokenizer made ready for a decoder, and whether it fits one: its ids, and how many positions a text takes."""
+"""A tokenizer made ready for a decoder, and whether it fits one: its ids, how many positions a text takes, which words
+are one token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deepmlf_llm.errors import BaseModelError, ConfigError, DataError
+from deepmlf_llm.errors import BaseModelError, ConfigError, DataError, Problems
 
 SHOWN = 4  # tokens that a message lists
 
@@ -153,3 +154,43 @@ def check_positions(tokenizer: Any, text: Any, num_fusion_tokens: int, lm_config
             f"text.max_tokens={text.max_tokens}{template} and num_fusion_tokens={num_fusion_tokens} make {longest} "
             f"positions; this LM has {limit}: {advice}"
         )
+
+
+def single_token_ids(tokenizer: Any, labels: Iterable[str]) -> dict[str, int]:
+    """Label -> the one token that says it: all after a space, as an LM goes on in a sentence, or else all without.
+
+    A space that is a token of its own (digits of many tokenizers) does not count.
+
+    Raises:
+        ConfigError: labels of several tokens, or labels that are the same token, by name.
+    """
+    labels = list(labels)
+    found = {label: _single_token(tokenizer, f" {label}") for label in labels}
+    if None in found.values():
+        alone = {label: _single_token(tokenizer, label) for label in labels}
+        found = alone if None not in alone.values() else found
+    problems = Problems(ConfigError, "verbalised_steps")
+    by_id: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for label, index in found.items():
+        if index is None:
+            pieces = tokenizer.convert_ids_to_tokens(tokenizer(label, add_special_tokens=False)["input_ids"])
+            told = " ".join(map(str, pieces)) or "nothing"
+            problems.check(False, f"{label!r} is no single token of this tokenizer ({told}); take another label")
+            continue
+        other = by_id.setdefault(index, label)
+        problems.check(other == label, f"{label!r} and {other!r} are the same token ({index}); take another label")
+        ids[label] = index
+    problems.raise_if_any()
+    return ids
+
+
+def _single_token(tokenizer: Any, text: str) -> int | None:
+    """The one token of ``text``, spaces aside; None where it is several, or one that stands for other texts too."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    while ids and not tokenizer.decode(ids[:1]).strip():
+        ids = ids[1:]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        return None
+    same = tokenizer.decode(ids).strip().casefold() == text.strip().casefold()
+    return ids[0] if same else None

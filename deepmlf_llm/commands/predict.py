@@ -4,10 +4,11 @@ Reads JSON Lines, {"id", "text", "audio": [[...]], "vision": [[...]]} with raw f
 null, one vector is one frame), or a Parquet file with those columns; also prepared data, and whatever prepare reads
 (an MMSA pickle, a folder with label.csv), with labels or without; and one clip as MMSA-FET writes it.
 
-Writes JSON Lines in the same order: {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"}. A
-bad row is reported by number and becomes {"id", "error"}; --strict stops at it. A key that the model does not know and
-that holds a sequence makes a row bad: --rename or --ignore it. A run that was cut off goes on where it stopped, with
-the same adapter, input and settings.
+Writes JSON Lines in the same order: {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"};
+of an adapter with readout=both also "task_polarity" and "verbalised_polarity", of which the polarity is the mean. A bad
+row is reported by number and becomes {"id", "error"}; --strict stops at it. A key that the model does not know and that
+holds a sequence makes a row bad: --rename or --ignore it. A run that was cut off goes on where it stopped, with the
+same adapter, input and settings.
 
 Exit codes: 0 all rows are good, 3 some are bad, 2 none is good, or nothing could be predicted.
 

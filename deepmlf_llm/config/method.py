@@ -22,6 +22,7 @@ from deepmlf_llm.config.facts import fingerprint_problems, standardisation_probl
 from deepmlf_llm.config.lora import lora_problems
 from deepmlf_llm.config.names import name_problem
 from deepmlf_llm.config.placement import parse_fusion_layers
+from deepmlf_llm.config.readout import READOUTS, STEPS, TOKEN_IDS, readout_problems
 from deepmlf_llm.config.rules import (
     Rule,
     brief,
@@ -169,6 +170,26 @@ class DeepMLFConfig(LoraConfig):
         choice("none", "text"),
         "none",
     )
+    readout: str = setting(
+        "what predicts: heads (the task head), verbalised (the LM's own head after the last fusion token: expectation "
+        "over the tokens of verbalised_steps) or both (their mean)",
+        choice(*READOUTS),
+        "heads",
+    )
+    verbalised_steps: dict[str, float] | None = setting(
+        "label -> polarity of each step of the scale, each a single token; default: '1' to '7', evenly over the range",
+        optional(STEPS),
+        None,
+    )
+    verbalised_ids: dict[str, int] | None = setting(
+        "token id of each step, by the tokenizer of the adapter's training", optional(TOKEN_IDS), None
+    )
+    readout_layers: str = setting(
+        "states that the heads read: last (of the last LM layer) or mix (a learned mix of those behind each MM Block "
+        "and the last)",
+        choice("last", "mix"),
+        "last",
+    )
     num_outputs: int = setting("values regressed per utterance", integer(1, WIDEST), 1)
     dataset: str = setting(f"label rule: {', '.join(TASKS)}", choice(*TASKS), "mosi")
     schema_version: int = setting("version of the adapter format", _VERSION, SCHEMA_VERSION)
@@ -262,6 +283,7 @@ class DeepMLFConfig(LoraConfig):
             problems.messages.extend(rule_problems(getattr(self, name), f"{name}."))
         problems.messages.extend(self.av_encoder.problems())
         problems.messages.extend(design_problems(self))
+        problems.messages.extend(readout_problems(self))
         problems.messages.extend(fingerprint_problems(self.base_fingerprint))
 
     def _check_modalities(self, problems: Problems) -> None:

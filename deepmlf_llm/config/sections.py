@@ -77,13 +77,24 @@ class MixingHeadConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """L = L_task + lambda_fusion L_fusion + lambda_av L_av + lambda_text L_text + gamma L_LM."""
+    """L = L_task + lambda_fusion L_fusion + lambda_av L_av + lambda_text L_text + gamma L_LM, and terms beyond the
+    paper."""
 
     lambda_fusion: float = setting("weight of the fusion tokens' own polarity loss", number(0, LOUDEST), 0.4)
     lambda_av: float = setting("weight of the AV context's own polarity loss", number(0, LOUDEST), 0.8)
     lambda_text: float = setting("weight of the last text token's own polarity loss", number(0, LOUDEST), 0.8)
     gamma: float = setting("weight of next-token cross-entropy on the transcript", number(0, LOUDEST), 0.0)
     loss: str = setting("regression loss: l1 or mse", choice("l1", "mse"), "l1")
+    lambda_polarity: float = setting(
+        "weight of telling negative from positive where the label is not 0, from what the task head reads; .05 in MGSI",
+        number(0, LOUDEST),
+        0.0,
+    )
+    lambda_prototypes: float = setting(
+        "weight of drawing the fusion tokens' mean to learned prototypes along the polarity axis (MAESTRO)",
+        number(0, LOUDEST),
+        0.0,
+    )
 
 
 @dataclass

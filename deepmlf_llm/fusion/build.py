@@ -11,6 +11,7 @@ from deepmlf_llm.backbones import Decoder, check_maskable, is_quantized
 from deepmlf_llm.config.design import text_alone_problems
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.placement import resolve_fusion_layers
+from deepmlf_llm.config.readout import NUM_STEPS, scale_steps
 from deepmlf_llm.config.topology import group_sizes
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.fusion.token_start import gathered, make_tokens
@@ -21,12 +22,16 @@ from deepmlf_llm.modules import (
     Gate,
     GatedCrossAttention,
     Heads,
+    LayerMix,
     MixingHead,
     MMBlock,
+    OrdinalPrototypes,
     Pooled,
     Segregated,
+    Verbaliser,
 )
 from deepmlf_llm.modules.precision import at_least_fp32
+from deepmlf_llm.tasks.regression import task_of
 
 
 def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
@@ -71,10 +76,15 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
             config.num_outputs,
             config.head_base,
             _build_mixing(decoder, config, sizes),
+            verbaliser=_build_verbaliser(decoder, config),
+            verbalised_only=config.readout == "verbalised",
+            tells_sign=config.objective.lambda_polarity > 0,
+            prototypes=_build_prototypes(decoder, config),
         ),
         width,
         config.freeze_av_encoder,
         Segregated(list(config.modalities), sizes, width) if sizes else Pooled(),
+        _build_layer_mix(decoder, config, layers),
     )
     return stack.to(decoder.embeddings.weight.device, at_least_fp32(decoder.embeddings.weight))
 
@@ -84,6 +94,40 @@ def _build_mixing(decoder: Decoder, config: DeepMLFConfig, sizes: tuple[int, ...
     if not sizes:
         return None
     return MixingHead(decoder.width, sizes, head.width, head.num_layers, head.num_heads, head.ffw_width, head.dropout)
+
+
+def _build_verbaliser(decoder: Decoder, config: DeepMLFConfig) -> Verbaliser | None:
+    if config.readout == "heads":
+        return None
+    ids, steps = config.verbalised_ids, scale_steps(config)
+    if ids is None:
+        raise ConfigError(
+            f"readout={config.readout!r}: which tokens say {', '.join(steps)} depends on the tokenizer; "
+            "deepmlf_llm.fusion.verbalised.with_token_ids(config, tokenizer) chooses them"
+        )
+    head: Any = decoder.lm.get_output_embeddings()
+    with gathered(list(head.parameters())):
+        weight, bias = decoder.output_rows([ids[label] for label in steps])
+    return Verbaliser(weight, bias, list(steps.values()), decoder.logit_cap)
+
+
+def _build_layer_mix(decoder: Decoder, config: DeepMLFConfig, layers: list[int]) -> LayerMix | None:
+    if config.readout_layers == "last":
+        return None
+    last = layers[-1] if config.truncate_lm else decoder.num_layers - 1
+    below = [layer for layer in layers if layer < last]
+    if not below:
+        raise ConfigError(
+            f"readout_layers='mix' mixes the states behind MM Blocks with the last; fusion_layers={layers} has none "
+            "below the last layer"
+        )
+    return LayerMix(below)
+
+
+def _build_prototypes(decoder: Decoder, config: DeepMLFConfig) -> OrdinalPrototypes | None:
+    if config.objective.lambda_prototypes == 0:
+        return None
+    return OrdinalPrototypes(decoder.width, task_of(config.dataset).steps(NUM_STEPS))
 
 
 def build_av_encoder(config: DeepMLFConfig) -> AVEncoder:

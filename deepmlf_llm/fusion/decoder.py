@@ -19,11 +19,13 @@ from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.fusion.hooks import FusionState, Injection
+from deepmlf_llm.fusion.layer_mix import mixed_states
 from deepmlf_llm.fusion.objective import combine, loss_terms, next_token_sum
 from deepmlf_llm.fusion.passes import PassInput, States, Text, choose_pass
 from deepmlf_llm.fusion.token_cache import TokenCache
 from deepmlf_llm.locks import SharedLock
 from deepmlf_llm.modules import AVContext, FusionStack, seqaug
+from deepmlf_llm.modules.heads import Predictions
 
 
 @dataclass
@@ -33,12 +35,14 @@ class DeepMLFOutput(ModelOutput):
 
     Args:
         loss: scalar, with labels only.
-        losses: unweighted terms by name: task, fusion, av (where a modality is read), text and (gamma > 0) lm.
+        losses: unweighted terms by name: task, fusion, av (where a modality is read), text and, where they are wanted,
+            verbalised, polarity, prototypes, lm.
         polarity: the prediction [b].
         fusion_polarity: mean over the fusion tokens' own heads [b].
         text_polarity: from the last text token [b].
         av_polarity: from the audiovisual context [b]; means nothing for a row without any. None where no modality is
             read.
+        task_polarity, verbalised_polarity: with ``readout="both"``, the two that the prediction is the mean of [b].
     """
 
     loss: Tensor | None = None
@@ -47,6 +51,8 @@ class DeepMLFOutput(ModelOutput):
     fusion_polarity: Tensor | None = None
     text_polarity: Tensor | None = None
     av_polarity: Tensor | None = None
+    task_polarity: Tensor | None = None
+    verbalised_polarity: Tensor | None = None
 
 
 def left_padded(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +94,7 @@ class FusedDecoder:
         inputs = self._features(config, features, len(input_ids), stack)
         context, key_values = stack.encode(inputs)
         context_mask = None if context is None else stack.topology.mask(context)
-        state = FusionState(stack.blocks, key_values, context_mask, stack.num_tokens)
+        state = FusionState(stack.blocks, key_values, context_mask, stack.num_tokens, notes=stack.noted_layers)
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
         cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
         augmented = stack.training and config.seqaug.changes_text
@@ -98,7 +104,12 @@ class FusedDecoder:
         run = choose_pass(decoder, config, cache is not None, kept, self.text_once)
         reads = stack.topology.reads(tokens.device)
         states = run(PassInput(text, tokens, full_mask, state, reads))
-        return self._output(stack, config, states, context, input_ids, mask, labels, loss_counts, head_labels)
+        read = (states.tokens, states.last_text)
+        if stack.layer_mix is not None:
+            read = mixed_states(self.decoder, stack.layer_mix, state, states)
+        mean = None if context is None else context.mean()
+        predictions = stack.heads(*read, mean, states.tokens[:, -1])
+        return self._output(config, predictions, states, context, input_ids, mask, labels, loss_counts, head_labels)
 
     def _features(
         self, config: DeepMLFConfig, given: Mapping[str, Tensor | None], batch: int, stack: FusionStack
@@ -143,8 +154,8 @@ class FusedDecoder:
 
     def _output(
         self,
-        stack: FusionStack,
         config: DeepMLFConfig,
+        predictions: Predictions,
         states: States,
         context: AVContext | None,
         input_ids: Tensor,
@@ -153,12 +164,13 @@ class FusedDecoder:
         loss_counts: Mapping[str, Tensor] | None,
         head_labels: Mapping[str, Tensor] | None,
     ) -> DeepMLFOutput:
-        predictions = stack.heads(states.tokens, states.last_text, None if context is None else context.mean())
         output = DeepMLFOutput(
-            polarity=_per_utterance(predictions.task),
+            polarity=_per_utterance(predictions.final),
             fusion_polarity=_per_utterance(predictions.fusion.mean(dim=1)),
             text_polarity=_per_utterance(predictions.text),
             av_polarity=None if predictions.av is None else _per_utterance(predictions.av),
+            task_polarity=None if predictions.verbalised is None else _per_utterance(predictions.task),
+            verbalised_polarity=None if predictions.verbalised is None else _per_utterance(predictions.verbalised),
         )
         if labels is not None:
             next_token = None

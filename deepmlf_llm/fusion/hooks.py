@@ -7,7 +7,7 @@ changed: with every gate shut, the injected decoder is the base model.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,9 @@ class FusionState:
             None without a context.
         num_tokens: n; fusion tokens are the last n of the sequence.
         rows: how rows lie in the LM's hidden states: padded, or one after the other.
+        notes: LM layers behind whose MM Blocks the states are kept for the heads.
+        noted: layer -> its states, of the fusion tokens and, where it runs with them, the last text token in front of
+            them [b x (n or n + 1) x d].
     """
 
     blocks: dict[int, MMBlock]
@@ -48,6 +51,8 @@ class FusionState:
     context_mask: Tensor | None
     num_tokens: int
     rows: Rows = PADDED
+    notes: tuple[int, ...] = ()
+    noted: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
@@ -62,6 +67,8 @@ class FusionState:
         """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
         key_value = self.key_values.get(index)
         fused: Tensor = self.blocks[index](hidden, key_value, self.context_mask, self.num_tokens, self.rows)
+        if index in self.notes:
+            self.noted[index] = self.rows.take_last(fused, self.num_tokens + 1)
         return fused
 
 

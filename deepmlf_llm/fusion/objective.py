@@ -1,7 +1,13 @@
 """The loss and its terms: ``L = L_task + lambda_f L_fusion + lambda_av L_av + lambda_t L_text + gamma L_LM``.
 
 DeepMLF section 3 (arXiv 2504.11082). The first four regress the polarity; L_LM is next-token cross-entropy on the
-transcript: each real token but the last predicts the next real one, mean over all of the batch.
+transcript: each real token but the last predicts the next real one, mean over all of the batch. Beyond the paper:
+
+- ``readout="verbalised"``: L_task is of the polarity that the LM tells (:mod:`~deepmlf_llm.modules.verbaliser`);
+  ``"both"``: L_verbalised, of the same weight, beside that of the task head;
+- lambda_polarity L_polarity: binary cross-entropy of positive against negative, over the utterances whose label is not
+  0, from what the task head reads (MGSI, weight .05);
+- lambda_prototypes L_prototypes: cross-entropy with soft ordinal targets (:mod:`~deepmlf_llm.modules.prototypes`).
 
 Every term is a mean over what it counts: a sum over this batch, divided by a count. A mean of means is not the mean
 where batches differ in those counts, so a step over several batches and processes divides every batch's sums by the
@@ -22,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from deepmlf_llm.config.method import ObjectiveConfig
 from deepmlf_llm.modules.heads import Predictions
 from deepmlf_llm.modules.precision import at_least_fp32
+from deepmlf_llm.modules.prototypes import ordinal_targets
 
 LOGIT_CHUNKS = 4  # parts of the batch whose logits are alive in turn; a batch of 32 MOSI texts makes 100 MB each
 REGRESSION = {"l1": torch.abs, "mse": torch.square}
@@ -61,12 +68,13 @@ def combine(terms: Iterable[LossTerm], counts: Mapping[str, Tensor] | None = Non
     return torch.stack([term.weight * parts[term.name] for term in terms]).sum(), parts
 
 
-def term_counts(mask: Tensor, present: Tensor) -> dict[str, Tensor]:
-    """Term -> what it is a mean over, known from the inputs alone: whole numbers, scalars.
+def term_counts(mask: Tensor, present: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Term -> what it is a mean over, known from the batch alone: whole numbers, scalars.
 
     Args:
         mask: 1 where a text token is real [b x l].
         present: True where any audio or vision frame is real [b].
+        labels: polarity [b], or [b x o].
     """
     utterances = torch.full_like(present.sum(), len(present))
     return {
@@ -74,6 +82,9 @@ def term_counts(mask: Tensor, present: Tensor) -> dict[str, Tensor]:
         "fusion": utterances,
         "av": present.sum(),  # the AV head has nothing to read in the others
         "text": utterances,
+        "verbalised": utterances,
+        "polarity": takes_sides(labels).sum(),
+        "prototypes": utterances,
         "lm": predicts_next(mask).sum(),
     }
 
@@ -94,7 +105,7 @@ def loss_terms(
     Args:
         predictions: see :class:`Predictions`.
         labels: polarity [b], or [b x o].
-        mask, present: as for :func:`term_counts`.
+        mask, present: see :func:`term_counts`.
         next_token: gives the sum of L_LM over the batch (:func:`next_token_sum`); None: it is not computed.
         head_labels: term -> labels of its own, in the place of ``labels``.
     """
@@ -105,7 +116,7 @@ def loss_terms(
         target = own.to(predictions.task.dtype).reshape(len(own), 1, -1)  # [b x 1 x o]
         return REGRESSION[config.loss](found.reshape(len(found), -1, found.shape[-1]) - target).mean(dim=(1, 2))
 
-    counts = term_counts(mask, present)
+    counts = term_counts(mask, present, labels)
     terms = [
         LossTerm("task", error("task", predictions.task).sum(), counts["task"], 1.0),
         LossTerm("fusion", error("fusion", predictions.fusion).sum(), counts["fusion"], config.lambda_fusion),
@@ -113,9 +124,35 @@ def loss_terms(
     if predictions.av is not None:
         terms.append(LossTerm("av", (error("av", predictions.av) * present).sum(), counts["av"], config.lambda_av))
     terms.append(LossTerm("text", error("text", predictions.text).sum(), counts["text"], config.lambda_text))
+    if predictions.verbalised is not None:
+        told = error("verbalised", predictions.verbalised).sum()
+        terms.append(LossTerm("verbalised", told, counts["verbalised"], 1.0))
+    terms += _auxiliary_terms(config, predictions, labels, counts)
     if next_token is not None:
         terms.append(LossTerm("lm", next_token(), counts["lm"], config.gamma))
     return terms
+
+
+def _auxiliary_terms(
+    config: ObjectiveConfig, predictions: Predictions, labels: Tensor, counts: Mapping[str, Tensor]
+) -> list[LossTerm]:
+    """L_polarity and L_prototypes, where they are wanted."""
+    polarity = labels.to(predictions.task.dtype).reshape(len(labels), -1)[:, 0]
+    terms = []
+    if predictions.is_positive is not None:
+        positive = (polarity > 0).to(polarity.dtype)
+        wrong = F.binary_cross_entropy_with_logits(predictions.is_positive[:, 0], positive, reduction="none")
+        of_sides = (wrong * takes_sides(labels)).sum()
+        terms.append(LossTerm("polarity", of_sides, counts["polarity"], config.lambda_polarity))
+    if predictions.near is not None:
+        far = -(ordinal_targets(polarity, predictions.steps) * predictions.near).sum()
+        terms.append(LossTerm("prototypes", far, counts["prototypes"], config.lambda_prototypes))
+    return terms
+
+
+def takes_sides(labels: Tensor) -> Tensor:
+    """True where the label is positive or negative, not 0 [b]."""
+    return labels.reshape(len(labels), -1)[:, 0] != 0
 
 
 def predicts_next(mask: Tensor) -> Tensor:

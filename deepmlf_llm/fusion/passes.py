@@ -45,11 +45,13 @@ from deepmlf_llm.modules import seqaug
 
 @dataclass(frozen=True)
 class States:
-    """Final-norm states: fusion tokens [b x n x d], last text token [b x d], all text [b x l x d] where computed."""
+    """Final-norm states: fusion tokens [b x n x d], last text token [b x d], all text [b x l x d] where computed; the
+    last text token after each noted layer [b x r x d] where the text runs apart from the tokens."""
 
     tokens: Tensor
     last_text: Tensor
     text: Tensor | None
+    earlier_text: Tensor | None = None
 
     @classmethod
     def of_rows(cls, hidden: Tensor, n: int) -> States:
@@ -86,12 +88,13 @@ class Text:
             embeddings = embeddings + aug.embedding_noise * torch.randn_like(embeddings)
         return embeddings
 
-    def stream(self, depth: int | None, lowest: int = 0) -> TextStream:
-        """Through the layers below ``depth`` (None: all), without a graph; keys and values at least from ``lowest``."""
+    def stream(self, depth: int | None, lowest: int = 0, notes: tuple[int, ...] = ()) -> TextStream:
+        """Through the layers below ``depth`` (None: all, with states after ``notes`` too), without a graph; keys and
+        values at least from ``lowest``."""
         # An adapter of another depth may have become active since the cache was made.
-        if self.cache is not None and self.cache.serves(self.decoder, depth, lowest) and not self.augmented:
+        if self.cache is not None and self.cache.serves(self.decoder, depth, lowest, notes) and not self.augmented:
             return self.cache.read(self.input_ids, self.mask)
-        return read_text(self.decoder, self.embeddings(), self.mask, depth)
+        return read_text(self.decoder, self.embeddings(), self.mask, depth, notes)
 
 
 @dataclass(frozen=True)
@@ -189,10 +192,11 @@ class TextOnce:
     entry: TokenEntry
 
     def __call__(self, given: PassInput) -> States:
-        stream = given.text.stream(None, self.entry.lowest(given.state.first))
+        stream = given.text.stream(None, self.entry.lowest(given.state.first), given.state.notes)
         tokens = self.entry(given, stream)
         prefix = stream.prefix(given.text.input_ids.shape[1])
-        return States(_from_first_block(self.decoder, given, tokens, prefix), stream.states[:, 0], None)
+        tokens = _from_first_block(self.decoder, given, tokens, prefix)
+        return States(tokens, stream.states[:, -1], None, stream.states[:, :-1])
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class Prediction:
         av_polarity: what audio and vision alone say; None where the utterance has neither, or the model reads text
             alone.
         fusion_polarity: what the fusion tokens say, mean over them.
+        task_polarity, verbalised_polarity: with ``readout="both"``, the two that the prediction is the mean of; else
+            None, and in no file.
     """
 
     polarity: float
@@ -48,9 +50,11 @@ class Prediction:
     text_polarity: float
     av_polarity: float | None
     fusion_polarity: float
+    task_polarity: float | None = None
+    verbalised_polarity: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None or key == "av_polarity"}
 
 
 class SentimentPredictor:
@@ -198,11 +202,12 @@ class SentimentPredictor:
             device = next(self.model.parameters()).device
             out = self.model.predict_with(self._adapter, **{name: x.to(device) for name, x in batch.items()})
             av_polarity = torch.full_like(out.polarity, torch.nan) if out.av_polarity is None else out.av_polarity
-            heads = torch.stack([out.polarity, out.text_polarity, av_polarity, out.fusion_polarity]).T.tolist()
-            for i, (polarity, text, av, fusion) in zip(rows, heads, strict=True):
+            both = [out[name] for name in ("task_polarity", "verbalised_polarity") if name in out]
+            heads = torch.stack([out.polarity, out.text_polarity, av_polarity, out.fusion_polarity, *both])
+            for i, (polarity, text, av, fusion, *read) in zip(rows, heads.T.tolist(), strict=True):
                 heard = any(len(items[i].get(name, ())) for name in self.config.modalities)
                 label = polarity_label(np.float32(polarity), self.config.dataset)
-                results[i] = Prediction(polarity, label, text, av if heard else None, fusion)
+                results[i] = Prediction(polarity, label, text, av if heard else None, fusion, *read)
             self._bound_text_cache()
         return [result for result in results if result is not None]
 

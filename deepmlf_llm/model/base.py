@@ -104,7 +104,7 @@ class FusedModel:
         if fusion_tokens and config.fusion_entry == "embedding":  # new texts are to come: none is read twice
             lowest = 0
         where = (directory or cache_dir() / "text") if kind == "disk" else None
-        fused.cache = TextCache(fused.running(config, stack), depth, where, storage, lowest)
+        fused.cache = TextCache(fused.running(config, stack), depth, where, storage, lowest, stack.noted_layers)
         fused.token_cache = TokenCache() if fusion_tokens or config.freeze_fusion_tokens else None
 
     @property

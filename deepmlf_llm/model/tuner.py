@@ -89,6 +89,7 @@ class DeepMLFTuner(LoraModel):
         stacks_before = before[len(list(model.parameters())) :]
         try:
             self._inject_lora(config, model, adapter_name, *args, **kwargs)
+            self._check_lm_head(config, adapter_name)
             for parameter, trainable in stacks_before:
                 parameter.requires_grad_(trainable)
             self.deepmlf[adapter_name] = stack
@@ -109,6 +110,15 @@ class DeepMLFTuner(LoraModel):
             super().inject_adapter(*args, **kwargs)
         except ValueError as error:
             raise ConfigError(f"LoRA on the language model (r={config.r}): {error}") from error
+
+    def _check_lm_head(self, config: DeepMLFConfig, adapter_name: str) -> None:
+        """The polarity is told through rows of the LM's head as the base has them."""
+        head: Any = self.fused.decoder.lm.get_output_embeddings()
+        if config.readout != "heads" and adapter_name in getattr(head, "lora_A", ()):
+            raise ConfigError(
+                f"readout={config.readout!r} reads rows of the LM's own head, and target_modules puts LoRA on it: "
+                "leave it out (exclude_modules), or read from the heads"
+            )
 
     def _own_config(self, model: nn.Module, adapter_name: str) -> DeepMLFConfig:
         """This adapter's copy of its config, with the fingerprint of its base; the caller's may serve other bases."""

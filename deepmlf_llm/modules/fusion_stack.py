@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder
 from deepmlf_llm.modules.fusion_tokens import FusionTokens
 from deepmlf_llm.modules.heads import Heads
+from deepmlf_llm.modules.layer_mix import LayerMix
 from deepmlf_llm.modules.mm_block import MMBlock
 from deepmlf_llm.modules.token_topology import Pooled, Segregated
 
@@ -29,6 +30,7 @@ class FusionStack(nn.Module):
         freeze_av_encoder: E_AV is never trained and stays in eval mode, as the LM does: what reads it then sees one Z
             an utterance, and the running statistics of its feature norm stay those that it was trained with.
         topology: which fusion tokens read which, and which frames; default: pooled (the paper).
+        layer_mix: of the LM's layers for the heads; None: they read the last.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class FusionStack(nn.Module):
         context_width: int,
         freeze_av_encoder: bool = False,
         topology: Pooled | Segregated | None = None,
+        layer_mix: LayerMix | None = None,
     ) -> None:
         super().__init__()
         self.freeze_av_encoder = freeze_av_encoder
@@ -52,6 +55,7 @@ class FusionStack(nn.Module):
             self.context_projection = nn.Linear(context_width, sum(self.key_value_widths.values()), bias=False)
         self.heads = heads
         self.topology = topology or Pooled()
+        self.layer_mix = layer_mix
 
     @property
     def layers(self) -> list[int]:
@@ -71,6 +75,11 @@ class FusionStack(nn.Module):
             for layer, block in self.blocks.items()
             if block.cross_attention is not None
         }
+
+    @property
+    def noted_layers(self) -> tuple[int, ...]:
+        """LM layers below the last that the heads read."""
+        return () if self.layer_mix is None else self.layer_mix.layers
 
     @property
     def num_tokens(self) -> int:

@@ -7,6 +7,10 @@ DeepMLF section 3 (arXiv 2504.11082). All read the states after the LM's final n
 - fusion: Linear on every fusion token; text: Linear on the last real text token; AV: Linear on the mean of Z.
 
 Where nothing is heard or seen there is no Z: the task head reads the first two, and there is no AV head.
+
+With a verbaliser the LM itself tells the polarity after the last fusion token, in place of the task head or beside it.
+That position has read the text, audio and vision and all other fusion tokens; the text never hears, and with
+``ffw_scope="fusion"`` nothing that is trained reaches it.
 """
 
 from collections.abc import Callable
@@ -17,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from deepmlf_llm.modules.mixing_head import MixingHead, TokenMean
+from deepmlf_llm.modules.prototypes import OrdinalPrototypes
+from deepmlf_llm.modules.verbaliser import Verbaliser
 
 
 @dataclass
@@ -26,16 +32,29 @@ class Predictions:
     Notation used for tensor shapes: b batch size, n fusion tokens, o outputs.
 
     Args:
-        task: [b x o], the prediction.
+        task: [b x o], of the task head; where there is none, the verbalised polarity.
         fusion: [b x n x o], each fusion token's own.
         text: [b x o].
         av: [b x o]; None without an AV head.
+        verbalised: [b x 1], where there is a task head beside it.
+        is_positive: [b x 1], a logit, where L_polarity is wanted.
+        near: log-probabilities of the k prototypes [b x k], where L_prototypes is wanted.
+        steps: polarity of each prototype.
     """
 
     task: Tensor
     fusion: Tensor
     text: Tensor
     av: Tensor | None
+    verbalised: Tensor | None = None
+    is_positive: Tensor | None = None
+    near: Tensor | None = None
+    steps: tuple[float, ...] = ()
+
+    @property
+    def final(self) -> Tensor:
+        """[b x o], the prediction: the task head's or the verbalised, or the mean of both."""
+        return self.task if self.verbalised is None else (self.task + self.verbalised) / 2
 
 
 class SingleSafeBatchNorm(nn.BatchNorm1d):
@@ -80,6 +99,10 @@ class Heads(nn.Module):
         base: what the task head's output is added to: ``"none"`` (paper), or ``"text"``, the text head's output. Its
             last layer is then 0 at the start, so that the prediction starts as the text head's.
         mixing: makes of the fusion tokens what the task head reads; default: their mean (paper).
+        verbaliser: tells the polarity through the LM's own head.
+        verbalised_only: there is no task head.
+        tells_sign: a Linear on what the task head reads tells positive from negative, for an auxiliary loss.
+        prototypes: to which the mean of the fusion tokens is drawn, for another.
     """
 
     def __init__(
@@ -92,33 +115,64 @@ class Heads(nn.Module):
         num_outputs: int = 1,
         base: str = "none",
         mixing: MixingHead | None = None,
+        verbaliser: Verbaliser | None = None,
+        verbalised_only: bool = False,
+        tells_sign: bool = False,
+        prototypes: OrdinalPrototypes | None = None,
     ) -> None:
         super().__init__()
         self.mixing = mixing or TokenMean(width)
-        self.task = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(self.mixing.out_width + width + context_width, hidden_width),
-            SingleSafeBatchNorm(hidden_width) if norm == "batch" else nn.LayerNorm(hidden_width),
-            nn.ReLU(),
-            nn.Linear(hidden_width, num_outputs),
-        )
+        read_width = self.mixing.out_width + width + context_width
+        self.task: nn.Sequential | None = None
+        if not verbalised_only:
+            self.task = nn.Sequential(
+                nn.Dropout(dropout),
+                nn.Linear(read_width, hidden_width),
+                SingleSafeBatchNorm(hidden_width) if norm == "batch" else nn.LayerNorm(hidden_width),
+                nn.ReLU(),
+                nn.Linear(hidden_width, num_outputs),
+            )
         self.fusion = nn.Linear(width, num_outputs)
         self.text = nn.Linear(width, num_outputs)
         self.av = nn.Linear(context_width, num_outputs) if context_width else None
         self._on_base = BASES[base]
-        if base != "none":
+        if base != "none" and self.task is not None:
             last = cast(nn.Linear, self.task[-1])
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+        self.verbaliser = verbaliser
+        self.sign = nn.Linear(read_width, 1) if tells_sign else None
+        self.prototypes = prototypes
 
-    def forward(self, tokens: Tensor, last_text: Tensor, context_mean: Tensor | None = None) -> Predictions:
-        """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av] (None: there is no context)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        last_text: Tensor,
+        context_mean: Tensor | None = None,
+        last_token: Tensor | None = None,
+    ) -> Predictions:
+        """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av] (None: there is no context).
+
+        ``last_token`` [b x d] is what the LM itself speaks from, where the others are mixes of its layers.
+        """
         dtype = self.text.weight.dtype
+        last_token = tokens[:, -1] if last_token is None else last_token
         # Regression in fp32 whatever the LM runs in: polarity differences of 0.01 drown in bf16.
         with torch.autocast(tokens.device.type, enabled=False):
             tokens, last_text = tokens.to(dtype), last_text.to(dtype)
             context = [] if context_mean is None else [context_mean.to(dtype)]
-            joint = torch.cat([self.mixing(tokens), last_text, *context], dim=-1)
-            av = None if self.av is None else self.av(*context)
             text = self.text(last_text)
-            return Predictions(self._on_base(self.task(joint), text), self.fusion(tokens), text, av)
+            joint = torch.cat([self.mixing(tokens), last_text, *context], dim=-1)
+            own = [] if self.task is None else [self._on_base(self.task(joint), text)]
+            told = [] if self.verbaliser is None else [self.verbaliser(last_token.to(dtype))]
+            task, *beside = own + told
+            return Predictions(
+                task=task,
+                fusion=self.fusion(tokens),
+                text=text,
+                av=None if self.av is None else self.av(*context),
+                verbalised=beside[0] if beside else None,
+                is_positive=None if self.sign is None else self.sign(joint),
+                near=None if self.prototypes is None else self.prototypes(tokens.mean(dim=1)),
+                steps=() if self.prototypes is None else self.prototypes.values,
+            )

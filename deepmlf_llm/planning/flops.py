@@ -68,7 +68,12 @@ def step_flops(model: Any, geometry: StepGeometry, text_cached: bool) -> int:
         total += b * _block(block, decoder, int(index), config, t, n, frames)
     total += b * _mixing(stack.heads.mixing, n)
     total += b * _encoder(stack, config, geometry)
-    total += b * (_TRAINED * 2 * (_weights([stack.heads.fusion]) * n + _weights([stack.heads.task, stack.heads.text])))
+    heads = stack.heads
+    elsewhere = (heads.fusion, heads.mixing, heads.av)  # the AV head is counted with its encoder
+    once = _weights([heads]) - _weights([part for part in elsewhere if part is not None])
+    total += b * _TRAINED * 2 * (_weights([heads.fusion]) * n + once)
+    if heads.verbaliser is not None:
+        total += b * _FROZEN * 2 * heads.verbaliser.weight.numel()
     if config.objective.gamma > 0:
         total += b * (t - 1) * _FROZEN * 2 * decoder.lm.get_output_embeddings().weight.numel()
     return total

@@ -15,6 +15,7 @@ from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_available
 from deepmlf_llm.backbones.toys import TOYS
 from deepmlf_llm.errors import BaseModelError, ConfigError, DeepMLFError, Problems
+from deepmlf_llm.fusion.verbalised import with_token_ids
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.study.cells import Plan, PlannedCell
@@ -146,6 +147,8 @@ class _Planner:
 
         base = resolve_base_model(settings.base_model)
         config = method_config(settings, data)
+        if config.readout != "heads":
+            config = with_token_ids(config, load_tokenizer(base, settings.revision))
         attention_kernel(settings.attn_implementation, cpu_or_cuda_dtype(settings.dtype))
         read_deepspeed(settings)
         shape = base_model_shape(base, settings.num_layers, settings.revision)
@@ -163,6 +166,7 @@ class _Planner:
         parameters = list(model.parameters())
         lm = (base, settings.num_layers, settings.revision, settings.quantization, settings.dtype)
         text = (*lm, *reach) if settings.lm_init == "pretrained" else (*lm, settings.lm_init, *reach)
+        text += (stack.noted_layers,) if stack.noted_layers else ()
         return {
             "layers": fused.decoder.num_layers,
             "blocks": len(stack.layers),

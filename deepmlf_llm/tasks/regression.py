@@ -81,6 +81,10 @@ class RegressionTask:
     text_case: str
     label_rows: Mapping[int, str] = field(default_factory=dict)
 
+    def steps(self, count: int) -> tuple[float, ...]:
+        """So many polarities from the lowest label to the highest, evenly apart."""
+        return tuple(self.low + (self.high - self.low) * i / (count - 1) for i in range(count))
+
 
 _ROUNDED = {"acc7": Rounded(3), "acc5": Rounded(2), "acc3": Rounded(1)}
 _HAS0_NON0 = {"_has0": Signs("positive"), "_non0": Signs("none")}

@@ -79,6 +79,7 @@ def load_model(
     from transformers import set_seed
 
     from deepmlf_llm.backbones.vocabulary import check_text
+    from deepmlf_llm.fusion.verbalised import with_token_ids
     from deepmlf_llm.model.peft_model import DeepMLFModel
 
     shared = SharedBase() if shared is None else shared
@@ -86,7 +87,7 @@ def load_model(
         shared.lm, shared.tokenizer = load_base(settings, base_name, config, arguments, deepspeed)
     check_text(shared.tokenizer, shared.lm, config.text, config.num_fusion_tokens, base_name)
     set_seed(arguments.seed)
-    model = DeepMLFModel(shared.lm, config)
+    model = DeepMLFModel(shared.lm, with_token_ids(config, shared.tokenizer))
     if shared.texts is None:
         model.enable_text_cache(settings.text_cache, storage=settings.text_cache_dtype)
     else:
@@ -134,11 +135,12 @@ def check_before_loading(settings: RunSettings, base_name: str, config: Any, tok
     from deepmlf_llm.backbones.shape import base_model_shape
     from deepmlf_llm.backbones.vocabulary import check_text
     from deepmlf_llm.fusion.build import build_stack
+    from deepmlf_llm.fusion.verbalised import with_token_ids
 
     shape = base_model_shape(base_name, settings.num_layers, settings.revision)
     check_text(tokenizer, shape, config.text, config.num_fusion_tokens, base_name)
     with torch.device("meta"):
-        build_stack(Decoder(shape), config)
+        build_stack(Decoder(shape), with_token_ids(config, tokenizer))
 
 
 def make_trainer(

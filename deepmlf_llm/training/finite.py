@@ -21,7 +21,10 @@ from deepmlf_llm.errors import DataError, DeepMLFError, RunError
 LARGE = 1e5
 """Beyond it a finite feature or label is suspected where a result is not finite; standardised ones rarely exceed 10."""
 FEW = 6  # utterances or findings a message names
-HEAD_OF = {"task": "polarity", "fusion": "fusion_polarity", "text": "text_polarity", "av": "av_polarity"}
+HEAD_OF = {
+    **{"task": "polarity", "fusion": "fusion_polarity", "text": "text_polarity", "av": "av_polarity"},
+    "verbalised": "verbalised_polarity",
+}
 """Part of the loss -> the output [b] of the model that it judges."""
 
 

@@ -10,11 +10,14 @@ from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS, polarity_metrics
 
 _AV_HEAD = "av_polarity"
 HEADS = ("polarity", "fusion_polarity", "text_polarity", _AV_HEAD)
+READOUTS = ("task_polarity", "verbalised_polarity")
+"""What the prediction is the mean of, with ``readout="both"``; else there are none."""
 
 
 def heads_of(config: DeepMLFConfig) -> tuple[str, ...]:
     """The outputs that metrics are made of; a model that reads text alone has no AV head."""
-    return tuple(head for head in HEADS if head != _AV_HEAD or not config.reads_text_alone)
+    own = tuple(head for head in HEADS if head != _AV_HEAD or not config.reads_text_alone)
+    return (*own, *READOUTS) if config.readout == "both" else own
 
 
 def compute_metrics_for(dataset: str, heads: Sequence[str] = HEADS) -> Any:

@@ -41,6 +41,7 @@ _RECORDED = {
     "package_versions",
     "weights_sha256",
     "settings_sha256",
+    "verbalised_ids",
 }
 _NOT_THE_USERS = {"r", "modalities", "dataset", "num_outputs", *_RECORDED}
 _NOT_THE_USERS_DOTTED = {"text.case"}

@@ -21,7 +21,7 @@ def batch_counts(batch: Mapping[str, Tensor], modalities: Iterable[str]) -> dict
     present = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     for name in modalities:
         present |= batch[f"{name}_mask"].any(dim=1)
-    return term_counts(mask, present)
+    return term_counts(mask, present, batch["labels"])
 
 
 def step_counts(

@@ -57,6 +57,11 @@ FIRST_RUNS: dict[str, Any] = {
     "mixing_head.num_heads": 4,
     "mixing_head.ffw_width": 128,
     "mixing_head.dropout": 0.1,
+    "readout": "heads",
+    "verbalised_steps": None,
+    "readout_layers": "last",
+    "objective.lambda_polarity": 0.0,
+    "objective.lambda_prototypes": 0.0,
 }
 """Keys of the method that came later than the first runs -> what those computed. With that value a key is no part of
 the fingerprint, so a run from before the key is known again."""

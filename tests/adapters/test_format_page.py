@@ -14,7 +14,12 @@ PREFIX = "base_model.deepmlf."
 CASES = {
     "llama": {"feature_norm": "batch"},
     "gpt2": {"ffw_weights": "copy", "head_norm": "layer"},
-    "phi3": {"fusion_token_init": "lm"},
+    "phi3": {
+        "fusion_token_init": "lm",
+        "objective": {"lambda_polarity": 0.05, "lambda_prototypes": 0.1},
+        "readout_layers": "mix",
+        "num_outputs": 1,
+    },
     "mistral": {"token_topology": "segregated", "mixing_head": {"width": 10, "num_heads": 2, "ffw_width": 14}},
 }
 
@@ -34,7 +39,8 @@ def adapter_of(family: str):
     given = dict(CASES[family])
     av_encoder = {"width": 12, "num_layers": 2, "num_heads": 3, "ffw_width": 16, "max_frames": 5}
     av_encoder |= {"feature_norm": given.pop("feature_norm", "none")}
-    return tiny_model(tiny_family(family), av_encoder=av_encoder, gca_heads=2, gca_head_width=7, num_outputs=2, **given)
+    given = {"num_outputs": 2, **given}
+    return tiny_model(tiny_family(family), av_encoder=av_encoder, gca_heads=2, gca_head_width=7, **given)
 
 
 def general(key: str) -> tuple[str, str, str]:
@@ -55,7 +61,8 @@ def sizes(shape: str, modality: str, role: str, family: str) -> list[int]:
     rows = {"up": 2 * inner if family == "phi3" else inner, "gate": inner, "down": 32}
     widths = {"up": 32, "gate": 32, "down": inner}
     known = {
-        **{"d": 32, "n": 3, "b": 2, "h": 2, "e": 7, "r": 4, "m": 2, "c": 12, "a": 16, "w": 8, "o": 2, "u": 10, "v": 14},
+        **{"d": 32, "n": 3, "b": 2, "h": 2, "e": 7, "r": 4, "m": 2, "c": 12, "a": 16, "w": 8, "u": 10, "v": 14},
+        **{"k": 7, "q": 2, "o": CASES[family].get("num_outputs", 2)},
         **{"f": MODALITIES[modality]["dim"] if modality else 0, "out": rows.get(role), "in": widths.get(role)},
     }
 

@@ -102,6 +102,25 @@ def test_a_copy_of_a_quantized_ffw_must_be_asked_for(base):
     model.eject()
 
 
+def test_rows_of_a_quantized_head_are_what_it_computes_with():
+    lm = load_base_model("tiny-llama", dtype="float32")
+    head = bitsandbytes_linear(lm.lm_head.weight)
+    lm.set_output_embeddings(head)
+    weight, bias = Decoder(lm).output_rows([7, 300, 2])
+    expected = head(torch.eye(64)).T  # the columns of its input are its weights
+    assert_close(weight, expected[[7, 300, 2]], rtol=1e-5, atol=1e-5)
+    assert bias is None
+
+
+def bitsandbytes_linear(weight):
+    import bitsandbytes
+
+    head = bitsandbytes.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=False, quant_type="nf4")
+    head.load_state_dict({"weight": weight.detach().clone()})
+    head.support_avx512bf16_for_cpu = False
+    return head.to("cpu").requires_grad_(False)
+
+
 def test_other_linears_are_read_as_out_by_in():
     from transformers.pytorch_utils import Conv1D
 

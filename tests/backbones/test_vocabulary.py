@@ -11,7 +11,14 @@ from transformers import ByT5Tokenizer
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
 from deepmlf_llm.backbones.toys import toy_model, toy_tokenizer
-from deepmlf_llm.backbones.vocabulary import check_ids, check_positions, check_text, check_tokenizer, prepare_tokenizer
+from deepmlf_llm.backbones.vocabulary import (
+    check_ids,
+    check_positions,
+    check_text,
+    check_tokenizer,
+    prepare_tokenizer,
+    single_token_ids,
+)
 from deepmlf_llm.config.method import TextConfig
 from deepmlf_llm.data.collate import Collator, token_ids
 from deepmlf_llm.errors import BaseModelError, ConfigError, DataError
@@ -91,3 +98,37 @@ def test_the_longest_row_that_fits_runs():
     check_text(tokenizer, lm, text, 8, "tiny-gpt2")
     ids, _ = token_ids(["x" * 500], tokenizer, text.max_tokens, text.template)
     assert len(ids[0]) + 8 == lm.config.max_position_embeddings
+
+
+def words_of(*vocabulary, lower=False):
+    """A tokenizer of these words; ``Ġ`` begins one that follows a space."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = {piece: index for index, piece in enumerate(["<unk>", *vocabulary])}
+    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if lower:
+        tokenizer.normalizer = normalizers.Lowercase()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def test_one_token_a_label_after_a_space_where_all_have_one_else_without():
+    assert single_token_ids(words_of("bad", "good", "Ġbad", "Ġgood"), ["bad", "good"]) == {"bad": 3, "good": 4}
+    assert single_token_ids(words_of("bad", "good", "Ġbad"), ["bad", "good"]) == {"bad": 1, "good": 2}
+    bytewise = toy_tokenizer()  # the space is a token, too
+    assert single_token_ids(bytewise, "123") == {digit: bytewise(digit)["input_ids"][0] for digit in "123"}
+
+
+def test_labels_that_are_no_token_of_their_own_are_refused_by_name():
+    tokenizer = words_of("bad", "very", "Ġgood", lower=True)
+    with pytest.raises(ConfigError) as caught:
+        single_token_ids(tokenizer, ["very good", "fine", "bad", "Bad"])
+    for part in (
+        "verbalised_steps: 'very good' is no single token of this tokenizer (very Ġgood); take another label",
+        "'fine' is no single token of this tokenizer (<unk>)",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(ConfigError, match=r"'Bad' and 'bad' are the same token \(1\); take another label"):
+        single_token_ids(tokenizer, ["bad", "Bad", "very"])

@@ -21,9 +21,16 @@ MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1]])  #
 ALL = torch.ones(B).bool()
 
 
-def predictions(outputs=1):
+STEPS = (-3.0, 0.0, 3.0)
+
+
+def predictions(outputs=1, auxiliary=False):
     shapes = {"task": (B, outputs), "fusion": (B, N, outputs), "text": (B, outputs), "av": (B, outputs)}
-    return Predictions(**{name: torch.randn(shape).double().requires_grad_() for name, shape in shapes.items()})
+    if auxiliary:
+        shapes |= {"verbalised": (B, 1), "is_positive": (B, 1), "near": (B, len(STEPS))}
+    return Predictions(
+        **{name: torch.randn(shape).double().requires_grad_() for name, shape in shapes.items()}, steps=STEPS
+    )
 
 
 @pytest.mark.parametrize("kind", ["l1", "mse"])
@@ -55,6 +62,30 @@ def test_the_sum_and_its_parts(present, kind):
     assert not p.av.grad[~torch.tensor(present)].count_nonzero()
 
 
+def test_auxiliary_terms():
+    """Each against its sum; the sign over labels that are not 0; nothing without a head that says it."""
+    config = ObjectiveConfig(lambda_polarity=0.05, lambda_prototypes=0.3)
+    p, y = predictions(auxiliary=True), torch.tensor([1.5, 0.0, -2.0, 0.0]).double()
+    total, parts = combine(loss_terms(config, p, y, MASK, ALL))
+    plain, _ = combine(loss_terms(config, Predictions(p.task, p.fusion, p.text, p.av), y, MASK, ALL))
+    chance = p.is_positive[:, 0].sigmoid()
+    expected = {
+        "verbalised": sum(abs(p.verbalised[i, 0] - y[i]) for i in range(B)) / B,
+        "polarity": -(chance[0].log() + (1 - chance[2]).log()) / 2,
+    }
+    far = 0.0
+    for i in range(B):
+        weights = torch.stack([torch.exp(-abs(y[i] - v) / 3.0) for v in STEPS])
+        far = far - sum(weights[k] / weights.sum() * p.near[i, k] for k in range(len(STEPS)))
+    expected["prototypes"] = far / B
+    for name, part in expected.items():
+        assert_close(parts[name], part, rtol=0, atol=1e-14, msg=name)
+    more = expected["verbalised"] + 0.05 * expected["polarity"] + 0.3 * expected["prototypes"]
+    assert_close(total, plain + more, rtol=0, atol=1e-14)
+    _, parts = combine(loss_terms(config, p, torch.zeros(B), MASK, ALL))
+    assert parts["polarity"] == 0
+
+
 def test_without_a_language_model_loss():
     total, parts = combine(loss_terms(ObjectiveConfig(), predictions(), torch.randn(B), MASK, ALL))
     assert list(parts) == ["task", "fusion", "av", "text"]
@@ -78,14 +109,16 @@ def test_several_outputs():
 
 
 def test_counts_are_told_from_the_inputs_alone():
-    counts = term_counts(MASK, torch.tensor([True, False, True, False]))
+    counts = term_counts(MASK, torch.tensor([True, False, True, False]), torch.tensor([0.5, 0.0, -1.0, 2.0]))
     assert {name: count.item() for name, count in counts.items()} == {
-        "task": 4, "fusion": 4, "av": 2, "text": 4, "lm": 6
+        "task": 4, "fusion": 4, "av": 2, "text": 4, "verbalised": 4, "polarity": 3, "prototypes": 4, "lm": 6
     }  # fmt: skip
     assert not any(count.is_floating_point() for count in counts.values())
     assert counts.keys() == {
         term.name
-        for term in loss_terms(ObjectiveConfig(), predictions(), torch.zeros(B), MASK, ALL, lambda: torch.zeros(()))
+        for term in loss_terms(
+            ObjectiveConfig(), predictions(auxiliary=True), torch.zeros(B), MASK, ALL, lambda: torch.zeros(())
+        )
     }
 
 
@@ -104,18 +137,20 @@ def test_a_term_is_its_sum_over_a_count():
 
 def test_parts_of_a_batch_add_up_to_the_whole_batch():
     """In float64 to rounding, whatever the parts have of audio, vision and tokens to predict."""
-    config, y = ObjectiveConfig(gamma=0.9), torch.randn(B).double()
-    p, present, surprise = predictions(), torch.tensor([False, True, True, False]), torch.rand(B, 3).double()
-    names = ("task", "fusion", "text", "av")
+    config = ObjectiveConfig(gamma=0.9, lambda_polarity=0.6, lambda_prototypes=0.2)
+    y = torch.tensor([0.0, 1.3, 0.0, -0.4]).double()
+    p, present = predictions(auxiliary=True), torch.tensor([False, True, True, False])
+    surprise = torch.rand(B, 3).double()
+    names = ("task", "fusion", "text", "av", "verbalised", "is_positive", "near")
 
     def terms(rows):
-        part = Predictions(**{name: getattr(p, name)[rows] for name in names})
+        part = Predictions(**{name: getattr(p, name)[rows] for name in names}, steps=STEPS)
         mask = MASK[rows]
         return loss_terms(config, part, y[rows], mask, present[rows], lambda: surprise[rows][predicts_next(mask)].sum())
 
     whole, parts = combine(terms(slice(None)))
     gradients = torch.autograd.grad(whole, [getattr(p, name) for name in names])
-    counts = term_counts(MASK, present)
+    counts = term_counts(MASK, present, y)
     for cut in ([[0], [1, 2, 3]], [[0, 3], [1], [2]], [[i] for i in range(B)]):
         found = [combine(terms(rows), counts) for rows in cut]
         total = sum(loss for loss, _ in found)

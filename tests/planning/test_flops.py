@@ -18,7 +18,9 @@ DIMS = {"audio": 16, "vision": 20}
 def build(**settings) -> DeepMLFModel:
     modalities = {name: {"dim": dim} for name, dim in DIMS.items()}
     base = load_base_model("tiny-llama", attn_implementation="eager")
-    return DeepMLFModel(base, DeepMLFConfig(**{"num_fusion_tokens": 8, "modalities": modalities, **settings})).train()
+    ids = {"verbalised_ids": {str(i): i for i in range(1, 8)}} if "readout" in settings else {}
+    given = {"num_fusion_tokens": 8, "modalities": modalities, **ids, **settings}
+    return DeepMLFModel(base, DeepMLFConfig(**given)).train()
 
 
 def batch(modalities=tuple(DIMS)) -> dict[str, torch.Tensor]:
@@ -36,6 +38,8 @@ def batch(modalities=tuple(DIMS)) -> dict[str, torch.Tensor]:
         {"ffw_scope": "fusion", "ffw_weights": "copy"},
         {"ffw_scope": "fusion", "av_encoder": {"pool": "before", "max_frames": 9}},
         {"token_topology": "segregated", "num_fusion_tokens": 9, "mixing_head": {"num_layers": 2}},
+        {"readout": "both", "objective": {"lambda_polarity": 1.0, "lambda_prototypes": 1.0}},
+        {"readout": "verbalised"},
         {"ffw_scope": "fusion", "av_encoder": {"pool": "after", "max_frames": 9}},
         {"ffw_scope": "none"},
         {"ffw_scope": "fusion", "gca_queries": "text"},

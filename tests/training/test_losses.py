@@ -27,7 +27,9 @@ def model() -> DeepMLFModel:
         num_fusion_tokens=2,
         head_norm="layer",  # BatchNorm sees each batch apart, by design
         modalities={name: {"dim": dim} for name, dim in DIMS.items()},
-        objective={"gamma": 0.7},
+        objective={"gamma": 0.7, "lambda_polarity": 0.3, "lambda_prototypes": 0.2},
+        readout="both",
+        verbalised_ids={str(i): 20 + i for i in range(1, 8)},
     )
     return DeepMLFModel(load_base_model("tiny-llama"), config).eval()
 
@@ -122,21 +124,19 @@ def test_counts() -> None:
         "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1]]),
         "audio_mask": torch.tensor([[True], [False], [False]]),
         "vision_mask": torch.tensor([[True], [True], [False]]),
+        "labels": torch.tensor([0.0, -1.0, 2.0]),
     }
 
     def told(*modalities: str) -> dict[str, int]:
         return {name: int(count) for name, count in batch_counts(batch, modalities).items()}
 
-    assert told("audio", "vision") == {"task": 3, "fusion": 3, "av": 2, "text": 3, "lm": 3}
+    always = {"task": 3, "fusion": 3, "text": 3, "verbalised": 3, "polarity": 2, "prototypes": 3, "lm": 3}
+    assert told("audio", "vision") == {"av": 2, **always}
     assert told("audio")["av"] == 1
     twice = step_counts([batch, batch], ("audio", "vision"), "cpu")
     assert {name: count.item() for name, count in twice.items()} == {
-        "task": 6,
-        "fusion": 6,
-        "av": 4,
-        "text": 6,
-        "lm": 6,
-    }
+        "av": 4, **{name: 2 * count for name, count in always.items()}
+    }  # fmt: skip
 
 
 def test_window_is_the_mean_over_steps() -> None:

@@ -81,6 +81,26 @@ def test_a_run_leaves_what_it_promises(toy_settings: MakeSettings, toy_data: Tra
     assert kinds.count("validation") == kinds.count("gates") == 2
 
 
+def test_both_readouts_are_trained_measured_and_predicted(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path
+) -> None:
+    from deepmlf_llm.inference.predictor import SentimentPredictor
+
+    auxiliary = {"objective__lambda_polarity": 0.05, "objective__lambda_prototypes": 0.1}
+    result = run_training(toy_settings(readout="both", max_steps=2, **auxiliary), toy_data)
+    assert set(result["heads"]["test"]) == {"fusion", "text", "av", "task", "verbalised"}
+    assert result["config"]["readout"] == "both"
+    line = next(line for line in lines_of(toy_settings()) if line["kind"] == "train")
+    assert {"loss_verbalised", "loss_polarity", "loss_prototypes"} <= set(line)
+    predictor = SentimentPredictor.from_pretrained(tmp_path / "run" / "adapter")
+    (told,) = predictor.predict(["it went"])
+    assert told.polarity == pytest.approx((told.task_polarity + told.verbalised_polarity) / 2, abs=1e-5)
+    assert list(told.to_dict())[-2:] == ["task_polarity", "verbalised_polarity"]
+    assert predictor.config.verbalised_ids == {
+        str(i): predictor.tokenizer(str(i))["input_ids"][-1] for i in range(1, 8)
+    }
+
+
 def test_a_finished_run_is_not_run_again(toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path) -> None:
     first = run_training(toy_settings(max_steps=2), toy_data)
     before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
