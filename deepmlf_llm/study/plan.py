@@ -166,7 +166,7 @@ class _Planner:
         parameters = list(model.parameters())
         lm = (base, settings.num_layers, settings.revision, settings.quantization, settings.dtype)
         text = (*lm, *reach) if settings.lm_init == "pretrained" else (*lm, settings.lm_init, *reach)
-        text += (stack.noted_layers,) if stack.noted_layers else ()
+        noted = (stack.noted_layers,) if stack.noted_layers else ()
         return {
             "layers": fused.decoder.num_layers,
             "blocks": len(stack.layers),
@@ -174,7 +174,7 @@ class _Planner:
             "total": sum(p.numel() for p in parameters),
             "step_flops": step_flops(model, geometry, settings.text_cache != "none"),
             "geometry": asdict(geometry),
-            "text_key": repr((*text, settings.text_cache_dtype, settings.data, config.text.template)),
+            "text_key": repr((*text, *noted, settings.text_cache_dtype, settings.data, config.text.template)),
         }
 
     def _text_tokens(self, base: str, settings: RunSettings, text: Any, data: TrainingData) -> int:
