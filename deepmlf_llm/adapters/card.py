@@ -15,6 +15,8 @@ from deepmlf_llm.adapters.lora import adapted_modules, lm_lora_tensors
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.files import write_aside
 from deepmlf_llm.markdown import code, plain, yaml_word
+from deepmlf_llm.tasks.registry import task_of
+from deepmlf_llm.tasks.regression import RegressionTask
 
 CARD = "README.md"
 _HEAD = """---
@@ -26,8 +28,8 @@ library_name: deepmlf_llm
 _ADAPTER = """# DeepMLF adapter for {base}
 
 {tokens} fusion tokens, MM Blocks after layers {layers}, FFW scope {scope}, {weights} FFW weights: {values} values.
-{lora}Trained on the base {quantization}. Labels of {dataset}; transcripts: case {case}, at most {max_tokens} tokens
-in {template}.
+{lora}Trained on the base {quantization}. Labels of {dataset}{labels}; transcripts: case {case}, at most {max_tokens}
+tokens in {template}.
 
 {modalities}
 
@@ -43,7 +45,7 @@ The base model is not included: it is found by its name and checked by its finge
 _MERGED = """# Merged DeepMLF model on {base}
 
 The language model with its LoRA folded in, and the fusion modules in `{folder}/`; MM Blocks own their FFW weights.
-Labels of {dataset}; transcripts: case {case}, at most {max_tokens} tokens in {template}.
+Labels of {dataset}{labels}; transcripts: case {case}, at most {max_tokens} tokens in {template}.
 
 {modalities}
 
@@ -131,7 +133,8 @@ def results_section(result: Mapping[str, Any]) -> str:
     told = [f"seed {result.get('seed')}", f"data {_data(data)}"]
     if step := (result.get("train") or {}).get("best_step"):
         told.append(f"step {step}, chosen on the validation split")
-    return f"## Results\n\nOne run: {'; '.join(told)}.\n\n" + "\n".join(rows) + "\n"
+    tables = f"\n{_class_tables(result['classes'])}\n" if result.get("classes") else ""
+    return f"## Results\n\nOne run: {'; '.join(told)}.\n\n" + "\n".join(rows) + "\n" + tables
 
 
 def _data(facts: Mapping[str, Any]) -> str:
@@ -141,6 +144,36 @@ def _data(facts: Mapping[str, Any]) -> str:
     splits = facts.get("splits") or {}
     told += [f"{name} {str(split['sha256'])[:12]}" for name, split in splits.items() if split.get("sha256")]
     return code(str(facts.get("name") or "given in memory")) + (f" ({', '.join(told)})" if told else "")
+
+
+def _labels(config: DeepMLFConfig) -> str:
+    """What the labels are where the name of the data set does not say it, with a comma in front."""
+    if config.task is None:
+        return ""
+    task = task_of(config.dataset, config.task)
+    if isinstance(task, RegressionTask):
+        named = f" ({', '.join(map(plain, task.names))})" if task.bins else ""
+        return f", {task.describe()}{named}"
+    which = "any of the classes" if task.several else "one of the classes"
+    return f", {which} {', '.join(map(code, task.classes))}"
+
+
+def _class_tables(classes: Mapping[str, Any]) -> str:
+    """A table of each split with a row a class, and which class is taken for which."""
+    told = []
+    for split, found in classes.items():
+        rows = [f"| {split}: class | precision | recall | F1 | labels |", "|---" * 5 + "|"]
+        for name, row in found["table"].items():
+            numbers = " | ".join(f"{row[column]:.4f}" for column in ("precision", "recall", "f1"))
+            rows.append(f"| {code(name, in_table=True)} | {numbers} | {row['labels']} |")
+        told.append("\n".join(rows))
+        if isinstance(found["confusion"], list):
+            names = [code(name, in_table=True) for name in found["table"]]
+            rows = [f"| {split}: true class, taken for | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+            counts = zip(names, found["confusion"], strict=True)
+            rows += [f"| {name} | {' | '.join(map(str, row))} |" for name, row in counts]
+            told.append("\n".join(rows))
+    return "\n\n".join(told)
 
 
 def _argument(name: str) -> str:
@@ -178,6 +211,7 @@ def _facts(config: DeepMLFConfig) -> dict[str, Any]:
         "base_model": f"base_model: {yaml_word(identity)}\n" if identity else "",
         "base": plain(shown_name(base)),
         "dataset": code(str(config.dataset)),
+        "labels": _labels(config),
         "case": plain(str(config.text.case)),
         "max_tokens": config.text.max_tokens,
         "template": code(repr(config.text.template)),

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from deepmlf_llm.baselines.settings import BaselineSettings
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.tasks.metrics import polarity_metrics
+from deepmlf_llm.tasks.registry import Task
 from deepmlf_llm.training.callbacks import EarlyStopping
 from deepmlf_llm.training.launch import on_terminal
 from deepmlf_llm.training.progress import show_progress
@@ -57,7 +58,7 @@ def fit(
     make: Callable[[], nn.Module],
     splits: Mapping[str, Any],
     collate: Callable[[Sequence[Any]], dict[str, Tensor]],
-    dataset: str,
+    dataset: str | Task,
     settings: BaselineSettings,
 ) -> Fitted:
     """Trains, restores the best epoch by validation MAE, predicts validation and test.

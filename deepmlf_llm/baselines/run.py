@@ -20,7 +20,7 @@ from deepmlf_llm.errors import ConfigError, RunError
 from deepmlf_llm.files import directory_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.predictions import FILE, POLARITY, Predictions, utterance_ids
-from deepmlf_llm.tasks.metrics import polarity_metrics
+from deepmlf_llm.tasks.metrics import polarity_metrics, regression_of
 from deepmlf_llm.training.assemble import resolve_base_model
 from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, tokenised
 from deepmlf_llm.training.environment import environment
@@ -55,6 +55,7 @@ def run_baseline(settings: BaselineSettings, data: TrainingData | None = None) -
         raise RunError(f"output_dir={shown(place)}: is there already; name another, or move it away")
     began = time.monotonic()
     data = load_data(settings.as_run()) if data is None else data
+    regression_of(data.rules)  # classes are refused by name
     work = _Work(settings, data)
     predictions, facts = work.fitted()
     scores = {shown: _score(data, split, predictions[split]) for shown, split in SPLITS.items()}
@@ -78,8 +79,9 @@ def run_baseline(settings: BaselineSettings, data: TrainingData | None = None) -
 
 def _score(data: TrainingData, split: str, polarity: NDArray[np.float32]) -> Score:
     rows = getattr(data, split)
-    found = Predictions(data.dataset, split, utterance_ids(rows, len(rows)), _labels(rows), {POLARITY: polarity})
-    return Score.of(found, {"metrics": polarity_metrics(found.head(), found.labels, data.dataset)})
+    ids, heads = utterance_ids(rows, len(rows)), {POLARITY: polarity}
+    found = Predictions(data.dataset, split, ids, _labels(rows), heads, data.task)
+    return Score.of(found, {"metrics": polarity_metrics(found.head(), found.labels, found.rules)})
 
 
 def _labels(split: Any) -> NDArray[np.float32]:
@@ -161,7 +163,7 @@ class _Work:
             )
             return TextRegressor(get_peft_model(base, lora), start)
 
-        fitted = fit(make, splits, collate, self.data.dataset, settings)
+        fitted = fit(make, splits, collate, self.data.rules, settings)
         return fitted.predictions, dict(fitted.facts)
 
     def bam(self) -> tuple[Arrays, dict[str, Any]]:
@@ -189,7 +191,7 @@ class _Work:
             lambda: PooledFusion(width, dims, settings.hidden, settings.modality_dropout, start),
             splits,
             _stacked,
-            self.data.dataset,
+            self.data.rules,
             settings,
         )
         return fitted.predictions, {**fitted.facts, "text_state": ridge.facts()}

@@ -10,7 +10,7 @@ deepmlf evaluate --adapter runs/x/adapter --data data/mosi --split test --output
 
 import json
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in result["notes"]:
         print(f"note: {note}")
     print_metrics(f"{result['utterances']} utterances", {result["split"]: result["metrics"], **_bounds(score)})
+    if score.classes is not None:
+        _print_classes(score.classes)
     if cells:
         result["robustness"] = _robustness(evaluator, cells, options.output)
     if options.output is not None:
@@ -147,6 +149,15 @@ def _robustness(evaluator: Any, cells: list[Any], output: Path | None) -> dict[s
         else:
             print(f"note: {missing('matplotlib', 'no plot: drawing it')}")
     return robustness.to_dict(conditions)
+
+
+def _print_classes(classes: Mapping[str, Any]) -> None:
+    """The table of classes, and which is taken for which."""
+    print_metrics("by class", classes["table"], "class")
+    if isinstance(found := classes["confusion"], list):
+        names = list(classes["table"])
+        counts = [[name, *row] for name, row in zip(names, found, strict=True)]
+        print_columns("true class, taken for", [["class", *names], *counts])
 
 
 def _bounds(score: Any) -> dict[str, dict[str, float | None]]:

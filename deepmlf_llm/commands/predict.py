@@ -1,14 +1,15 @@
-"""Predicts the polarity of utterances in a file with a trained adapter or a merged model.
+"""Predicts the polarity (or classes) of utterances in a file with a trained adapter or a merged model.
 
 Reads JSON Lines, {"id", "text", "audio": [[...]], "vision": [[...]]} with raw features (a modality may be absent or
 null, one vector is one frame), or a Parquet file with those columns; also prepared data, and whatever prepare reads
 (an MMSA pickle, a folder with label.csv), with labels or without; and one clip as MMSA-FET writes it.
 
 Writes JSON Lines in the same order: {"id", "polarity", "label", "text_polarity", "av_polarity", "fusion_polarity"};
-of an adapter with readout=both also "task_polarity" and "verbalised_polarity", of which the polarity is the mean. A bad
-row is reported by number and becomes {"id", "error"}; --strict stops at it. A key that the model does not know and that
-holds a sequence makes a row bad: --rename or --ignore it. A run that was cut off goes on where it stopped, with the
-same adapter, input and settings.
+of an adapter with readout=both also "task_polarity" and "verbalised_polarity", of which the polarity is the mean; of
+classes {"id", "label", "probabilities": {"joy": .., ..}, "text_probabilities", ..}. A bad row is reported by number and
+becomes {"id", "error"}; --strict stops at it. A key that the model does not know and that holds a sequence makes a row
+bad: --rename or --ignore it. A run that was cut off goes on where it stopped, with the same adapter, input and
+settings.
 
 Exit codes: 0 all rows are good, 3 some are bad, 2 none is good, or nothing could be predicted.
 

@@ -2,12 +2,14 @@
 
 deepmlf prepare --source mosi.pkl --dataset mosi --out data/mosi
 
+deepmlf prepare --source moods.jsonl --dataset my_task.yaml --out data/moods
+
 A source is an MMSA pickle, a pickle of word tuples, a folder with one pickle or JSON Lines file a split, JSON Lines, a
 folder with label.csv and <modality>/*.npy, or a folder of CMU-MultimodalSDK's .csd files.
 """
 
 import json
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from deepmlf_llm.data.clean import DEFAULT_CLIP
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.text import CASES
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.tasks.regression import TASKS, described_ranges
+from deepmlf_llm.tasks.registry import FILES, TASKS, Task, described_ranges, read_task
 
 
 def build_parser() -> RecipeParser:
@@ -25,10 +27,11 @@ def build_parser() -> RecipeParser:
     add("--source", type=Path, required=True, help="file or folder to read, see above")
     add(
         "--dataset",
-        type=one_of(*TASKS),
+        type=_dataset,
         required=True,
-        metavar="|".join(TASKS),
-        help=f"whose label range and metrics: {described_ranges()}",
+        metavar="NAME|FILE.yaml",
+        help=f"whose label range and metrics: {described_ranges()}; or a task of your own: a YAML file with range (and "
+        "bins, names), or classes",
     )
     add("--out", type=Path, required=True, help="data directory to make (must be new or empty)")
     add(
@@ -106,6 +109,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False))
     else:
         print_table(f"Prepared {args.out}", report_rows(manifest))
+
+
+def _dataset(text: str) -> str | Task:
+    """A shipped data set, or a task of one's own by its file."""
+    if text.endswith(FILES):
+        try:
+            return read_task(text)
+        except ConfigError as error:
+            raise ArgumentTypeError(str(error)) from None
+    return one_of(*TASKS)(text)
 
 
 def _hertz(name: str, value: str) -> float:

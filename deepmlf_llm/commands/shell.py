@@ -113,10 +113,10 @@ def print_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
-def print_metrics(title: str, splits: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Prints a row of metrics for each split, in plain columns that are never folded; what is undefined says so."""
+def print_metrics(title: str, splits: Mapping[str, Mapping[str, float | None]], what: str = "split") -> None:
+    """Prints a row of metrics for each split (or ``what`` they are of); what is undefined says so."""
     names = list(dict.fromkeys(name for metrics in splits.values() for name in metrics))
-    lines = [["split", *names]]
+    lines = [[what, *names]]
     lines += [[split, *(_shown(metrics.get(name)) for name in names)] for split, metrics in splits.items()]
     print_columns(title, lines)
 
@@ -130,5 +130,7 @@ def print_columns(title: str, rows: Sequence[Sequence[Any]]) -> None:
         print(" ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _shown(value: float | None) -> str:
+def _shown(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
     return "undefined" if value is None or value != value else f"{value:.4f}"

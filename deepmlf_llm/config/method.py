@@ -19,6 +19,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from deepmlf_llm.config.design import design_problems
 from deepmlf_llm.config.facts import fingerprint_problems, standardisation_problems
+from deepmlf_llm.config.labels import label_problems, outputs_of
 from deepmlf_llm.config.lora import lora_problems
 from deepmlf_llm.config.names import name_problem
 from deepmlf_llm.config.placement import parse_fusion_layers
@@ -53,7 +54,7 @@ from deepmlf_llm.config.sections import (
 from deepmlf_llm.config.topology import COUNTS, POOLED, SEGREGATED, topology_problems
 from deepmlf_llm.errors import ConfigError, Problems, suggest
 from deepmlf_llm.reading import read_yaml
-from deepmlf_llm.tasks.regression import TASKS
+from deepmlf_llm.tasks.registry import TASKS
 
 PEFT_TYPE = "DEEPMLF"
 SCHEMA_VERSION = 2
@@ -190,8 +191,16 @@ class DeepMLFConfig(LoraConfig):
         choice("last", "mix"),
         "last",
     )
-    num_outputs: int = setting("values regressed per utterance", integer(1, WIDEST), 1)
-    dataset: str = setting(f"label rule: {', '.join(TASKS)}", choice(*TASKS), "mosi")
+    num_outputs: int = setting("values of a head per utterance; of classes one each", integer(1, WIDEST), 1)
+    dataset: str = setting(f"label rule: {', '.join(TASKS)}, or a task of one's own", word("a name"), "mosi")
+    task: dict[str, Any] | None = setting(
+        "rules of a task of one's own, or classes and their weights, as the data have them; see tasks/registry.py",
+        optional(mapping()),
+        None,
+    )
+    unimodal_targets: list[str] = setting(
+        "of T, A, V the labels of one modality alone that heads learn from, as the data have them", None, factory=list
+    )
     schema_version: int = setting("version of the adapter format", _VERSION, SCHEMA_VERSION)
     base_fingerprint: dict[str, Any] | None = setting("what identifies the base model", None, None)
     base_model_relative: str | None = setting(
@@ -235,6 +244,7 @@ class DeepMLFConfig(LoraConfig):
             problems.messages.append(str(error))
         problems.messages.extend(lora_problems(self))
         self._check_lm_lora(problems)
+        self.num_outputs = outputs_of(self.dataset, self.task, self.num_outputs)
         self.task_type: str = self.task_type or "CAUSAL_LM"
         self._check(problems)
         self._check_modalities(problems)
@@ -284,6 +294,7 @@ class DeepMLFConfig(LoraConfig):
         problems.messages.extend(self.av_encoder.problems())
         problems.messages.extend(design_problems(self))
         problems.messages.extend(readout_problems(self))
+        problems.messages.extend(label_problems(self))
         problems.messages.extend(fingerprint_problems(self.base_fingerprint))
 
     def _check_modalities(self, problems: Problems) -> None:

@@ -13,7 +13,7 @@ RESERVED = frozenset({
     "fusion_state", "head_labels", "id", "input_ids", "inputs_embeds", "kwargs", "label", "label_ids", "labels",
     "logits_to_keep", "loss", "loss_counts", "none", "num_items_in_batch", "num_logits_to_keep", "output_attentions",
     "output_hidden_states", "past_key_values", "polarity", "position_ids", "return_dict", "return_loss", "self",
-    "split", "task_ids", "text", "text_state", "token_type_ids", "use_cache",
+    "split", "task_ids", "text", "text_state", "token_type_ids", "unimodal_labels", "use_cache",
 })  # fmt: skip
 _TAKEN = nn.ModuleDict()  # encoders are entries of one: an attribute of it cannot name an entry
 

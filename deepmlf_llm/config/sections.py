@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from deepmlf_llm.config.rules import Rule, brief, choice, integer, mapping, number, optional, setting, share
+from deepmlf_llm.config.rules import Rule, brief, choice, flag, integer, mapping, number, optional, setting, share
 from deepmlf_llm.errors import Problems, suggest
 from deepmlf_llm.tasks.regression import TEXT_CASES
 
@@ -84,7 +84,7 @@ class ObjectiveConfig:
     lambda_av: float = setting("weight of the AV context's own polarity loss", number(0, LOUDEST), 0.8)
     lambda_text: float = setting("weight of the last text token's own polarity loss", number(0, LOUDEST), 0.8)
     gamma: float = setting("weight of next-token cross-entropy on the transcript", number(0, LOUDEST), 0.0)
-    loss: str = setting("regression loss: l1 or mse", choice("l1", "mse"), "l1")
+    loss: str = setting("regression loss: l1 or mse; of classes it is cross-entropy", choice("l1", "mse"), "l1")
     lambda_polarity: float = setting(
         "weight of telling negative from positive where the label is not 0, from what the task head reads; .05 in MGSI",
         number(0, LOUDEST),
@@ -94,6 +94,12 @@ class ObjectiveConfig:
         "weight of drawing the fusion tokens' mean to learned prototypes along the polarity axis (MAESTRO)",
         number(0, LOUDEST),
         0.0,
+    )
+    unimodal_labels: bool = setting(
+        "labels of one modality alone (CH-SIMS) drive the text head and a head each of audio and vision", flag(), False
+    )
+    class_weights: str = setting(
+        "weights of classes in the loss: data (as the manifest has them) or none", choice("data", "none"), "data"
     )
 
 

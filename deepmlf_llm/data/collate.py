@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deepmlf_llm.data.unimodal import KEY as UNIMODAL
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.locks import Lock
 
@@ -157,6 +158,7 @@ class Collator:
         modalities: name -> d, or name -> anything that has a ``dim`` (``store.modalities``, ``config.modalities``).
             Other modalities of the items are left out.
         max_tokens, template: for items that are not tokenised yet, see :func:`token_ids`.
+        unimodal: batches hold ``unimodal_labels`` [b x 3] of the items, too.
     """
 
     def __init__(
@@ -165,11 +167,20 @@ class Collator:
         modalities: Mapping[str, Any],
         max_tokens: int = DEFAULT_MAX_TOKENS,
         template: str = TRANSCRIPT,
+        unimodal: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self.unimodal = unimodal
         self.modalities = {name: _dimension(facts) for name, facts in modalities.items()}
         self.max_tokens = max_tokens
         self.template = template
+
+    @classmethod
+    def of(cls, config: Any, tokenizer: PreTrainedTokenizerBase | None) -> Collator:
+        """The batches that a model with these settings reads."""
+        text = config.text
+        alone = bool(config.unimodal_targets) and tokenizer is not None  # the AV encoder alone reads no such labels
+        return cls(tokenizer, config.modalities, text.max_tokens, text.template, alone)
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """One batch.
@@ -181,7 +192,8 @@ class Collator:
         Returns:
             input_ids [b x l] int64 and attention_mask [b x l] int64, padded on the LEFT; for each modality
             ``<name>`` [b x t x d] float32, padded with 0 on the right, and ``<name>_mask`` [b x t] bool, True where a
-            frame is real (nowhere in the row of an absent modality); labels [b] float32 where the items have them.
+            frame is real (nowhere in the row of an absent modality); labels [b] float32, or [b x c] with several
+            labels, where the items have them.
 
         Raises:
             DataError: frames of another dimension; labels in some items only; no items.
@@ -193,7 +205,11 @@ class Collator:
             batch[name], batch[f"{name}_mask"] = _pad_frames(items, name, dim)
         labelled = [item.get("label") is not None for item in items]
         if all(labelled):
-            batch["labels"] = torch.tensor([float(item["label"]) for item in items], dtype=torch.float32)
+            labels = [np.asarray(item["label"], dtype=np.float32) for item in items]
+            batch["labels"] = torch.from_numpy(np.stack(labels))
+            if self.unimodal:
+                alone = [np.asarray(item[UNIMODAL], dtype=np.float32) for item in items]
+                batch[UNIMODAL] = torch.from_numpy(np.stack(alone))
         elif any(labelled):
             raise DataError(f"{labelled.count(False)} of {len(items)} items of a batch have no label")
         return batch

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from deepmlf_llm.errors import DataError
-from deepmlf_llm.tasks.regression import task_of
+from deepmlf_llm.tasks.classification import ClassificationTask, class_counts
+from deepmlf_llm.tasks.registry import Task, task_of
 
 SPLITS = ("train", "valid", "test")
 UNIMODAL_LABELS = ("T", "A", "V")
@@ -26,7 +28,8 @@ class Utterances:
     Attributes:
         ids: unique name of each utterance [N].
         texts: transcripts [N].
-        labels: polarity, float64 [N].
+        labels: polarity, float64 [N]; of classes the index of each, or with several labels 0 and 1 [N x c]; as the file
+            has them (:mod:`~deepmlf_llm.data.class_labels`), until the classes are known.
         features: modality name -> N arrays of real frames [t x d]; t = 0 where the modality is absent. Padding has been
             cut off by the reader.
         unimodal: "T", "A", "V" -> polarity of that modality alone [N], NaN where it was not rated.
@@ -51,11 +54,13 @@ class Corpus:
         source: kind ("mmsa", "word_tuples", "split_files", "jsonl", "npy_folder", "csd", "embedded"), name (never a
             whole path) and sha256 of what was read.
         notes: what the user should know and no number tells, one sentence each.
+        task: what the labels mean, with the classes that were found; None: it was not asked for.
     """
 
     splits: dict[str, Utterances]
     source: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    task: Task | None = None
 
 
 def check_modality_names(names: Iterable[str]) -> None:
@@ -65,7 +70,7 @@ def check_modality_names(names: Iterable[str]) -> None:
             raise DataError(f"modality {name!r}: expected a plain name such as 'audio', 'vision' or 'heart_rate'")
 
 
-def check_corpus(corpus: Corpus, dataset: str) -> dict[str, int]:
+def check_corpus(corpus: Corpus, dataset: str | Task) -> dict[str, int]:
     """Checks all that training relies on, and adds what is merely odd to ``corpus.notes``.
 
     Returns:
@@ -76,18 +81,19 @@ def check_corpus(corpus: Corpus, dataset: str) -> dict[str, int]:
             between utterances or splits; a split without one real frame in any modality.
     """
     task = task_of(dataset)
-    low, high = task.low, task.high
     name = corpus.source["name"]
     for split, rows in corpus.splits.items():
         if not len(rows):
             raise DataError(f"{name}: split {split!r} is empty")
-        _check_labels(rows.labels, rows.ids, low, high, f"{name}: split {split!r}, dataset {dataset}")
-        for suffix, values in rows.unimodal.items():
-            rated = np.where(np.isnan(values), 0.0, values)
-            _check_labels(rated, rows.ids, low, high, f"{name}: split {split!r}, label_{suffix}")
+        if not isinstance(task, ClassificationTask):
+            low, high = task.low, task.high
+            _check_labels(rows.labels, rows.ids, low, high, f"{name}: split {split!r}, dataset {task.name}")
+            for suffix, values in rows.unimodal.items():
+                rated = np.where(np.isnan(values), low, values)
+                _check_labels(rated, rows.ids, low, high, f"{name}: split {split!r}, label_{suffix}")
         if rows.features and all(not len(frames) for sequences in rows.features.values() for frames in sequences):
             raise DataError(f"{name}: split {split!r} has no real frame in any modality ({', '.join(rows.features)})")
-    _note_oddities(corpus, high)
+    _note_oddities(corpus, task)
     return _common_dimensions(corpus)
 
 
@@ -122,7 +128,7 @@ def _common_dimensions(corpus: Corpus) -> dict[str, int]:
     return dimensions
 
 
-def _note_oddities(corpus: Corpus, high: float) -> None:
+def _note_oddities(corpus: Corpus, task: Task) -> None:
     notes: list[str] = []
     owners: dict[str, str] = {}
     repeated: list[str] = []
@@ -143,9 +149,15 @@ def _note_oddities(corpus: Corpus, high: float) -> None:
         if not any(len(frames) for frames in sequences):
             training = "training utterance: nothing can be learnt of it"
             notes.append(f"{modality} is absent from every {training if first == 'train' else first + ' utterance'}")
-    largest = max(float(np.abs(rows.labels).max()) for rows in corpus.splits.values())
-    if high > 1 and largest <= 1:
-        notes.append("no label is beyond +-1: are these SIMS labels?")
+    if isinstance(task, ClassificationTask):
+        counts = class_counts(corpus.splits[first].labels, task)
+        for count, missing in zip(counts, task.classes, strict=True):
+            if not count and first == "train":
+                notes.append(f"no training utterance is of class {missing!r}: it cannot be learnt")
+    else:
+        largest = max(float(np.abs(rows.labels).max()) for rows in corpus.splits.values())
+        if task.low < -1 and task.high > 1 and largest <= 1:
+            notes.append("no label is beyond +-1: are these SIMS labels?")
     corpus.notes += [note for note in notes if note not in corpus.notes]
 
 
@@ -165,8 +177,11 @@ def _too_large(rows: Utterances, split: str) -> list[str]:
     return notes
 
 
-def label_statistics(labels: np.ndarray) -> dict[str, float]:
-    """Smallest, largest and mean label, and how many are negative, zero and positive."""
+def label_statistics(labels: np.ndarray, task: Task | None = None) -> dict[str, Any]:
+    """Smallest, largest and mean label, and how many are negative, zero and positive; of classes how many there are."""
+    if isinstance(task, ClassificationTask):
+        counts = dict(zip(task.classes, class_counts(labels, task), strict=True))
+        return {"classes": counts} | ({"none": int((labels == 0).all(axis=1).sum())} if task.several else {})
     return {
         "min": float(labels.min()),
         "max": float(labels.max()),

@@ -80,7 +80,7 @@ class Corrupted(Dataset[dict[str, Any]]):
         self, dataset: Any, corruption: Corruption, constant: Mapping[str, Iterable[int]] | None = None
     ) -> None:
         self.dataset, self.corruption, self.constant = dataset, corruption, dict(constant or {})
-        for name in ("ids", "texts", "labels"):  # what can be read of all utterances without their features
+        for name in ("ids", "texts", "labels", "unimodal"):  # what can be read of all utterances without their features
             if hasattr(dataset, name):
                 setattr(self, name, getattr(dataset, name))
 

@@ -16,12 +16,12 @@ class PolarityDataset(Dataset[dict[str, Any]]):
     """One split, ready for training: a map from index to one utterance.
 
     ``dataset[i]`` is ``{"id": str, "text": str, "label": float, "<modality>": float32 [t x d], ...}``; t = 0 where the
-    modality is absent.
+    modality is absent. The label is a polarity, the index of a class, or with several labels 0 and 1 of each [c].
 
     Args:
         ids: name of each utterance [N].
         texts: transcripts, their case normalised [N].
-        labels: polarity [N].
+        labels: polarity, or index of the class [N]; with several labels 0 and 1 [N x c].
         features: modality -> N sequences, standardised.
         unimodal: "T", "A", "V" -> polarity of that modality alone [N], NaN where not rated; not part of the items.
     """
@@ -58,7 +58,9 @@ class PolarityDataset(Dataset[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        item: dict[str, Any] = {"id": self.ids[index], "text": self.texts[index], "label": float(self.labels[index])}
+        label = self.labels[index]
+        item: dict[str, Any] = {"id": self.ids[index], "text": self.texts[index]}
+        item["label"] = label if label.ndim else float(label)
         for name, ragged in self.features.items():
             item[name] = ragged[index]
         return item

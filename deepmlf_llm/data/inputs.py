@@ -31,6 +31,7 @@ from deepmlf_llm.data.store import DataStore, open_store
 from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.files import sha256
+from deepmlf_llm.tasks.registry import task_of
 
 _CLIP_BYTES = 1 << 28  # a larger file is no single clip
 
@@ -60,7 +61,7 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
     Args:
         path: of the file or folder.
         columns: which keys of a row are read.
-        trained: settings of the model (``modalities``, ``dataset``, ``text``).
+        trained: settings of the model (``modalities``, ``dataset``, ``task``, ``text``).
         split: of a source that has splits; default: all of them, one after the other.
         text: transcript of a single clip.
 
@@ -77,10 +78,10 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
     if path.is_file() and _is_clip(path):
         clip = read_single_clip(path, text, renamed)
         return _of_values(path, [clip], columns, sha256(path), [])
-    read: list[str] | None = (
-        None if columns.modalities else []
-    )  # a model that reads text alone needs no features in a source
-    corpus = open_source(path, trained.dataset, modalities=read, rename=renamed, labelled=False)
+    # A model that reads text alone needs no features in a source.
+    read: list[str] | None = None if columns.modalities else []
+    task = task_of(trained.dataset, trained.task)
+    corpus = open_source(path, task, modalities=read, rename=renamed, labelled=False)
     chosen = list(corpus.splits) if split is None else [split]
     if split is not None and split not in corpus.splits:
         known = ", ".join(corpus.splits)

@@ -49,7 +49,7 @@ class LabelTable:
     notes: list[str] = field(default_factory=list)
 
 
-def read_label_table(content: bytes, path: Path, labelled: bool = True) -> LabelTable:
+def read_label_table(content: bytes, path: Path, labelled: bool = True, numeric: bool = True) -> LabelTable:
     """Reads a table with the columns video_id, clip_id, text, label, mode [, label_T, label_A, label_V].
 
     UTF-8 with or without a BOM; any line ends; commas, semicolons, tabs or bars between the fields.
@@ -58,6 +58,7 @@ def read_label_table(content: bytes, path: Path, labelled: bool = True) -> Label
         content: of the file.
         path: for messages.
         labelled: an empty label is an error; False: there need be no labels and no splits, it is then all "test".
+        numeric: labels are numbers; False: they stay as the cells have them.
 
     Raises:
         DataError: no such table; every wrong row is named by its line, the first few of many.
@@ -85,7 +86,7 @@ def read_label_table(content: bytes, path: Path, labelled: bool = True) -> Label
     _note_texts(table)
     _check_splits(table, path)
     _check_ids(table, path)
-    for column in NUMBERS:
+    for column in NUMBERS if numeric else ():
         table.numbers[column] = _numbers(table, column, path, required=labelled and column == "label")
     return table
 

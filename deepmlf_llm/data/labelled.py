@@ -16,6 +16,7 @@ from deepmlf_llm.data.restandardise import standardisation_changes
 from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.store import DataStore, open_store
 from deepmlf_llm.errors import DataError, Problems, suggest
+from deepmlf_llm.tasks.registry import task_of
 
 DEFAULT_SPLIT = "test"
 
@@ -44,7 +45,7 @@ def open_labelled(
 
     Args:
         path: directory of prepared data, or any source of :mod:`deepmlf_llm.data.sources`, whole or test only.
-        trained: settings of the model (``modalities``, ``dataset``, ``text``).
+        trained: settings of the model (``modalities``, ``dataset``, ``task``, ``text``).
         split: which; default: "test", or the only one there is.
         rename: name in a source -> name of the modality.
 
@@ -58,7 +59,8 @@ def open_labelled(
         if rename:
             raise DataError(f"--rename: {path} is prepared; a modality is renamed when data are prepared")
         return _prepared(open_store(path), trained, split)
-    corpus = open_source(path, trained.dataset, modalities=list(trained.modalities), rename=rename)
+    task = task_of(trained.dataset, trained.task)
+    corpus = open_source(path, task, modalities=list(trained.modalities), rename=rename)
     name = choose_split(corpus.splits, split, str(path))
     rows = split_as_trained(corpus, name, trained.modalities, trained.text.case)
     facts = {"name": path.resolve().name, "sha256": rows.fingerprint(), "source": corpus.source}
@@ -95,8 +97,7 @@ def check_prepared(store: DataStore, trained: Any) -> list[str]:
         DataError: a modality is missing, has another dimension or was made in another way, or the label rule differs.
     """
     problems = Problems(DataError, f"{store.directory}: these data do not fit the adapter")
-    rule = store.manifest.dataset
-    problems.check(rule == trained.dataset, f"labels of {rule!r}, the adapter predicts those of {trained.dataset!r}")
+    problems.messages += task_problems(store, trained)
     problems.messages += feature_problems(trained.modalities, store.modalities)
     problems.raise_if_any()
     notes = [change.note for change in standardisation_changes(store.modalities, trained.modalities).values()]
@@ -104,6 +105,16 @@ def check_prepared(store: DataStore, trained: Any) -> list[str]:
     if case != trained.text.case:
         notes.append(f"transcripts were prepared in case {case!r}, the adapter was trained on {trained.text.case!r}")
     return [*(note for note in notes if note), *unread_features(trained)]
+
+
+def task_problems(store: DataStore, trained: Any) -> list[str]:
+    """Why the labels of prepared data are not those that a model predicts; empty where they are."""
+    rule, known = store.manifest.dataset, trained.dataset
+    there, wanted = task_of(rule, store.manifest.task), task_of(known, trained.task)
+    if not (told := there.differences(wanted)):
+        return []
+    what = f" ({told})" if there.to_dict() or wanted.to_dict() else ""
+    return [f"labels of {rule!r}, the adapter predicts those of {known!r}{what}"]
 
 
 def _prepared(store: DataStore, trained: Any, split: str | None) -> LabelledSplit:

@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import ConfigError, DataError
 from deepmlf_llm.files import sha256
 from deepmlf_llm.reading import read_json
+from deepmlf_llm.tasks.registry import task_of
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -32,22 +33,24 @@ class Manifest:
     """Facts about a prepared data set; reads like a dictionary too (``manifest["dataset"]``).
 
     Attributes:
-        dataset: whose label and metric rules hold: "mosi", "mosei" or "sims".
+        dataset: whose label and metric rules hold: "mosi", "sims", .., or the name of a task of one's own.
         source: kind ("mmsa", "npy_folder", "embedded"), name and sha256 of what was read; the embedded set adds a
             description of its texts and of its synthetic parts.
         settings: what the preparation was asked for: case, clip, modalities, frame_rates (Hz).
-        splits: split -> rows, sha256 of its content, labels (min, max, mean, negative, neutral, positive), words
-            (median, max, empty).
+        splits: split -> rows, sha256 of its content, labels (min, max, mean, negative, neutral, positive; or how many
+            there are of each class), words (median, max, empty).
         modalities: name -> dim, frame_rate (Hz, None = unknown), features (what was computed: encoder, layer, ...; kind
             "precomputed" where that is unknown), provenance (source, sha256: where they came from, which is no part of
             what they are), standardisation (mean, std, clip, constant), frames (median, max, total), absent (split ->
             rows), cleaned (split -> counts).
-        labels: range of the data set's rule, and min and max found.
+        labels: range of the data set's rule, and min and max found; of classes nothing.
         text: case, words (median, max, empty) over all splits.
         notes: what was odd, one sentence each.
         storage: "arrow" or "numpy".
         schema: version of this layout.
         package: version of deepmlf_llm that wrote it.
+        task: rules of a task of one's own, or classes with their weights (:mod:`deepmlf_llm.tasks.registry`); None, and
+            not in the file, where the name of the data set says all.
     """
 
     dataset: str
@@ -61,6 +64,7 @@ class Manifest:
     storage: str = "arrow"
     schema: int = SCHEMA_VERSION
     package: str = field(default_factory=package_version)
+    task: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.keys():
@@ -68,16 +72,16 @@ class Manifest:
         return getattr(self, name)
 
     def keys(self) -> list[str]:
-        return [item.name for item in fields(self)]
+        return list(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "task" or value is not None}
 
     def same_preparation(self, other: Manifest) -> bool:
         """Whether the other one prepared the same source with the same settings."""
         return all(
             getattr(self, name) == getattr(other, name)
-            for name in ("dataset", "source", "settings", "storage", "schema")
+            for name in ("dataset", "task", "source", "settings", "storage", "schema")
         )
 
     def write(self, directory: Path) -> None:
@@ -103,13 +107,19 @@ def read_manifest(directory: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
         found = content.get("schema") if isinstance(content, dict) else None
         raise DataError(f"{path}: layout version {found!r}, expected {SCHEMA_VERSION}: prepare the data again")
-    odd = ", ".join(sorted({item.name for item in fields(Manifest)} ^ set(content)))
+    odd = ", ".join(sorted({item.name for item in fields(Manifest)} ^ {"task", *content}))
     if odd:
         raise DataError(f"{path}: damaged (missing or unknown: {odd})")
     _check_hash(path)
     if wrong := _misshapen(content):
         raise DataError(f"{path}: damaged ({wrong})")
-    return Manifest(**content)
+    manifest = Manifest(**content)
+    if manifest.task is not None:
+        try:
+            task_of(manifest.dataset, manifest.task)
+        except ConfigError as error:
+            raise DataError(f"{path}: damaged ({error})") from None
+    return manifest
 
 
 def _check_hash(path: Path) -> None:

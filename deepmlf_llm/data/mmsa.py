@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from deepmlf_llm.data.class_labels import CLASS_LABELS, read_classes
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
 from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import is_column, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
-from deepmlf_llm.tasks.regression import TASKS
+from deepmlf_llm.tasks.classification import ClassificationTask
+from deepmlf_llm.tasks.registry import REGRESSION
 
 LABELS = "regression_labels"
-_ALIASES = {"id": (), "raw_text": ("text", "transcript"), LABELS: ("labels", "label")}
-"""Required columns, and the names under which they are read as well, if these hold what is expected."""
+_NAMES = {"id": ("id",), "raw_text": ("raw_text", "text", "transcript"), LABELS: (LABELS, "labels", "label")}
+"""Required columns: their usual name, and those under which they are read as well, if these hold what is expected."""
+
+
+def _names(reading: Reading) -> dict[str, tuple[str, ...]]:
+    return {**_NAMES, LABELS: CLASS_LABELS} if isinstance(reading.task, ClassificationTask) else _NAMES
 
 
 def modality_columns(split: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> list[str]:
@@ -39,7 +45,7 @@ def modality_columns(split: Mapping[str, Any], wanted: tuple[str, ...] = ()) -> 
 
 def left_out(split: Mapping[str, Any]) -> list[str]:
     """Columns that look like features [N x T x d] and are read by nobody."""
-    known = [*modality_columns(split), *_ALIASES, *(name for names in _ALIASES.values() for name in names)]
+    known = [*modality_columns(split), *(name for names in _NAMES.values() for name in names)]
     return [
         str(name)
         for name, value in split.items()
@@ -69,7 +75,7 @@ def read_columns(
     values = split[found[LABELS]] if LABELS in found else [None] * len(split["id"])
     count = len(values) if is_column(values) else 0
     ids = read_texts(split["id"], count, f"{where}: id", "id") if count else None
-    labels = read_labels(values, reading, f"{where}: {LABELS}", ids, notes)
+    labels = read_labels(values, reading, f"{where}: {found.get(LABELS, LABELS)}", ids, notes)
     rows = Utterances(
         ids=ids or [],
         texts=read_texts(split[found["raw_text"]], count, f"{where}: raw_text", "transcript", ids),
@@ -94,44 +100,55 @@ def _required(split: Mapping[str, Any], reading: Reading, where: str, notes: lis
         DataError: one is not there.
     """
     found = {}
-    for name, others in _ALIASES.items():
-        key = next((key for key in (name, *others) if key in split and (key == name or _fits(name, split[key]))), None)
+    names = _names(reading)
+    for name, (usual, *others) in names.items():
+        key = next(
+            (key for key in (usual, *others) if key in split and (key == usual or _fits(name, split[key], reading))),
+            None,
+        )
         if key is not None:
             found[name] = key
-            note = f"{key!r} was read as {name}"
-            notes += [note] if key != name and note not in notes else []
-    missing = [name for name in _ALIASES if name not in found and (name != LABELS or reading.labelled)]
+            note = f"{key!r} was read as {usual}"
+            notes += [note] if key != usual and note not in notes else []
+    missing = [names[name][0] for name in names if name not in found and (name != LABELS or reading.labelled)]
     if missing:
         columns = [str(key) for key in split]
         hint = "".join(suggest(name, [key for key in columns if key not in TEXT_FEATURES]) for name in missing)
         if "raw_text" in missing and any(key in split for key in TEXT_FEATURES):
             hint += "; a language model reads transcripts, not text features"
+        if reading.labelled and LABELS not in found:
+            hint += f"; the labels of {reading.task.name!r} are {reading.task.describe()}"
         raise DataError(f"{where} lacks {', '.join(missing)}; it has {', '.join(columns) or 'nothing'}{hint}")
     return found
 
 
-def _fits(name: str, values: Any) -> bool:
+def _fits(name: str, values: Any, reading: Reading) -> bool:
     """Whether a column that another name holds can be what is looked for: strings, or one number a row."""
     if not is_column(values) or not len(values):
         return False
+    if name == LABELS and isinstance(reading.task, ClassificationTask):
+        return True
     return isinstance(values[0], (str, bytes)) if name == "raw_text" else np.size(values[0]) == 1
 
 
 def read_labels(
     values: Any, reading: Reading, where: str, ids: list[str] | None = None, notes: list[str] | None = None
 ) -> np.ndarray:
-    """Polarity [N]; where the data set has rows of several labels, the first.
+    """Polarity [N]; where the data set has rows of several labels, the first. Of classes what the file has of them, see
+    :func:`~deepmlf_llm.data.class_labels.read_classes`.
 
     Raises:
-        DataError: no number a row, or the rows of another data set.
+        DataError: no number a row, no class, or the rows of another data set.
     """
+    if isinstance(reading.task, ClassificationTask):
+        return read_classes(values, reading.task, where, ids, reading.labelled)
     rows = values.reshape(len(values), -1) if isinstance(values, np.ndarray) and values.ndim and values.size else None
     width = 1 if rows is None else rows.shape[1]
-    for name, task in TASKS.items():
+    for name, task in REGRESSION.items():
         if rows is None or width not in task.label_rows:
             continue
         told = task.label_rows[width]
-        if reading.dataset != name:
+        if reading.task.name != name:
             raise DataError(
                 f"{where}: expected one number a row, found {width}, which is how {told} are written: prepare it as "
                 f"dataset {name}, or keep the column of the sentiment"
@@ -140,7 +157,17 @@ def read_labels(
         if notes is not None and note not in notes:
             notes.append(note)
         values = rows[:, 0]
-    return read_numbers(values, where, ids)
+    try:
+        return read_numbers(values, where, ids)
+    except DataError as error:
+        if is_column(values) and any(isinstance(value, str) and _is_name(value) for value in values):
+            told = f"{reading.task.name!r} has {reading.task.describe()}"
+            raise DataError(f"{error}; {told}: names of classes are labels of another task") from None
+        raise
+
+
+def _is_name(value: str) -> bool:
+    return value.strip()[:1].isalpha()
 
 
 def _unimodal(values: Any, count: int, where: str, ids: list[str] | None) -> np.ndarray | None:

@@ -21,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from deepmlf_llm.data.class_labels import read_classes
 from deepmlf_llm.data.corpus import SPLITS, UNIMODAL_LABELS, Corpus, Utterances
 from deepmlf_llm.data.file_kind import CSV, NPY, NPZ, TEXT, UNKNOWN, file_kind
 from deepmlf_llm.data.label_table import LabelTable, read_label_table
 from deepmlf_llm.data.source_names import TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import read_frames
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.tasks.classification import ClassificationTask
 
 TABLE = "label.csv"
 ARRAYS = (".npy", ".npz")
@@ -53,7 +55,8 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
         raise kind.refuse(table_path)
     content = table_path.read_bytes()
     digest = hashlib.sha256(content)
-    table = read_label_table(content, table_path, reading.labelled)
+    is_number = not isinstance(reading.task, ClassificationTask)
+    table = read_label_table(content, table_path, reading.labelled, is_number)
     folders = {entry.name: entry for entry in sorted(directory.iterdir()) if entry.is_dir()}
     present = [name for name, folder in folders.items() if next(_arrays(folder), None)]
     notes = table.notes
@@ -66,7 +69,7 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
     features = {}
     for name, key in reading.keys(present, str(directory), notes).items():
         features[name] = _read_modality(folders[key], table, digest, notes)
-    splits = {split: _split(table, features, split) for split in SPLITS if split in table.splits}
+    splits = {split: _split(table, features, split, reading, table_path) for split in SPLITS if split in table.splits}
     source = {"kind": "npy_folder", "name": directory.resolve().name, "sha256": digest.hexdigest()}
     return Corpus(splits, source, notes)
 
@@ -181,18 +184,26 @@ def _from_zip(content: bytes) -> np.ndarray:
         return arrays[arrays.files[0]]
 
 
-def _split(table: LabelTable, features: dict[str, list[np.ndarray]], split: str) -> Utterances:
+def _split(
+    table: LabelTable, features: dict[str, list[np.ndarray]], split: str, reading: Reading, path: Path
+) -> Utterances:
     chosen = [index for index, of in enumerate(table.splits) if of == split]
     rows = [table.rows[index] for index in chosen]
     numbers = {column: np.array(values)[chosen] for column, values in table.numbers.items()}
+    ids = [f"{row['video_id']}$_${row['clip_id']}" for row in rows]
+    if isinstance(reading.task, ClassificationTask):
+        cells = [row.get("label") for row in rows]
+        labels = read_classes(cells, reading.task, f"{path}: column label", ids, reading.labelled)
+    else:
+        labels = numbers["label"]
     return Utterances(
-        ids=[f"{row['video_id']}$_${row['clip_id']}" for row in rows],
+        ids=ids,
         texts=[row["text"] for row in rows],
-        labels=numbers["label"],
+        labels=labels,
         features={name: [sequences[index] for index in chosen] for name, sequences in features.items()},
         unimodal={
             suffix: numbers[f"label_{suffix}"]
             for suffix in UNIMODAL_LABELS
-            if not np.isnan(numbers[f"label_{suffix}"]).all()
+            if f"label_{suffix}" in numbers and not np.isnan(numbers[f"label_{suffix}"]).all()
         },
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deepmlf_llm.data.class_labels import resolve_labels, weigh_classes
 from deepmlf_llm.data.clean import DEFAULT_CLIP, Standardisation, fit_standardisation, standardise
 from deepmlf_llm.data.corpus import (
     SPLITS,
@@ -26,7 +27,8 @@ from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.store import DataStore, check_output, open_store, write_store
 from deepmlf_llm.data.text import CASES, normalise_text, word_statistics
 from deepmlf_llm.errors import ConfigError, DataError, Problems, suggest
-from deepmlf_llm.tasks.regression import task_of
+from deepmlf_llm.tasks.classification import ClassificationTask
+from deepmlf_llm.tasks.registry import Task, task_of
 
 
 @dataclass
@@ -34,7 +36,7 @@ class PreparationSettings:
     """How a corpus becomes a data set.
 
     Attributes:
-        case: of transcripts: "lower", "sentence", "keep"; None: "lower" for mosi, "keep" for the others.
+        case: of transcripts: "lower", "sentence", "keep"; None: the task's: "lower" for mosi, "keep" for the others.
         clip: standardised values are cut at +- this many standard deviations; None: never.
         frame_rates: modality -> frames a second (Hz), where known.
         storage: "arrow", or "numpy" for machines without ``datasets``.
@@ -65,7 +67,7 @@ class PreparationSettings:
 
 def prepare(
     source: Path | str,
-    dataset: str,
+    dataset: str | Task,
     output: Path | str,
     *,
     modalities: Sequence[str] | None = None,
@@ -82,7 +84,8 @@ def prepare(
 
     Args:
         source: the file or folder.
-        dataset: "mosi", "mosei" or "sims": whose labels and metrics these are.
+        dataset: whose labels and metrics these are: name of a shipped data set, or a task of one's own
+            (:func:`deepmlf_llm.tasks.read_task`).
         output: the data directory to make.
         modalities: which to read, in this order; default: all there are.
         rename: name in the source -> name of the modality.
@@ -101,21 +104,23 @@ def prepare(
     source, output = Path(source), Path(output)
     settings = PreparationSettings(case, clip, dict(frame_rates or {}), storage)
     settings.check()
-    task_of(dataset)
+    task = task_of(dataset)
     check_output(output)
     if like is not None:
-        settings = _settings_like(settings, open_store(like), dataset)
+        settings = _settings_like(settings, open_store(like), task.name)
+        task = open_store(like).task
         modalities = modalities or list(settings.standardisations)
     if not source.exists() and not source.is_symlink():
         raise DataError(f"{source}: no such file or folder")
-    corpus = open_source(source, dataset, modalities=modalities, rename=rename)
-    return prepare_corpus(corpus, dataset, output, settings)
+    corpus = open_source(source, task, modalities=modalities, rename=rename)
+    return prepare_corpus(corpus, corpus.task or task, output, settings)
 
 
-def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: PreparationSettings) -> Manifest:
+def prepare_corpus(corpus: Corpus, dataset: str | Task, output: Path, settings: PreparationSettings) -> Manifest:
     """What :func:`prepare` does once the source has been read; raises the same errors."""
     _check_splits(corpus, settings)
-    dims = check_corpus(corpus, dataset)
+    task = weigh_classes(corpus, resolve_labels(corpus, task_of(dataset)))
+    dims = check_corpus(corpus, task)
     names = list(next(iter(corpus.splits.values())).features)
     if not names:
         raise DataError(
@@ -124,10 +129,9 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
     for name in settings.frame_rates:
         if name not in names:
             raise ConfigError(f"frame rate given for {name!r}{suggest(name, names)}: there are {', '.join(names)}")
-    task = task_of(dataset)
-    case, low, high = settings.case or task.text_case, task.low, task.high
+    case = settings.case or task.text_case
     manifest = Manifest(
-        dataset=dataset,
+        dataset=task.name,
         source=corpus.source,
         settings={
             "case": case,
@@ -138,10 +142,11 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
         },
         splits={},
         modalities={},
-        labels={"range": [low, high]},
+        labels={} if isinstance(task, ClassificationTask) else {"range": [task.low, task.high]},
         text={"case": case},
         notes=corpus.notes,
         storage=settings.storage,
+        task=task.to_dict(),
     )
     if (existing := _existing(output, manifest)) is not None:
         return existing
@@ -153,11 +158,12 @@ def prepare_corpus(corpus: Corpus, dataset: str, output: Path, settings: Prepara
         splits[split] = PolarityDataset(
             rows.ids,
             [normalise_text(text, case) for text in rows.texts],
-            np.clip(rows.labels, low, high),  # within rounding of the range, which the check allows
+            # Within rounding of the range, which the check allows.
+            rows.labels if isinstance(task, ClassificationTask) else np.clip(rows.labels, task.low, task.high),
             features[split],
             rows.unimodal,
         )
-    _describe_rows(manifest, splits)
+    _describe_rows(manifest, splits, task)
     write_store(output, splits, manifest)
     return manifest
 
@@ -274,14 +280,15 @@ def split_as_trained(corpus: Corpus, split: str, modalities: Mapping[str, Any], 
     return PolarityDataset(rows.ids, texts, rows.labels, features, rows.unimodal)
 
 
-def _describe_rows(manifest: Manifest, splits: Mapping[str, PolarityDataset]) -> None:
+def _describe_rows(manifest: Manifest, splits: Mapping[str, PolarityDataset], task: Task) -> None:
     for name, split in splits.items():
         manifest.splits[name] = {
             "rows": len(split),
             "sha256": split.fingerprint(),
-            "labels": label_statistics(split.labels),
+            "labels": label_statistics(split.labels, task),
             "words": word_statistics(split.texts),
         }
-    manifest.labels["min"] = min(facts["labels"]["min"] for facts in manifest.splits.values())
-    manifest.labels["max"] = max(facts["labels"]["max"] for facts in manifest.splits.values())
+    if not isinstance(task, ClassificationTask):
+        manifest.labels["min"] = min(facts["labels"]["min"] for facts in manifest.splits.values())
+        manifest.labels["max"] = max(facts["labels"]["max"] for facts in manifest.splits.values())
     manifest.text["words"] = word_statistics([text for split in splits.values() for text in split.texts])

@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from deepmlf_llm.data.class_labels import CLASS_KEYS
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
 from deepmlf_llm.data.mmsa import read_labels
 from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading, split_name
 from deepmlf_llm.data.values import listed, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.reading import parse_json
+from deepmlf_llm.tasks.classification import ClassificationTask
 
 TEXTS = ("text", "raw_text")
 LABELS = ("label", "regression_labels")
 SPLIT_KEYS = ("mode", "split")
-_OTHERS = {"id", "video_id", "clip_id", "annotation", "annotations", *TEXTS, *LABELS, *SPLIT_KEYS}
+_OTHERS = {"id", "video_id", "clip_id", "annotation", "annotations", *TEXTS, *LABELS, *CLASS_KEYS, *SPLIT_KEYS}
 
 Record = Mapping[str, Any]
 
@@ -113,7 +115,8 @@ def read_records(
     """
     ids = read_texts([_id(record, row) for row, record in enumerate(records)], len(records), where, "id")
     text = _key(records, TEXTS, ids, where)
-    label = _key(records, LABELS, ids, where) if reading.labelled else _present(records, LABELS) or LABELS[0]
+    labels = CLASS_KEYS if isinstance(reading.task, ClassificationTask) else LABELS
+    label = _key(records, labels, ids, where) if reading.labelled else _present(records, labels) or labels[0]
     unimodal = {}
     for suffix in UNIMODAL_LABELS:
         values = [record.get(f"label_{suffix}") for record in records]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deepmlf_llm.data.manifest import Manifest
+from deepmlf_llm.tasks.registry import task_of
 
 
 def report_rows(manifest: Manifest) -> list[tuple[str, str]]:
@@ -12,27 +13,35 @@ def report_rows(manifest: Manifest) -> list[tuple[str, str]]:
     source, text = manifest.source, manifest.text
     rows = [
         ("source", f"{source['name']} ({source['kind']}), sha256 {source['sha256'][:12]}"),
-        (
-            "dataset",
-            f"{manifest.dataset}, polarity in [{manifest.labels['range'][0]:g}, {manifest.labels['range'][1]:g}]",
-        ),
+        ("dataset", f"{manifest.dataset}, {_labels(manifest)}"),
     ]
     for name, facts in manifest.splits.items():
-        labels = facts["labels"]
-        rows.append(
-            (
-                name,
-                f"{facts['rows']} utterances; polarity {labels['min']:.4g} to {labels['max']:.4g}, mean "
-                f"{labels['mean']:.3f}; {labels['negative']} negative, {labels['neutral']} neutral, "
-                f"{labels['positive']} positive",
-            )
-        )
+        rows.append((name, f"{facts['rows']} utterances; {_counts(facts['labels'])}"))
     words = text["words"]
     empty = f"; {words['empty']} empty" if words["empty"] else ""
     rows.append(("text", f"case {text['case']}; words: median {words['median']:g}, max {words['max']}{empty}"))
     for name, facts in manifest.modalities.items():
         rows += _modality_rows(name, facts)
     return rows + [("note", note) for note in manifest.notes]
+
+
+def _labels(manifest: Manifest) -> str:
+    """What labels are, in words."""
+    if manifest.task is not None:
+        return task_of(manifest.dataset, manifest.task).describe()
+    low, high = manifest.labels["range"]
+    return f"polarity in [{low:g}, {high:g}]"
+
+
+def _counts(labels: dict[str, Any]) -> str:
+    """The labels of a split, in words."""
+    if "classes" in labels:
+        told = ", ".join(f"{count} {name}" for name, count in labels["classes"].items())
+        return told + (f", {labels['none']} of no class" if "none" in labels else "")
+    return (
+        f"polarity {labels['min']:.4g} to {labels['max']:.4g}, mean {labels['mean']:.3f}; {labels['negative']} "
+        f"negative, {labels['neutral']} neutral, {labels['positive']} positive"
+    )
 
 
 def _modality_rows(name: str, facts: dict[str, Any]) -> list[tuple[str, str]]:

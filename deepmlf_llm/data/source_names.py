@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from deepmlf_llm.data.corpus import SPLITS, check_modality_names
 from deepmlf_llm.data.names import did_you_mean
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.tasks.registry import Task, task_of
 
 SPLIT_NAMES = {
     "train": "train",
@@ -39,16 +40,21 @@ class Reading:
     """How a source shall be read.
 
     Attributes:
-        dataset: "mosi", "mosei" or "sims": whose labels these are.
+        dataset: whose labels these are: a shipped data set, or a task.
         modalities: which to read, in this order; None: all there are; empty: the text alone.
         rename: name in the source -> name of the modality.
         labelled: whether every utterance must have a label; False: one that has none gets NaN.
     """
 
-    dataset: str
+    dataset: str | Task
     modalities: Sequence[str] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     labelled: bool = True
+
+    @property
+    def task(self) -> Task:
+        """What the labels mean."""
+        return task_of(self.dataset)
 
     def keys(
         self, present: Iterable[str], where: str, notes: list[str], usual: Mapping[str, str] = MODALITY_NAMES

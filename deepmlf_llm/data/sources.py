@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from deepmlf_llm.data.class_labels import resolve_labels
 from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus
 from deepmlf_llm.data.csd import SUFFIX, read_csd_folder
 from deepmlf_llm.data.file_kind import FORMATS, JSON_LINES, PICKLE, file_kind
@@ -33,14 +34,14 @@ from deepmlf_llm.data.unpickle import load_pickle
 from deepmlf_llm.data.word_tuples import PLACES, are_word_tuples, read_word_tuples
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.files import sha256
-from deepmlf_llm.tasks.regression import task_of
+from deepmlf_llm.tasks.registry import Task, task_of
 
 SUFFIXES = (".pkl", ".pickle", ".jsonl")
 
 
 def open_source(
     source: Path | str,
-    dataset: str,
+    dataset: str | Task,
     *,
     modalities: Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
@@ -52,14 +53,14 @@ def open_source(
 
     Args:
         source: the file or folder.
-        dataset: "mosi", "mosei" or "sims": whose labels these are.
+        dataset: whose labels these are: name of a shipped data set, or a task (:func:`deepmlf_llm.tasks.read_task`).
         modalities: which to read, in this order; default: all there are; empty: the text alone.
         rename: name in the source -> name of the modality.
         labelled: every utterance must have a label within the data set's range; False: labels are not looked at, and
             NaN where there is none.
 
     Returns:
-        The splits that are there (at least one), where they come from, and notes.
+        The splits that are there (at least one), where they come from, notes, and the task with its classes.
 
     Raises:
         DataError: the source is missing, foreign, damaged or wrong in content; the message says what it is instead,
@@ -73,7 +74,8 @@ def open_source(
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
     if labelled:
-        check_corpus(corpus, dataset)
+        corpus.task = resolve_labels(corpus, reading.task)
+        check_corpus(corpus, corpus.task)
     return corpus
 
 

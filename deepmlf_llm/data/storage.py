@@ -85,7 +85,9 @@ def _to_table(split: PolarityDataset) -> pyarrow.Table:
     import pyarrow as pa
 
     columns: dict[str, Any] = {"id": pa.array(split.ids, pa.string()), "text": pa.array(split.texts, pa.string())}
-    columns["label"] = pa.array(split.labels, pa.float32())
+    labels = pa.array(split.labels.reshape(-1), pa.float32())
+    several = split.labels.ndim == 2
+    columns["label"] = pa.FixedSizeListArray.from_arrays(labels, split.labels.shape[1]) if several else labels
     for suffix, values in split.unimodal.items():
         columns[_UNIMODAL + suffix] = pa.array(np.asarray(values, dtype=np.float32), pa.float32())
     for name, ragged in split.features.items():
@@ -104,7 +106,7 @@ def _read_arrow(path: Path, modalities: list[str]) -> PolarityDataset:
     return PolarityDataset(
         table["id"].to_pylist(),
         table["text"].to_pylist(),
-        table["label"].to_numpy(),
+        _labels(table["label"]),
         {name: _to_ragged(table[name]) for name in modalities},
         {
             name.removeprefix(_UNIMODAL): table[name].to_numpy()
@@ -112,6 +114,15 @@ def _read_arrow(path: Path, modalities: list[str]) -> PolarityDataset:
             if name.startswith(_UNIMODAL)
         },
     )
+
+
+def _labels(column: pyarrow.ChunkedArray) -> np.ndarray:
+    """[N], or with several labels [N x c]."""
+    width = getattr(column.type, "list_size", None)
+    if width is None:
+        labels: np.ndarray = column.to_numpy()
+        return labels
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks]).reshape(-1, width)
 
 
 def _to_ragged(column: pyarrow.ChunkedArray) -> Ragged:

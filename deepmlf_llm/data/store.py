@@ -10,6 +10,7 @@ from deepmlf_llm.data.manifest import FILE_NAME, Manifest, read_manifest
 from deepmlf_llm.data.storage import read_split, write_splits
 from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.files import directory_aside
+from deepmlf_llm.tasks.registry import Task, task_of
 
 if TYPE_CHECKING:
     from deepmlf_llm.data.dataset import PolarityDataset
@@ -34,6 +35,15 @@ class DataStore:
             name: {fact: facts[fact] for fact in FACTS if fact in facts} for name, facts in manifest.modalities.items()
         }
         self._loaded: dict[str, PolarityDataset] = {}
+
+    @property
+    def task(self) -> Task:
+        """What the labels mean.
+
+        Raises:
+            ConfigError: a data set that this version does not know.
+        """
+        return task_of(self.manifest.dataset, self.manifest.task)
 
     def split(self, name: str) -> PolarityDataset:
         """A split, loaded into memory at the first call, and compared with its hash.

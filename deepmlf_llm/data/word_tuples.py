@@ -16,6 +16,7 @@ from deepmlf_llm.data.mmsa import read_labels
 from deepmlf_llm.data.source_names import Reading
 from deepmlf_llm.data.values import is_column, listed, read_frames, read_text, row_name
 from deepmlf_llm.errors import DataError
+from deepmlf_llm.tasks.classification import ClassificationTask
 
 PLACES = {"vision": 1, "audio": 2}
 PAUSES = {"sp", "SP", "<sp>"}
@@ -52,14 +53,14 @@ def read_word_tuples(
         if not are_word_tuples([item]) or len(item) != len(rows[0]) or len(item[0]) != len(rows[0][0]):
             raise DataError(f"{where}: row {row} is no ((words, visual, acoustic), label, id) as row 0 is")
     ids = [_id(item, row, where) for row, item in enumerate(rows)]
-    labels = [np.asarray(item[1]).reshape(-1) if is_column(item[1]) else np.array([item[1]]) for item in rows]
-    widths = {len(label) for label in labels}
-    if len(widths) > 1 or 0 in widths:
-        raise DataError(f"{where}: rows have {', '.join(map(str, sorted(widths)))} labels, expected one a row")
+    if isinstance(reading.task, ClassificationTask):
+        labels: Any = [item[1] for item in rows]
+    else:
+        labels = _label_rows(rows, where)
     return Utterances(
         ids=ids,
         texts=_texts(rows, ids, where),
-        labels=read_labels(np.stack(labels), reading, f"{where}: labels", ids, notes),
+        labels=read_labels(labels, reading, f"{where}: labels", ids, notes),
         features={
             name: [
                 read_frames(item[0][PLACES[key]], f"{where}: {name} of {row_name(row, ids)}")
@@ -68,6 +69,15 @@ def read_word_tuples(
             for name, key in keys.items()
         },
     )
+
+
+def _label_rows(rows: Sequence[Any], where: str) -> np.ndarray:
+    """Labels that are numbers [N x w]."""
+    labels = [np.asarray(item[1]).reshape(-1) if is_column(item[1]) else np.array([item[1]]) for item in rows]
+    widths = {len(label) for label in labels}
+    if len(widths) > 1 or 0 in widths:
+        raise DataError(f"{where}: rows have {', '.join(map(str, sorted(widths)))} labels, expected one a row")
+    return np.stack(labels)
 
 
 def _id(item: Sequence[Any], row: int, where: str) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 
 from deepmlf_llm.backbones import Decoder, check_maskable, is_quantized
 from deepmlf_llm.config.design import text_alone_problems
+from deepmlf_llm.config.labels import own_heads
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.placement import resolve_fusion_layers
 from deepmlf_llm.config.readout import NUM_STEPS, scale_steps
@@ -31,7 +32,7 @@ from deepmlf_llm.modules import (
     Verbaliser,
 )
 from deepmlf_llm.modules.precision import at_least_fp32
-from deepmlf_llm.tasks.regression import task_of
+from deepmlf_llm.tasks.registry import task_of
 
 
 def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
@@ -67,20 +68,7 @@ def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
         make_tokens(decoder, config, layers[0]),
         None if config.reads_text_alone else build_av_encoder(config),
         {index: _build_block(decoder, index, config) for index in layers},
-        Heads(
-            decoder.width,
-            width,
-            config.head_width,
-            config.head_norm,
-            config.head_dropout,
-            config.num_outputs,
-            config.head_base,
-            _build_mixing(decoder, config, sizes),
-            verbaliser=_build_verbaliser(decoder, config),
-            verbalised_only=config.readout == "verbalised",
-            tells_sign=config.objective.lambda_polarity > 0,
-            prototypes=_build_prototypes(decoder, config),
-        ),
+        _build_heads(decoder, config, width, sizes),
         width,
         config.freeze_av_encoder,
         Segregated(list(config.modalities), sizes, width) if sizes else Pooled(),
@@ -127,7 +115,7 @@ def _build_layer_mix(decoder: Decoder, config: DeepMLFConfig, layers: list[int])
 def _build_prototypes(decoder: Decoder, config: DeepMLFConfig) -> OrdinalPrototypes | None:
     if config.objective.lambda_prototypes == 0:
         return None
-    return OrdinalPrototypes(decoder.width, task_of(config.dataset).steps(NUM_STEPS))
+    return OrdinalPrototypes(decoder.width, task_of(config.dataset, config.task).steps(NUM_STEPS))
 
 
 def build_av_encoder(config: DeepMLFConfig) -> AVEncoder:
@@ -194,6 +182,24 @@ def _build_ffw(decoder: Decoder, index: int, config: DeepMLFConfig) -> FeedForwa
         config.ffw_lora_alpha,
         config.ffw_lora_dropout,
         config.ffw_dropout,
+    )
+
+
+def _build_heads(decoder: Decoder, config: DeepMLFConfig, context_width: int, sizes: tuple[int, ...]) -> Heads:
+    return Heads(
+        decoder.width,
+        context_width,
+        config.head_width,
+        config.head_norm,
+        config.head_dropout,
+        config.num_outputs,
+        config.head_base,
+        _build_mixing(decoder, config, sizes),
+        verbaliser=_build_verbaliser(decoder, config),
+        verbalised_only=config.readout == "verbalised",
+        tells_sign=config.objective.lambda_polarity > 0,
+        prototypes=_build_prototypes(decoder, config),
+        modalities=own_heads(config.unimodal_targets),
     )
 
 

@@ -16,13 +16,16 @@ from transformers.utils import ModelOutput
 
 from deepmlf_llm.backbones import Decoder
 from deepmlf_llm.backbones.text_cache import TextCache
+from deepmlf_llm.config.labels import own_heads, unimodal_terms
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.fusion.hooks import FusionState, Injection
 from deepmlf_llm.fusion.layer_mix import mixed_states
 from deepmlf_llm.fusion.objective import combine, loss_terms, next_token_sum
 from deepmlf_llm.fusion.passes import PassInput, States, Text, choose_pass
+from deepmlf_llm.fusion.task_loss import task_loss
 from deepmlf_llm.fusion.token_cache import TokenCache
+from deepmlf_llm.fusion.unimodal import Unimodal, unimodal_of
 from deepmlf_llm.locks import SharedLock
 from deepmlf_llm.modules import AVContext, FusionStack, seqaug
 from deepmlf_llm.modules.heads import Predictions
@@ -30,8 +33,8 @@ from deepmlf_llm.modules.heads import Predictions
 
 @dataclass
 class DeepMLFOutput(ModelOutput):
-    """What the model says, in fp32 (fp64 on a base in fp64); shapes for one output per utterance (else a last dimension
-    more).
+    """What the model says, in fp32 (fp64 on a base in fp64); shapes for one output per utterance. Of classes it says
+    logits, one each: a last dimension more.
 
     Args:
         loss: scalar, with labels only.
@@ -43,6 +46,7 @@ class DeepMLFOutput(ModelOutput):
         av_polarity: from the audiovisual context [b]; means nothing for a row without any. None where no modality is
             read.
         task_polarity, verbalised_polarity: with ``readout="both"``, the two that the prediction is the mean of [b].
+        modality_polarity: name -> from that modality alone [b], where modalities have heads of their own.
     """
 
     loss: Tensor | None = None
@@ -53,6 +57,7 @@ class DeepMLFOutput(ModelOutput):
     av_polarity: Tensor | None = None
     task_polarity: Tensor | None = None
     verbalised_polarity: Tensor | None = None
+    modality_polarity: dict[str, Tensor] | None = None
 
 
 def left_padded(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,6 +91,7 @@ class FusedDecoder:
         labels: Tensor | None = None,
         loss_counts: Mapping[str, Tensor] | None = None,
         head_labels: Mapping[str, Tensor] | None = None,
+        unimodal_labels: Tensor | None = None,
         **features: Tensor | None,
     ) -> DeepMLFOutput:
         """See :meth:`deepmlf_llm.model.DeepMLFModel.forward`."""
@@ -108,8 +114,14 @@ class FusedDecoder:
         if stack.layer_mix is not None:
             read = mixed_states(self.decoder, stack.layer_mix, state, states)
         mean = None if context is None else context.mean()
-        predictions = stack.heads(*read, mean, states.tokens[:, -1])
-        return self._output(config, predictions, states, context, input_ids, mask, labels, loss_counts, head_labels)
+        parts = {} if context is None else {n: context.parts[n].mean() for n in own_heads(config.unimodal_targets)}
+        predictions = stack.heads(*read, mean, states.tokens[:, -1], parts)
+        unimodal = None
+        if unimodal_labels is not None and config.unimodal_targets:
+            heard = {name: frames_mask.any(dim=1) for name, (_, frames_mask) in inputs.items()}
+            unimodal = unimodal_of(unimodal_terms(config.unimodal_targets), unimodal_labels, heard)
+        own = head_labels, unimodal
+        return self._output(config, predictions, states, context, input_ids, mask, labels, loss_counts, own)
 
     def _features(
         self, config: DeepMLFConfig, given: Mapping[str, Tensor | None], batch: int, stack: FusionStack
@@ -162,7 +174,7 @@ class FusedDecoder:
         mask: Tensor,
         labels: Tensor | None,
         loss_counts: Mapping[str, Tensor] | None,
-        head_labels: Mapping[str, Tensor] | None,
+        own: tuple[Mapping[str, Tensor] | None, Unimodal | None],
     ) -> DeepMLFOutput:
         output = DeepMLFOutput(
             polarity=_per_utterance(predictions.final),
@@ -171,13 +183,16 @@ class FusedDecoder:
             av_polarity=None if predictions.av is None else _per_utterance(predictions.av),
             task_polarity=None if predictions.verbalised is None else _per_utterance(predictions.task),
             verbalised_polarity=None if predictions.verbalised is None else _per_utterance(predictions.verbalised),
+            modality_polarity={name: _per_utterance(found) for name, found in predictions.modalities.items()} or None,
         )
         if labels is not None:
             next_token = None
             if config.objective.gamma > 0 and states.text is not None:
                 next_token = partial(next_token_sum, self.decoder.logits, states.text, input_ids, mask)
             present = torch.zeros_like(mask[:, 0], dtype=torch.bool) if context is None else context.mask.any(dim=1)
-            terms = loss_terms(config.objective, predictions, labels, mask, present, next_token, head_labels)
+            of_heads, unimodal = own
+            judged = next_token, of_heads, task_loss(config), unimodal
+            terms = loss_terms(config.objective, predictions, labels, mask, present, *judged)
             output.loss, output.losses = combine(terms, loss_counts)
         return output
 

@@ -1,7 +1,8 @@
 """The loss and its terms: ``L = L_task + lambda_f L_fusion + lambda_av L_av + lambda_t L_text + gamma L_LM``.
 
-DeepMLF section 3 (arXiv 2504.11082). The first four regress the polarity; L_LM is next-token cross-entropy on the
-transcript: each real token but the last predicts the next real one, mean over all of the batch. Beyond the paper:
+DeepMLF section 3 (arXiv 2504.11082). The first four judge the heads by the label: a polarity, or classes
+(:mod:`~deepmlf_llm.fusion.task_loss`). L_LM is next-token cross-entropy on the transcript: each real token but the last
+predicts the next real one, mean over all of the batch. Beyond the paper:
 
 - ``readout="verbalised"``: L_task is of the polarity that the LM tells (:mod:`~deepmlf_llm.modules.verbaliser`);
   ``"both"``: L_verbalised, of the same weight, beside that of the task head;
@@ -26,12 +27,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from deepmlf_llm.config.method import ObjectiveConfig
+from deepmlf_llm.fusion.task_loss import TaskLoss, distance
+from deepmlf_llm.fusion.unimodal import Unimodal
 from deepmlf_llm.modules.heads import Predictions
 from deepmlf_llm.modules.precision import at_least_fp32
 from deepmlf_llm.modules.prototypes import ordinal_targets
 
 LOGIT_CHUNKS = 4  # parts of the batch whose logits are alive in turn; a batch of 32 MOSI texts makes 100 MB each
-REGRESSION = {"l1": torch.abs, "mse": torch.square}
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ def combine(terms: Iterable[LossTerm], counts: Mapping[str, Tensor] | None = Non
     return torch.stack([term.weight * parts[term.name] for term in terms]).sum(), parts
 
 
-def term_counts(mask: Tensor, present: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def term_counts(mask: Tensor, present: Tensor, labels: Tensor, unimodal: Unimodal | None = None) -> dict[str, Tensor]:
     """Term -> what it is a mean over, known from the batch alone: whole numbers, scalars.
 
     Args:
         mask: 1 where a text token is real [b x l].
         present: True where any audio or vision frame is real [b].
         labels: polarity [b], or [b x o].
+        unimodal: labels of one modality alone, if heads learn from them.
     """
     utterances = torch.full_like(present.sum(), len(present))
     return {
@@ -86,6 +89,7 @@ def term_counts(mask: Tensor, present: Tensor, labels: Tensor) -> dict[str, Tens
         "polarity": takes_sides(labels).sum(),
         "prototypes": utterances,
         "lm": predicts_next(mask).sum(),
+        **({} if unimodal is None else unimodal.counts()),
     }
 
 
@@ -97,6 +101,8 @@ def loss_terms(
     present: Tensor,
     next_token: Callable[[], Tensor] | None = None,
     head_labels: Mapping[str, Tensor] | None = None,
+    loss: TaskLoss | None = None,
+    unimodal: Unimodal | None = None,
 ) -> list[LossTerm]:
     """The terms of a batch; fp32 (fp64 where the heads are).
 
@@ -104,26 +110,38 @@ def loss_terms(
 
     Args:
         predictions: see :class:`Predictions`.
-        labels: polarity [b], or [b x o].
+        labels: polarity [b], or [b x o]; classes as :mod:`~deepmlf_llm.fusion.task_loss` takes them.
         mask, present: see :func:`term_counts`.
         next_token: gives the sum of L_LM over the batch (:func:`next_token_sum`); None: it is not computed.
         head_labels: term -> labels of its own, in the place of ``labels``.
+        loss: of the task (:func:`~deepmlf_llm.fusion.task_loss.task_loss`); default: the regression loss.
+        unimodal: labels of one modality alone, for the heads that learn from them.
     """
+    judge = loss or distance(config.loss)
+    alone = unimodal or Unimodal({}, {})
 
     def error(term: str, found: Tensor) -> Tensor:
         """Of each utterance [b]: a mean over what it has of ``found`` [b x .. x o]."""
-        own = labels if head_labels is None else head_labels.get(term, labels)
-        target = own.to(predictions.task.dtype).reshape(len(own), 1, -1)  # [b x 1 x o]
-        return REGRESSION[config.loss](found.reshape(len(found), -1, found.shape[-1]) - target).mean(dim=(1, 2))
+        return judge(found, (head_labels or {}).get(term, labels))
 
-    counts = term_counts(mask, present, labels)
+    def total(term: str, found: Tensor, everyone: Tensor) -> Tensor:
+        """Over the utterances with a label of this term's modality alone; where no head has such, over ``everyone``."""
+        if term in alone.rated:
+            return (judge(found, alone.labels[term]) * alone.rated[term]).sum()
+        return (error(term, found) * everyone).sum()
+
+    counts = term_counts(mask, present, labels, unimodal)
     terms = [
         LossTerm("task", error("task", predictions.task).sum(), counts["task"], 1.0),
         LossTerm("fusion", error("fusion", predictions.fusion).sum(), counts["fusion"], config.lambda_fusion),
     ]
     if predictions.av is not None:
-        terms.append(LossTerm("av", (error("av", predictions.av) * present).sum(), counts["av"], config.lambda_av))
-    terms.append(LossTerm("text", error("text", predictions.text).sum(), counts["text"], config.lambda_text))
+        terms.append(LossTerm("av", total("av", predictions.av, present), counts["av"], config.lambda_av))
+    text = total("text", predictions.text, torch.ones_like(present))
+    terms.append(LossTerm("text", text, counts["text"], config.lambda_text))
+    for name, found in predictions.modalities.items():
+        if name in alone.rated:
+            terms.append(LossTerm(name, total(name, found, present), counts[name], config.lambda_av))
     if predictions.verbalised is not None:
         told = error("verbalised", predictions.verbalised).sum()
         terms.append(LossTerm("verbalised", told, counts["verbalised"], 1.0))

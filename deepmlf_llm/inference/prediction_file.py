@@ -5,7 +5,6 @@ One row never ends the job: whatever it holds, it is predicted or becomes a line
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from deepmlf_llm.data.inputs import Input, open_input
 from deepmlf_llm.data.rows import Row
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.inference.output_file import partial_output
-from deepmlf_llm.inference.predictor import Prediction, SentimentPredictor
+from deepmlf_llm.inference.predictions import ClassPrediction, Prediction
+from deepmlf_llm.inference.predictor import SentimentPredictor
 
 CHUNK_BATCHES = 8  # rows are sorted by length within so many batches, and written after them
 CHUNK_BYTES = 1 << 28
@@ -175,7 +175,7 @@ class _Job:
 
     def predict(self, chunk: list[tuple[Row, Any, dict[str, Any] | str]]) -> list[dict[str, Any]]:
         """A line for each row of a chunk."""
-        results: dict[int, Prediction | str] = {}
+        results: dict[int, Prediction | ClassPrediction | str] = {}
         small = [i for i, (_, _, item) in enumerate(chunk) if isinstance(item, dict) and _size(item) <= OUTSIZED_BYTES]
         large = [i for i, (_, _, item) in enumerate(chunk) if isinstance(item, dict) and _size(item) > OUTSIZED_BYTES]
         for places in (small, *([i] for i in large)):
@@ -210,7 +210,7 @@ class _Job:
             yield f"{self.repeated} rows repeat the id of another row"
 
 
-def predict_each(predictor: SentimentPredictor, items: list[Any]) -> list[Prediction | str]:
+def predict_each(predictor: SentimentPredictor, items: list[Any]) -> list[Prediction | ClassPrediction | str]:
     """Predictions in order; where a batch fails, each item alone, and for one that fails what is wrong with it."""
     if not items:
         return []
@@ -224,9 +224,8 @@ def predict_each(predictor: SentimentPredictor, items: list[Any]) -> list[Predic
     return [result for item in items for result in predict_each(predictor, [item])]
 
 
-def _checked(prediction: Prediction) -> Prediction | str:
-    numbers = [value for value in prediction.to_dict().values() if isinstance(value, float)]
-    if all(map(math.isfinite, numbers)):
+def _checked(prediction: Prediction | ClassPrediction) -> Prediction | ClassPrediction | str:
+    if prediction.is_finite():
         return prediction
     return "cannot be predicted: the model's output is not finite, as with features far from those of its training"
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +22,16 @@ from deepmlf_llm.data.facts import FeatureRecipe, feature_problems, provenance_o
 from deepmlf_llm.data.frames import frames_of_width
 from deepmlf_llm.data.text import normalise_text
 from deepmlf_llm.errors import ConfigError, DataError, suggest
+from deepmlf_llm.inference.predictions import ClassPrediction, Prediction, predictions_of
 from deepmlf_llm.model.merged import tokenizer_beside
 from deepmlf_llm.model.peft_model import DeepMLFModel
-from deepmlf_llm.tasks.metrics import polarity_label
+from deepmlf_llm.tasks.registry import task_of
 
 TEXT_CACHE_BYTES = 1 << 30  # kept streams are dropped past this, so that a long job stays bounded
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one utterance, on the scale of the labels it was trained on.
-
-    Attributes:
-        polarity: the prediction.
-        label: negative, neutral or positive, by the data set's rule.
-        text_polarity: what the text alone says (its own head).
-        av_polarity: what audio and vision alone say; None where the utterance has neither, or the model reads text
-            alone.
-        fusion_polarity: what the fusion tokens say, mean over them.
-        task_polarity, verbalised_polarity: with ``readout="both"``, the two that the prediction is the mean of; else
-            None, and in no file.
-    """
-
-    polarity: float
-    label: str
-    text_polarity: float
-    av_polarity: float | None
-    fusion_polarity: float
-    task_polarity: float | None = None
-    verbalised_polarity: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value is not None or key == "av_polarity"}
-
-
 class SentimentPredictor:
-    """Predicts polarity from transcripts and feature sequences of any length, either modality missing.
+    """Predicts polarity, or classes, from transcripts and feature sequences of any length, either modality missing.
 
     Any number of threads may use one predictor, or several on one model, also in a process that was forked. It stays
     with the adapter that is active when it is made.
@@ -72,6 +45,7 @@ class SentimentPredictor:
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
         self.model = model.eval()
         self.config = model.deepmlf_config
+        self.task = task_of(self.config.dataset, self.config.task)
         self._adapter: str | None = model.adapter_in_use
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -124,7 +98,7 @@ class SentimentPredictor:
         standardised: bool = False,
         facts: Mapping[str, Mapping[str, Any]] | None = None,
         **features: Sequence[Any] | None,
-    ) -> list[Prediction]:
+    ) -> list[Prediction | ClassPrediction]:
         """One prediction per utterance, in order.
 
         Args:
@@ -193,21 +167,17 @@ class SentimentPredictor:
         return array
 
     @torch.inference_mode()
-    def predict_prepared(self, items: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+    def predict_prepared(self, items: Sequence[Mapping[str, Any]]) -> list[Prediction | ClassPrediction]:
         """Predictions of what :meth:`prepare` made, in order; batches hold texts of like length."""
-        results: list[Prediction | None] = [None] * len(items)
+        results: list[Prediction | ClassPrediction | None] = [None] * len(items)
         order = np.argsort([len(item["input_ids"]) for item in items], kind="stable")
         for rows in self._batches(order):
             batch = self._collate([items[i] for i in rows])
             device = next(self.model.parameters()).device
             out = self.model.predict_with(self._adapter, **{name: x.to(device) for name, x in batch.items()})
-            av_polarity = torch.full_like(out.polarity, torch.nan) if out.av_polarity is None else out.av_polarity
-            both = [out[name] for name in ("task_polarity", "verbalised_polarity") if name in out]
-            heads = torch.stack([out.polarity, out.text_polarity, av_polarity, out.fusion_polarity, *both])
-            for i, (polarity, text, av, fusion, *read) in zip(rows, heads.T.tolist(), strict=True):
-                heard = any(len(items[i].get(name, ())) for name in self.config.modalities)
-                label = polarity_label(np.float32(polarity), self.config.dataset)
-                results[i] = Prediction(polarity, label, text, av if heard else None, fusion, *read)
+            heard = [{name for name in self.config.modalities if len(items[i].get(name, ()))} for i in rows]
+            for i, prediction in zip(rows, predictions_of(out, heard, self.task), strict=True):
+                results[i] = prediction
             self._bound_text_cache()
         return [result for result in results if result is not None]
 

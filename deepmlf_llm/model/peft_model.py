@@ -71,13 +71,14 @@ class DeepMLFModel(SwitchedModel):
         Args:
             input_ids: [b x l], padded on either side, at least one real token a row.
             attention_mask: 1 where a token is real [b x l]; default: all.
-            labels: polarity [b].
+            labels: polarity [b]; of classes the index of each [b], with several labels 0 and 1 [b x c].
             loss_counts: term of the loss -> what its sum over this batch is divided by, where the batch is part of a
                 larger step (see :mod:`~deepmlf_llm.fusion.objective`); default: what the batch has, which gives means.
             head_labels: term of the loss -> labels of its own [b], in the place of ``labels``: "task", "fusion", "av",
                 "text".
             features: for each modality of the config ``<name>`` [b x t x d_m] and ``<name>_mask``, True where a frame
-                is real [b x t] (default: all). A modality that is not given, or a row masked out, is absent.
+                is real [b x t] (default: all). A modality that is not given, or a row masked out, is absent. Beside
+                them ``unimodal_labels`` of text, audio, vision [b x 3], NaN where not rated, for ``unimodal_targets``.
 
         Raises:
             ConfigError: a feature the config does not name, or of another width.

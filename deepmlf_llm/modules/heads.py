@@ -13,8 +13,8 @@ That position has read the text, audio and vision and all other fusion tokens; t
 ``ffw_scope="fusion"`` nothing that is trained reaches it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -40,6 +40,7 @@ class Predictions:
         is_positive: [b x 1], a logit, where L_polarity is wanted.
         near: log-probabilities of the k prototypes [b x k], where L_prototypes is wanted.
         steps: polarity of each prototype.
+        modalities: name -> [b x o], where a modality has a head of its own.
     """
 
     task: Tensor
@@ -55,6 +56,8 @@ class Predictions:
     def final(self) -> Tensor:
         """[b x o], the prediction: the task head's or the verbalised, or the mean of both."""
         return self.task if self.verbalised is None else (self.task + self.verbalised) / 2
+
+    modalities: dict[str, Tensor] = field(default_factory=dict)
 
 
 class SingleSafeBatchNorm(nn.BatchNorm1d):
@@ -103,6 +106,7 @@ class Heads(nn.Module):
         verbalised_only: there is no task head.
         tells_sign: a Linear on what the task head reads tells positive from negative, for an auxiliary loss.
         prototypes: to which the mean of the fusion tokens is drawn, for another.
+        modalities: that have a head of their own, a Linear on the mean of their encoded frames.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Heads(nn.Module):
         verbalised_only: bool = False,
         tells_sign: bool = False,
         prototypes: OrdinalPrototypes | None = None,
+        modalities: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.mixing = mixing or TokenMean(width)
@@ -135,6 +140,7 @@ class Heads(nn.Module):
         self.fusion = nn.Linear(width, num_outputs)
         self.text = nn.Linear(width, num_outputs)
         self.av = nn.Linear(context_width, num_outputs) if context_width else None
+        self.modalities = nn.ModuleDict({name: nn.Linear(context_width, num_outputs) for name in modalities})
         self._on_base = BASES[base]
         if base != "none" and self.task is not None:
             last = cast(nn.Linear, self.task[-1])
@@ -150,10 +156,12 @@ class Heads(nn.Module):
         last_text: Tensor,
         context_mean: Tensor | None = None,
         last_token: Tensor | None = None,
+        parts: Mapping[str, Tensor] | None = None,
     ) -> Predictions:
         """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av] (None: there is no context).
 
-        ``last_token`` [b x d] is what the LM itself speaks from, where the others are mixes of its layers.
+        ``last_token`` [b x d] is what the LM itself speaks from, where the others are mixes of its layers; ``parts``:
+        modality with a head of its own -> mean of its encoded frames [b x d_av].
         """
         dtype = self.text.weight.dtype
         last_token = tokens[:, -1] if last_token is None else last_token
@@ -175,4 +183,5 @@ class Heads(nn.Module):
                 is_positive=None if self.sign is None else self.sign(joint),
                 near=None if self.prototypes is None else self.prototypes(tokens.mean(dim=1)),
                 steps=() if self.prototypes is None else self.prototypes.values,
+                modalities={name: head((parts or {})[name].to(dtype)) for name, head in self.modalities.items()},
             )

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deepmlf_llm.statistics.seeds import CONFIDENCE
 from deepmlf_llm.statistics.sums import MetricSums
+from deepmlf_llm.tasks.registry import Task
 
 RESAMPLES, SEED = 2000, 0
 _AT_ONCE = 500  # resamples in memory
@@ -30,13 +31,13 @@ def described(resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, Any]:
 
 
 def metric_intervals(
-    predictions: ArrayLike, labels: ArrayLike, dataset: str, resamples: int = RESAMPLES, seed: int = SEED
+    predictions: ArrayLike, labels: ArrayLike, dataset: str | Task, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, list[float] | None]:
     """The 95 % interval of each metric of one set of predictions.
 
     Args:
         predictions, labels: polarity [n].
-        dataset: "mosi", "mosei" or "sims".
+        dataset: name of a data set, or a task, whose labels are numbers.
         resamples: how many sets of n utterances are drawn.
         seed: of the draws.
 

@@ -165,12 +165,12 @@ def compare(entries: Sequence[Entry], head: str = POLARITY, resamples: int = RES
     first = entries[0]
     runs = _aligned(entries)
     reference = first.runs[0]
-    sums = [[MetricSums.of(run.head(head), run.labels, run.dataset) for run in group] for group in runs]
+    sums = [[MetricSums.of(run.head(head), run.labels, run.rules) for run in group] for group in runs]
     rows, found = [], []
     for entry, group, of_group in zip(entries, runs, sums, strict=True):
         rows.append(_row(entry, head, draw([of_group], False, resamples, seed)[0]))
         if head == POLARITY and all(TEXT_HEAD in run.heads for run in group):
-            alone = [MetricSums.of(run.head(TEXT_HEAD), run.labels, run.dataset) for run in group]
+            alone = [MetricSums.of(run.head(TEXT_HEAD), run.labels, run.rules) for run in group]
             rows.append(_row(entry, TEXT_HEAD, draw([alone], False, resamples, seed)[0]))
     for entry, of_group in zip(entries[1:], sums[1:], strict=True):
         paired = len(first.runs) > 1 and list(first.seeds) == list(entry.seeds)
@@ -237,8 +237,9 @@ def _aligned(entries: Sequence[Entry]) -> list[list[Predictions]]:
 
 def _in_order_of(reference: Predictions, run: Predictions) -> tuple[Predictions, str]:
     """``run`` with its utterances in the reference's order, and what keeps it from being compared (or "")."""
-    if run.dataset != reference.dataset:
-        return run, f"labels of {run.dataset!r}, not of {reference.dataset!r}"
+    if other := run.rules.differences(reference.rules):
+        more = f" ({other})" if run.task or reference.task else ""
+        return run, f"labels of {run.dataset!r}, not of {reference.dataset!r}{more}"
     wanted, given = list(reference.ids), list(run.ids)
     if wanted != given:
         if set(wanted) != set(given):
@@ -251,7 +252,7 @@ def _in_order_of(reference: Predictions, run: Predictions) -> tuple[Predictions,
         place = {identity: row for row, identity in enumerate(given)}
         rows = [place[identity] for identity in wanted]
         heads = {name: values[rows] for name, values in run.heads.items()}
-        run = Predictions(run.dataset, run.split, wanted, run.labels[rows], heads)
+        run = Predictions(run.dataset, run.split, wanted, run.labels[rows], heads, run.task)
     other = np.flatnonzero(run.labels != reference.labels)
     if len(other):
         row = int(other[0])

@@ -13,8 +13,8 @@ from deepmlf_llm.files import write_aside
 from deepmlf_llm.statistics.predictions import Predictions
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.statistics.style import COLOURS, figure, legend_below, svg
-from deepmlf_llm.tasks.metrics import comparable
-from deepmlf_llm.tasks.regression import Bins, Rounded, task_of
+from deepmlf_llm.tasks.metrics import comparable, regression_of
+from deepmlf_llm.tasks.regression import Bins, Rounded
 
 GROUPS = 10  # of predictions, in a calibration plot
 _LEAST = 5  # utterances in a group
@@ -36,7 +36,8 @@ def write_plots(directory: Path, predictions: Predictions, prefix: str = "") -> 
     """
     if not installed("matplotlib"):
         return missing("matplotlib", "no plots: drawing them")
-    write_aside(directory / f"{prefix}confusion.svg", confusion_plot(predictions))
+    if regression_of(predictions.rules).classes:  # a task of one's own may have no bins
+        write_aside(directory / f"{prefix}confusion.svg", confusion_plot(predictions))
     write_aside(directory / f"{prefix}calibration.svg", calibration_plot(predictions))
     return None
 
@@ -47,8 +48,8 @@ def confusion_counts(predictions: Predictions) -> tuple[NDArray[np.int64], list[
     Returns:
         Counts [true x predicted], and the classes' names: those of the data set's finest accuracy.
     """
-    rule = next(iter(task_of(predictions.dataset).classes.values()))
-    y_hat, y = comparable(predictions.head(), predictions.labels, predictions.dataset)
+    rule = next(iter(regression_of(predictions.rules).classes.values()))
+    y_hat, y = comparable(predictions.head(), predictions.labels, predictions.rules)
     names = class_names(rule)
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
     np.add.at(counts, (rule(y), rule(y_hat)), 1)
@@ -83,7 +84,7 @@ def confusion_plot(predictions: Predictions) -> bytes:
 
 def calibration_groups(predictions: Predictions) -> list[tuple[float, Any]]:
     """Utterances in groups of like prediction: the mean prediction of each, and the mean label with its interval."""
-    y_hat, y = comparable(predictions.head(), predictions.labels, predictions.dataset)
+    y_hat, y = comparable(predictions.head(), predictions.labels, predictions.rules)
     order = np.argsort(y_hat, kind="stable")
     groups = np.array_split(order, max(1, min(GROUPS, len(order) // _LEAST)))
     return [(float(y_hat[rows].mean()), t_interval([float(value) for value in y[rows]])) for rows in groups]
@@ -91,7 +92,7 @@ def calibration_groups(predictions: Predictions) -> list[tuple[float, Any]]:
 
 def calibration_plot(predictions: Predictions) -> bytes:
     """An SVG: mean label against mean prediction in groups of like prediction; on the line where the scale is right."""
-    task = task_of(predictions.dataset)
+    task = regression_of(predictions.rules)
     with figure(4.4, 4.4) as (drawn, (ax,)):
         line = ax.plot([task.low, task.high], [task.low, task.high], color="#555555", linewidth=1, label="right scale")
         groups = calibration_groups(predictions)

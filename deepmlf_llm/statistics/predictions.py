@@ -21,6 +21,8 @@ from deepmlf_llm.extras import installed, missing, require
 from deepmlf_llm.files import file_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import parse_json
+from deepmlf_llm.tasks.registry import Task, task_of
+from deepmlf_llm.tasks.regression import RegressionTask
 
 FILE = "predictions.parquet"
 POLARITY = "polarity"
@@ -33,11 +35,12 @@ class Predictions:
     """What was predicted of one split.
 
     Attributes:
-        dataset: label rule: "mosi", "mosei" or "sims".
+        dataset: label rule: "mosi", "sims", .., or the name of a task of one's own.
         split: "train", "valid" or "test".
         ids: of the utterances [n].
-        labels: polarity [n] float32.
-        heads: "polarity" (the prediction) and each head's own, by name [n] float32.
+        labels: polarity [n] float32; of classes the index of each, or with several labels 0 and 1 [n x c].
+        heads: "polarity" (the prediction) and each head's own, by name [n] float32; of classes logits [n x c].
+        task: rules of a task of one's own, or classes, as the manifest has them; None: ``dataset`` says all.
     """
 
     dataset: str
@@ -45,11 +48,17 @@ class Predictions:
     ids: Sequence[str]
     labels: NDArray[np.float32]
     heads: Mapping[str, NDArray[np.float32]]
+    task: Mapping[str, Any] | None = None
+
+    @property
+    def rules(self) -> Task:
+        """What the labels mean."""
+        return task_of(self.dataset, self.task)
 
     @property
     def are_polarities(self) -> bool:
         """One number an utterance; outputs of several numbers have no intervals."""
-        return self.head().ndim == 1
+        return self.head().ndim == 1 and isinstance(self.rules, RegressionTask)
 
     def head(self, name: str = POLARITY) -> NDArray[np.float32]:
         """One head's polarity [n].
@@ -91,7 +100,8 @@ def write_predictions(path: Path, splits: Iterable[Predictions]) -> str | None:
             "label": _column(split.labels),
             **{name: _column(values) for name, values in split.heads.items()},
         }
-        facts = json.dumps({"schema": _SCHEMA, "dataset": split.dataset})
+        held = {"schema": _SCHEMA, "dataset": split.dataset}
+        facts = json.dumps(held | ({} if split.task is None else {"task": dict(split.task)}))
         tables.append(pyarrow.table(columns).replace_schema_metadata({_METADATA: facts.encode()}))
     with file_aside(path) as aside:
         parquet.write_table(pyarrow.concat_tables(tables), aside)
@@ -126,7 +136,8 @@ def read_predictions(path: Path, split: str | None = None) -> Predictions:
     try:
         table = parquet.read_table(path)
         facts = parse_json((table.schema.metadata or {})[_METADATA].decode())
-        dataset = str(facts["dataset"])
+        dataset, task = str(facts["dataset"]), facts.get("task")
+        task_of(dataset, task)
         columns = {key: _array(table.column(key)) for key in table.column_names}
         splits = columns["split"].tolist()
         own = {key: columns[key] for key in table.column_names if key not in _FIXED}
@@ -141,7 +152,8 @@ def read_predictions(path: Path, split: str | None = None) -> Predictions:
     if not rows.any():
         raise DataError(f"{name}: no predictions of split {wanted!r}; it has {', '.join(map(str, there))}")
     kept = [str(identity) for identity, keep in zip(ids, rows, strict=True) if keep]
-    return Predictions(dataset, wanted, kept, labels[rows], {key: values[rows] for key, values in own.items()})
+    heads = {key: values[rows] for key, values in own.items()}
+    return Predictions(dataset, wanted, kept, labels[rows], heads, task)
 
 
 def _array(column: Any) -> NDArray[Any]:

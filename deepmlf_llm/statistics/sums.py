@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepmlf_llm.tasks.metrics import comparable
-from deepmlf_llm.tasks.regression import task_of
+from deepmlf_llm.tasks.metrics import comparable, regression_of
+from deepmlf_llm.tasks.registry import Task
 
 Sums = NDArray[np.float64]
 _VARIES = 1e-12  # share of a variance that rounding alone may leave where the values never vary
@@ -37,18 +37,18 @@ class MetricSums:
     signs: tuple[str, ...]
 
     @classmethod
-    def of(cls, predictions: ArrayLike, labels: ArrayLike, dataset: str) -> MetricSums:
+    def of(cls, predictions: ArrayLike, labels: ArrayLike, dataset: str | Task) -> MetricSums:
         """The sums of one set of predictions.
 
         Args:
             predictions, labels: polarity [n], in the dtype in which the metrics compare them.
-            dataset: "mosi", "mosei" or "sims".
+            dataset: name of a data set, or a task, whose labels are numbers.
 
         Raises:
-            ConfigError: unknown ``dataset``.
+            ConfigError: unknown ``dataset``, or one of classes.
             DataError: as :func:`~deepmlf_llm.tasks.metrics.polarity_metrics`.
         """
-        task = task_of(dataset)
+        task = regression_of(dataset)
         y_hat, y = comparable(predictions, labels, dataset)
         x, z = y_hat.astype(np.float64), y.astype(np.float64)
         columns = {"one": np.ones(len(z)), "error": np.abs(x - z)}

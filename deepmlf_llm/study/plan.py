@@ -21,7 +21,7 @@ from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.study.cells import Plan, PlannedCell
 from deepmlf_llm.study.code_version import code_version, combined
 from deepmlf_llm.study.grid import Backbone, Grid
-from deepmlf_llm.training.assemble import check_selection, method_config, resolve_base_model
+from deepmlf_llm.training.assemble import method_config, resolve_base_model, selecting_metric
 from deepmlf_llm.training.data import TrainingData, load_data, take_fraction, tokenised
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.trainer_arguments import read_deepspeed
@@ -107,7 +107,7 @@ class _Planner:
     def _cell(self, given: dict[str, Any], values: dict[str, Any], seed: int) -> PlannedCell:
         settings = RunSettings.from_dict(given, "settings")
         data = self._data(settings)
-        check_selection(settings, data.dataset)
+        settings = selecting_metric(settings, data.rules)
         size = self._size(settings, data)
         base = resolve_base_model(settings.base_model)
         key = settings.fingerprint(self.grid.processes, base, data.fingerprint)

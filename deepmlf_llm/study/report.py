@@ -173,9 +173,8 @@ def _quality(found: Sequence[Configuration], axes: Sequence[str], metric: str) -
 
 
 def _configurations(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
-    shown = [
-        name for name in (metric, "mae", "corr", "acc7", "acc2_non0", "f1_non0", "acc2", "f1") if _has(found, name)
-    ]
+    usual = ("mae", "corr", "acc7", "acc2_non0", "f1_non0", "acc2", "f1", "acc", "f1_weighted", "f1_macro")
+    shown = [name for name in (metric, *usual) if _has(found, name)]
     shown = list(dict.fromkeys(shown))
     rows = []
     for c in found:
@@ -194,10 +193,11 @@ def cell_table(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[B
     """The table that an interrupted study must end with as an uninterrupted one does: nothing in it depends on time."""
     done = [record for record in records if record["status"] == "finished"]
     names = list(dict.fromkeys(name for record in done for name in record["metrics"]["test"]))
+    judged = next((name for record in done for name in record["metrics"]["validation"]), "mae")  # the task's first
     rows = []
     for record in records:
         run, metrics = record["run_info"], record["metrics"] or {}
-        validation = (metrics.get("validation") or {}).get("mae")
+        validation = (metrics.get("validation") or {}).get(judged)
         rows.append(
             [
                 Link(record["cell"], f"{CELLS}/{record['cell']}/{CONFIG}"),
@@ -209,7 +209,7 @@ def cell_table(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[B
                 *(_number((metrics.get("test") or {}).get(name)) for name in names),
             ]
         )
-    columns = ["cell", *(axis_name(a) for a in axes), "seed", "status", "best step", "validation mae"]
+    columns = ["cell", *(axis_name(a) for a in axes), "seed", "status", "best step", f"validation {judged}"]
     columns += [f"test {name}" for name in names]
     return [Table(columns, rows, [i for i in range(len(axes) + 1, len(columns)) if columns[i] != "status"])]
 

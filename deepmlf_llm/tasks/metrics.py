@@ -1,7 +1,7 @@
-"""The field's metrics for CMU-MOSI, CMU-MOSEI and CH-SIMS, by names that state the rule.
+"""The field's metrics for CMU-MOSI, CMU-MOSEI, CH-SIMS and sets of classes, by names that state the rule.
 
 Papers report "Acc2" and "F1" under several rules; here a name stands for one of them (:data:`METRIC_DEFINITIONS`).
-Polarity is in [-3, 3] for MOSI and MOSEI, in [-1, 1] for SIMS.
+Polarity is in [-3, 3] for MOSI and MOSEI, in [-1, 1] for SIMS and SIMS v2.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import ConfigError, DataError
 from deepmlf_llm.extras import require
-from deepmlf_llm.tasks.regression import Floats, task_of
+from deepmlf_llm.tasks.class_metrics import CLASS_METRICS, class_metrics, undefined
+from deepmlf_llm.tasks.classification import ClassificationTask
+from deepmlf_llm.tasks.registry import Task, task_of
+from deepmlf_llm.tasks.regression import Floats, RegressionTask
 
 METRIC_DEFINITIONS: dict[str, str] = {
     "mae": "mean absolute error in units of the polarity scale (SIMS: both sides clipped to +-1 first)",
@@ -31,28 +34,63 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "f1_non0": "F1 on the classes and samples of acc2_non0, weighted by the labels' share of each class",
     "acc2": "SIMS: bins (-1.01, 0], (0, 1.01]; share of equal classes",
     "f1": "SIMS: F1 on the classes of acc2, weighted by the labels' share of each class",
+    "acc_bins": "a task of one's own with bins: share of utterances whose prediction falls into the label's bin",
+    "f1_bins": "F1 on the classes of acc_bins, weighted by the labels' share of each class",
+    **CLASS_METRICS,
 }
 
 
-def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str) -> dict[str, float]:
+def task_metrics(outputs: ArrayLike, labels: ArrayLike, task: str | Task) -> dict[str, float]:
+    """The metrics of one split for any task: :func:`polarity_metrics`, or those of classes.
+
+    Args:
+        outputs: predicted polarity [n], or logits [n x c].
+        labels: as the data hold them.
+        task: or the name of a shipped data set.
+
+    Raises:
+        ConfigError, DataError: as for :func:`polarity_metrics`.
+    """
+    rules = task_of(task)
+    if isinstance(rules, ClassificationTask):
+        return class_metrics(_to_numpy(outputs), _to_numpy(labels), rules)
+    return polarity_metrics(outputs, labels, rules)
+
+
+def metric_names(task: str | Task) -> list[str]:
+    """Names of a task's metrics, in their order."""
+    rules = task_of(task)
+    if isinstance(rules, ClassificationTask):
+        return [name for name in CLASS_METRICS if rules.several or name != "acc_labels"]
+    middle = (rules.low + rules.high) / 2
+    return list(polarity_metrics([rules.low, rules.high, middle], [rules.low, rules.high, middle], rules))
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric of :data:`METRIC_DEFINITIONS` grows with quality; the loss does not."""
+    return metric.startswith(("corr", "acc", "f1"))
+
+
+def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str | Task) -> dict[str, float]:
     """The metrics of one split, in the order in which papers print them.
 
     Args:
         predictions: predicted polarity [n], array or CPU tensor. Pass it as the model made it: the SIMS edges are
             compared in its dtype, because float32(-0.7) counts as <= -0.7 and a copy in float64 does not.
         labels: true polarity [n].
-        dataset: ``"mosi"``, ``"mosei"`` (``mae, corr, acc7, acc5, acc3, acc2_has0, f1_has0, acc2_non0, f1_non0``) or
-            ``"sims"`` (``mae, corr, acc5, acc3, acc2, f1``); see :data:`METRIC_DEFINITIONS`.
+        dataset: ``"mosi"``, ``"mosei"`` (``mae, corr, acc7, acc5, acc3, acc2_has0, f1_has0, acc2_non0, f1_non0``),
+            ``"sims"``, ``"simsv2"`` (``mae, corr, acc5, acc3, acc2, f1``), or a task of one's own (``mae, corr`` and
+            with bins ``acc_bins, f1_bins``); see :data:`METRIC_DEFINITIONS`.
 
     Returns:
         Name -> value. A value that the inputs leave undefined is NaN, and one warning says why.
 
     Raises:
-        ConfigError: unknown ``dataset``.
+        ConfigError: unknown ``dataset``, or one of classes.
         DataError: shapes differ or are not [n], there are no samples, or a value is not finite.
     """
-    task = task_of(dataset)
-    y_hat, y = comparable(predictions, labels, dataset)
+    task = regression_of(dataset)
+    y_hat, y = comparable(predictions, labels, task)
     metrics = {"mae": _mae(y_hat, y), "corr": _corr(y_hat, y)}
     for name, classes in task.classes.items():
         metrics[name] = _accuracy(classes(y_hat), classes(y))
@@ -62,18 +100,19 @@ def polarity_metrics(predictions: ArrayLike, labels: ArrayLike, dataset: str) ->
         if rows.any():
             values = _two_classes(signs(y_hat[rows]), signs(y[rows]))
         else:
-            values = (_undefined(" and ".join(names), "every label is 0"),) * 2
+            values = (undefined(" and ".join(names), "every label is 0"),) * 2
         metrics.update(zip(names, values, strict=True))
+    metrics |= {name: _weighted_f1(classes(y_hat), classes(y)) for name, classes in task.f1.items()}
     return metrics
 
 
-def comparable(predictions: ArrayLike, labels: ArrayLike, dataset: str) -> tuple[Floats, Floats]:
+def comparable(predictions: ArrayLike, labels: ArrayLike, dataset: str | Task) -> tuple[Floats, Floats]:
     """Predictions and labels [n] as every metric of ``dataset`` looks at them: finite, and clipped where it clips.
 
     Raises:
         ConfigError, DataError: as :func:`polarity_metrics`.
     """
-    task = task_of(dataset)
+    task = regression_of(dataset)
     y_hat, y = _as_floats(predictions, "predictions"), _as_floats(labels, "labels")
     if y_hat.shape != y.shape:
         raise DataError(f"predictions of shape {y_hat.shape} against labels of shape {y.shape}: expected the same")
@@ -86,21 +125,35 @@ def comparable(predictions: ArrayLike, labels: ArrayLike, dataset: str) -> tuple
     return y_hat, y
 
 
-def polarity_label(y: float | np.floating[Any], dataset: str) -> str:
+def regression_of(dataset: str | Task) -> RegressionTask:
+    """The rules of labels that are numbers of a scale.
+
+    Raises:
+        ConfigError: unknown ``dataset``, or one of classes.
+    """
+    task = task_of(dataset)
+    if not isinstance(task, RegressionTask):
+        raise ConfigError(f"dataset={task.name!r}: its labels are {task.describe()}, no numbers of a scale")
+    return task
+
+
+def polarity_label(y: float | np.floating[Any], dataset: str | Task) -> str | None:
     """``"negative"``, ``"neutral"`` or ``"positive"``: the class that ``acc3`` of the data set puts ``y`` in.
+
+    A task of one's own has its own names, and None without them.
 
     MOSI and MOSEI: neutral where y rounds to 0, which is -0.5 <= y <= 0.5. SIMS: neutral where -0.1 < y <= 0.1,
     compared in the dtype of ``y``.
 
     Raises:
-        ConfigError: unknown ``dataset``.
+        ConfigError: unknown ``dataset``, or one of classes.
         DataError: ``y`` is not one finite number.
     """
-    task = task_of(dataset)
+    task = regression_of(dataset)
     value = _as_floats(np.atleast_1d(_to_numpy(y)), "polarity")
     if value.size != 1:
         raise DataError(f"polarity of shape {value.shape}: expected one number")
-    return ("negative", "neutral", "positive")[int(task.classes["acc3"](value)[0])]
+    return None if task.bins is None else task.names[int(task.bins(value)[0])]
 
 
 def _mae(y_hat: Floats, y: Floats) -> float:
@@ -110,13 +163,13 @@ def _mae(y_hat: Floats, y: Floats) -> float:
 def _corr(y_hat: Floats, y: Floats) -> float:
     constant = [name for name, values in (("predictions", y_hat), ("labels", y)) if np.all(values == values[0])]
     if constant:
-        return _undefined("corr", f"{' and '.join(constant)} never vary")
+        return undefined("corr", f"{' and '.join(constant)} never vary")
     pearsonr = require("scipy.stats", "the correlation of polarities").pearsonr
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it warns of ends in NaN, explained below, or concerns the last digits
         r = float(pearsonr(y_hat.astype(np.float64), y.astype(np.float64)).statistic)
-    return _undefined("corr", "predictions or labels vary too little or too much for float64") if math.isnan(r) else r
+    return undefined("corr", "predictions or labels vary too little or too much for float64") if math.isnan(r) else r
 
 
 def _accuracy(predicted: NDArray[Any], true: NDArray[Any]) -> float:
@@ -131,11 +184,6 @@ def _weighted_f1(predicted: NDArray[Any], true: NDArray[Any]) -> float:
     f1_score = require("sklearn.metrics", "F1").f1_score
 
     return float(f1_score(true, predicted, average="weighted", zero_division=0))
-
-
-def _undefined(names: str, why: str) -> float:
-    warnings.warn(f"{names}: NaN, because {why}", UserWarning, stacklevel=4)
-    return math.nan
 
 
 def _to_numpy(values: Any) -> Any:

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.data.unimodal import unimodal_targets
 from deepmlf_llm.errors import ConfigError, suggest
-from deepmlf_llm.tasks.metrics import polarity_metrics
+from deepmlf_llm.tasks.classification import ClassificationTask
+from deepmlf_llm.tasks.metrics import metric_names
+from deepmlf_llm.tasks.registry import Task
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
 from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.run_directory import RunDirectory
@@ -45,20 +48,35 @@ def method_config(settings: RunSettings, data: TrainingData) -> Any:
     values = settings.method_values()
     text = {**values.get("text", {}), "case": data.case}
     modalities = chosen_modalities(settings, data)
-    return DeepMLFConfig.from_dict({**values, "modalities": modalities, "dataset": data.dataset, "text": text})
+    facts: dict[str, Any] = {
+        "modalities": modalities,
+        "dataset": data.dataset,
+        "task": data.task and dict(data.task),
+        "text": text,
+    }
+    own_labels = values.get("objective", {}).get("unimodal_labels")
+    if settings.cmixup_alpha and (own_labels or isinstance(data.rules, ClassificationTask)):
+        what = "labels of one modality alone" if own_labels else data.rules.describe()
+        raise ConfigError(f"cmixup_alpha={settings.cmixup_alpha:g} blends labels of a scale, and not {what}")
+    if own_labels:
+        facts["unimodal_targets"] = unimodal_targets(data.train, modalities, data.rules)
+    return DeepMLFConfig.from_dict({**values, **facts})
 
 
-def check_selection(settings: RunSettings, dataset: str) -> None:
-    """Whether there is a metric of the name that is to select the adapter.
+def selecting_metric(settings: RunSettings, task: Task) -> RunSettings:
+    """The settings, with the metric that selects the adapter: the one given, else the task's own.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the task has none of that name.
     """
-    name = settings.trainer_values()["metric_for_best_model"]
-    known = ["loss", *polarity_metrics([-1.0, 1.0], [-1.0, 1.0], dataset)]
-    if str(name).removeprefix("eval_") not in known:
+    name = settings.trainer.get("metric_for_best_model")
+    if name is None and task.best_metric != settings.trainer_values()["metric_for_best_model"]:
+        return settings.with_trainer(metric_for_best_model=task.best_metric)
+    known = ["loss", *metric_names(task)]
+    if name is not None and str(name).removeprefix("eval_") not in known:
         near = suggest(str(name), known)
-        raise ConfigError(f"metric_for_best_model={name!r}{near}: {dataset} has {', '.join(known)}")
+        raise ConfigError(f"metric_for_best_model={name!r}{near}: {task.name} has {', '.join(known)}")
+    return settings
 
 
 def load_model(
@@ -160,7 +178,7 @@ def make_trainer(
     from deepmlf_llm.training.av_model import AVEncoderTrainer
     from deepmlf_llm.training.batching import BalancedBatches
     from deepmlf_llm.training.callbacks import Begun, EarlyStopping, MetricsLog
-    from deepmlf_llm.training.head_metrics import HEADS, compute_metrics_for, heads_of
+    from deepmlf_llm.training.head_metrics import HEADS, SplitMetrics, heads_of
     from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer
 
@@ -179,8 +197,8 @@ def make_trainer(
         args=arguments,
         train_dataset=train,
         eval_dataset=splits["valid"],
-        data_collator=Collator(tokenizer, config.modalities, config.text.max_tokens, config.text.template),
-        compute_metrics=compute_metrics_for(config.dataset, heads_of(config) if tokenizer is not None else HEADS[:1]),
+        data_collator=Collator.of(config, tokenizer),
+        compute_metrics=SplitMetrics(config, heads_of(config) if tokenizer is not None else HEADS[:1]),
         callbacks=[
             Begun(directory),
             MetricsLog(directory.path),

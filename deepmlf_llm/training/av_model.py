@@ -16,7 +16,8 @@ from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.files import files_aside
 from deepmlf_llm.fusion.build import build_av_encoder
 from deepmlf_llm.fusion.decoder import DeepMLFOutput
-from deepmlf_llm.fusion.objective import REGRESSION, LossTerm, combine
+from deepmlf_llm.fusion.objective import LossTerm, combine
+from deepmlf_llm.fusion.task_loss import task_loss
 from deepmlf_llm.modules import AVEncoder, AVRegressor
 from deepmlf_llm.modules.seqaug import seqaug
 from deepmlf_llm.training.head_metrics import HEADS
@@ -64,10 +65,8 @@ class AVEncoderModel(nn.Module):
         output = DeepMLFOutput(polarity=shown, av_polarity=shown)
         if labels is not None:
             present = heard(features, given)
-            error = REGRESSION[self.deepmlf_config.objective.loss](
-                polarity - labels.to(polarity).reshape(len(labels), -1)
-            )
-            term = LossTerm(TERM, (error.mean(dim=1) * present).sum(), present.sum(), 1.0)
+            error = task_loss(self.deepmlf_config)(polarity, labels)
+            term = LossTerm(TERM, (error * present).sum(), present.sum(), 1.0)
             output.loss, output.losses = combine([term], loss_counts)
         return output
 

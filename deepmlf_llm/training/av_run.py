@@ -90,7 +90,7 @@ class _AVRun(_Run):
         arguments = make_arguments(self.settings, self.directory.path, self.launch.processes, size, None)
         parts = {"train": self.train_split, "valid": self.data.valid, "test": self.data.test}
         for name, part in parts.items():
-            check_labels(part, name)
+            check_labels(part, name, self.data.rules)
         splits = {name: FeatureDataset(part) for name, part in parts.items()}
         set_seed(arguments.seed)
         return arguments, AVEncoderModel(self.config, self.settings.av_readout), None, splits

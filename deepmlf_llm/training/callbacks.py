@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 from deepmlf_llm.training.run_directory import RunDirectory
 
 _EVALUATION = "eval_"
+
+
+def is_evaluation(logs: Mapping[str, Any]) -> bool:
+    """Whether an entry of the log is of an evaluation in training; those at the end have other names."""
+    return any(name.startswith(_EVALUATION) for name in logs)
 
 
 class RunIsOver(Exception):
@@ -60,14 +65,14 @@ class MetricsLog(TrainerCallback):
             return
         if "loss" in logs:
             self._write("train", state, logs)
-        elif f"{_EVALUATION}mae" in logs:
+        elif is_evaluation(logs):
             values = {name.removeprefix(_EVALUATION): value for name, value in logs.items()}
             self._write("validation", state, values)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
     ) -> None:
-        if f"{_EVALUATION}mae" in (metrics or {}):
+        if is_evaluation(metrics or {}):
             gates = gate_values(model)  # on every process: ZeRO-3 may have split them
             if state.is_world_process_zero and gates:
                 self._write("gates", state, gates)

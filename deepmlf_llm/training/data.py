@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +14,10 @@ from torch.utils.data import Dataset
 
 from deepmlf_llm.config.method import TextConfig
 from deepmlf_llm.data.corruption import Corrupted, Corruption, check_modalities, read_levels
+from deepmlf_llm.data.unimodal import WithUnimodal
 from deepmlf_llm.errors import DataError, Problems, suggest
-from deepmlf_llm.tasks.regression import TASKS
+from deepmlf_llm.tasks.classification import ClassificationTask, check_class_labels
+from deepmlf_llm.tasks.registry import TASKS, Task, task_of
 from deepmlf_llm.training.finite import FEW, name_of, some
 from deepmlf_llm.training.run_keys import EMBEDDED, TEXT_ALONE
 from deepmlf_llm.training.settings import RunSettings
@@ -28,10 +32,11 @@ class TrainingData:
     Args:
         train, valid, test: map-style data sets whose items are ``{"text", "label", "<modality>": float32 [t x d]}``.
         modalities: name -> dim, and optionally frame_rate, features, standardisation (they travel with the adapter).
-        dataset: label and metric rule: "mosi", "mosei" or "sims".
+        dataset: label and metric rule: "mosi", "sims", .., or the name of a task of one's own.
         case: what was done to the transcripts' case: "lower", "sentence" or "keep".
         facts: what a result says about the data.
         fingerprint: changes when the data do.
+        task: rules of a task of one's own, or classes, as the manifest has them; None: the data set's name says all.
     """
 
     train: Dataset[Any]
@@ -42,6 +47,16 @@ class TrainingData:
     case: str = "keep"
     facts: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    task: Mapping[str, Any] | None = None
+
+    @property
+    def rules(self) -> Task:
+        """What the labels mean.
+
+        Raises:
+            ConfigError: no such data set, or rules that are none.
+        """
+        return task_of(self.dataset, self.task)
 
     def splits(self) -> dict[str, Dataset[Any]]:
         return {name: getattr(self, name) for name in SPLITS}
@@ -80,6 +95,7 @@ def load_data(settings: RunSettings) -> TrainingData:
         "splits": {name: {k: manifest.splits[name].get(k) for k in ("rows", "sha256")} for name in SPLITS},
         "modalities": {name: {"dim": m["dim"], "frame_rate": m["frame_rate"]} for name, m in store.modalities.items()},
         "text": manifest.text,
+        **({"task": manifest.task} if manifest.task else {}),
     }
     return TrainingData(
         **{name: store.split(name) for name in SPLITS},
@@ -87,8 +103,14 @@ def load_data(settings: RunSettings) -> TrainingData:
         dataset=manifest.dataset,
         case=manifest.text["case"],
         facts=facts,
-        fingerprint="-".join(str(manifest.splits[name]["sha256"])[:16] for name in SPLITS),
+        fingerprint="-".join([str(manifest.splits[name]["sha256"])[:16] for name in SPLITS] + _of_task(manifest.task)),
+        task=manifest.task,
     )
+
+
+def _of_task(task: Mapping[str, Any] | None) -> list[str]:
+    """What a fingerprint of data has of rules that no name says: other classes or weights make another run."""
+    return [hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:16]] if task else []
 
 
 def chosen_modalities(settings: RunSettings, data: TrainingData) -> dict[str, dict[str, Any]]:
@@ -157,7 +179,7 @@ class _WithTexts(Dataset[dict[str, Any]]):
         return item
 
 
-def tokenised(dataset: Any, name: str, tokenizer: Any, text: TextConfig) -> Any:
+def tokenised(dataset: Any, name: str, tokenizer: Any, text: TextConfig, task: Task | None = None) -> Any:
     """A split with token ids, its labels looked at.
 
     Raises:
@@ -165,17 +187,17 @@ def tokenised(dataset: Any, name: str, tokenizer: Any, text: TextConfig) -> Any:
     """
     from deepmlf_llm.data.collate import tokenise
 
-    check_labels(dataset, name)
+    check_labels(dataset, name, task)
     return tokenise(
         dataset if hasattr(dataset, "texts") else _WithTexts(dataset), tokenizer, text.max_tokens, text.template
     )
 
 
-def check_labels(dataset: Any, name: str) -> None:
+def check_labels(dataset: Any, name: str, task: Task | None = None) -> None:
     """Whether a split can be learnt from.
 
     Raises:
-        DataError: the split is empty, or a label is missing or not finite.
+        DataError: the split is empty, or a label is missing, not finite, or none of the task's classes.
     """
     size = len(dataset)
     if size == 0:
@@ -183,9 +205,28 @@ def check_labels(dataset: Any, name: str) -> None:
     values = getattr(dataset, "labels", None)
     labels = [dataset[i].get("label") for i in range(size)] if values is None else list(values)
     with np.errstate(over="ignore"):
-        broken = [i for i, label in enumerate(labels) if label is None or not np.isfinite(np.float32(label))]
+        broken = [i for i, label in enumerate(labels) if label is None or not np.isfinite(np.float32(label)).all()]
     if broken:
         raise DataError(
             f"split {name!r}: {len(broken)} labels are missing or not finite in 32 bits, of "
             f"{some(name_of(dataset, i) for i in broken[: FEW + 1])}"
         )
+    if isinstance(task, ClassificationTask):
+        found = np.asarray(labels, dtype=np.float32)
+        if found.shape != ((size, task.num_outputs) if task.several else (size,)):
+            raise DataError(f"split {name!r}: labels of shape {found.shape}: expected {task.describe()}")
+        check_class_labels(found, task, f"split {name!r}")
+
+
+def with_unimodal(dataset: Any, config: Any) -> Any:
+    """A split whose items also hold labels of one modality alone, where the heads of ``config`` learn from them."""
+    return WithUnimodal(dataset) if config.unimodal_targets else dataset
+
+
+def as_read(dataset: Any, name: str, tokenizer: Any, config: Any) -> Any:
+    """A split as a model with these settings reads it; see :func:`tokenised`.
+
+    Raises:
+        DataError: as there.
+    """
+    return tokenised(with_unimodal(dataset, config), name, tokenizer, config.text, task_of(config.dataset, config.task))

@@ -11,7 +11,7 @@ import torch
 
 from deepmlf_llm.data.corruption import Corrupted, Corruption, check_modalities
 from deepmlf_llm.statistics.bootstrap import described
-from deepmlf_llm.training.data import tokenised
+from deepmlf_llm.training.data import as_read, with_unimodal
 from deepmlf_llm.training.environment import environment
 from deepmlf_llm.training.launch import on_terminal
 from deepmlf_llm.training.scores import Score, score
@@ -55,7 +55,7 @@ class Evaluator:
         self.config = self.model.deepmlf_config
         self.batch_size = batch_size
         self._tokenizer = tokenizer_beside(directory, self.config, self.model.get_base_model())
-        self._items = tokenised(self.found.rows, self.found.name, self._tokenizer, self.config.text)
+        self._items = as_read(self.found.rows, self.found.name, self._tokenizer, self.config)
 
     def rows(self, corruption: Corruption) -> Corrupted:
         """The split's utterances as the model meets them under a corruption."""
@@ -81,22 +81,22 @@ class Evaluator:
             DataError, RunError: predictions that are not finite.
         """
         from deepmlf_llm.data.collate import Collator, TokenisedDataset
-        from deepmlf_llm.training.head_metrics import compute_metrics_for, heads_of
+        from deepmlf_llm.training.head_metrics import SplitMetrics
         from deepmlf_llm.training.progress import show_progress
         from deepmlf_llm.training.trainer import DeepMLFTrainer
 
-        text = self.config.text
         with tempfile.TemporaryDirectory() as nowhere:
             trainer = DeepMLFTrainer(
                 model=self.model,
                 args=_arguments(nowhere, self.batch_size),
-                data_collator=Collator(self._tokenizer, self.config.modalities, text.max_tokens, text.template),
-                compute_metrics=compute_metrics_for(self.config.dataset, heads_of(self.config)),
+                data_collator=Collator.of(self.config, self._tokenizer),
+                compute_metrics=SplitMetrics(self.config),
             )
             show_progress(trainer, bar=on_terminal())
             items = self._items
             if corruption is not None:
-                items = TokenisedDataset(self.rows(corruption), items.input_ids, items.truncated, items.max_tokens)
+                rows = with_unimodal(self.rows(corruption), self.config)
+                items = TokenisedDataset(rows, items.input_ids, items.truncated, items.max_tokens)
             return score(trainer, items, self.found.name, self.config.dataset)
 
     def result(self, found: Score) -> dict[str, Any]:
@@ -112,6 +112,7 @@ class Evaluator:
             "data": self.found.facts,
             "notes": self.found.notes,
             "environment": environment(),
+            **({} if found.classes is None else {"classes": dict(found.classes)}),
         }
 
 
@@ -127,7 +128,8 @@ def evaluate_adapter(
     """Evaluates on one split, with the standardisation of the adapter's training; see :class:`Evaluator`.
 
     Returns:
-        metrics, intervals, heads (each modality's own), and what they were measured on.
+        metrics, intervals, heads (each modality's own), and what they were measured on; of classes their table and
+        confusion.
 
     Raises:
         AdapterError: no whole adapter, or one of another base model.

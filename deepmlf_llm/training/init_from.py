@@ -16,6 +16,8 @@ from deepmlf_llm.adapters.hub import local_directory
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.errors import AdapterError, Problems
+from deepmlf_llm.tasks.registry import Task, task_of
+from deepmlf_llm.tasks.regression import RegressionTask
 from deepmlf_llm.training.keys import RENAMED, all_keys
 
 INSIDE = "adapter"
@@ -82,6 +84,7 @@ class StartingAdapter:
         Raises:
             AdapterError: another set of modalities, other dimensions, or features made in another way.
         """
+        self.check_task(task_of(config.dataset, config.task))
         trained, problems = self.config.modalities, Problems(AdapterError, self._source)
         modalities = {name: dataclasses.asdict(facts) for name, facts in config.modalities.items()}
         problems.messages += [f"the data: {problem}" for problem in feature_problems(trained, modalities)]
@@ -94,6 +97,17 @@ class StartingAdapter:
             for name, facts in trained.items()
             if facts.standardisation and modalities[name].get("standardisation") != facts.standardisation
         ]
+
+    def check_task(self, task: Task) -> None:
+        """Whether the adapter's heads say what the run's labels mean: any scale will do for another, classes are those.
+
+        Raises:
+            AdapterError: numbers and classes, or other classes.
+        """
+        known = task_of(self.config.dataset, self.config.task)
+        scales = isinstance(known, RegressionTask) and isinstance(task, RegressionTask)
+        if not scales and (told := task.differences(known)):
+            raise AdapterError(f"{self._source}: the data have labels of {told}, which the adapter was trained on")
 
     @property
     def _source(self) -> str:

@@ -34,6 +34,7 @@ _FROM_PEFT = {
 # What the data, the base model or the file format decide, not the user.
 _RECORDED = {
     "schema_version",
+    "unimodal_targets",
     "base_fingerprint",
     "base_model_relative",
     "base_quantization",
@@ -43,7 +44,7 @@ _RECORDED = {
     "settings_sha256",
     "verbalised_ids",
 }
-_NOT_THE_USERS = {"r", "modalities", "dataset", "num_outputs", *_RECORDED}
+_NOT_THE_USERS = {"r", "modalities", "dataset", "task", "num_outputs", *_RECORDED}
 _NOT_THE_USERS_DOTTED = {"text.case"}
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -81,7 +82,7 @@ _TRAINER_HELP = {
     "save_steps": "steps between checkpoints, with save_strategy=steps",
     "save_total_limit": "checkpoints kept beside the best one",
     "logging_steps": "steps between lines of metrics.jsonl",
-    "metric_for_best_model": "validation metric that selects the adapter",
+    "metric_for_best_model": "validation metric that selects the adapter; default of classes: f1_weighted",
     "seed": "seed of initialisation, order and dropout",
     "bf16": "compute in bf16 under autocast; default: on CUDA where the GPU can",
     "gradient_checkpointing": "recompute the LM's activations in the backward pass: less memory, more time",

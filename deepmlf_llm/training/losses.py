@@ -13,19 +13,34 @@ import torch
 from torch import Tensor
 
 from deepmlf_llm.fusion.objective import term_counts
+from deepmlf_llm.fusion.unimodal import unimodal_of
 
 
-def batch_counts(batch: Mapping[str, Tensor], modalities: Iterable[str]) -> dict[str, Tensor]:
-    """Term of the loss -> what it is a mean over in this batch, whole numbers."""
+def batch_counts(
+    batch: Mapping[str, Tensor], modalities: Iterable[str], unimodal: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
+    """Term of the loss -> what it is a mean over in this batch, whole numbers.
+
+    Args:
+        batch: of utterances.
+        modalities: names of them.
+        unimodal: terms that go over labels of one modality alone (:func:`~deepmlf_llm.config.labels.unimodal_terms`).
+    """
     mask = batch["attention_mask"]
+    heard = {name: batch[f"{name}_mask"].any(dim=1) for name in modalities}
     present = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-    for name in modalities:
-        present |= batch[f"{name}_mask"].any(dim=1)
-    return term_counts(mask, present, batch["labels"])
+    for name in heard:
+        present |= heard[name]
+    alone = unimodal_of(unimodal, batch["unimodal_labels"], heard) if unimodal else None
+    return term_counts(mask, present, batch["labels"], alone)
 
 
 def step_counts(
-    batches: Iterable[Mapping[str, Tensor]], modalities: Iterable[str], device: torch.device | str, processes: int = 1
+    batches: Iterable[Mapping[str, Tensor]],
+    modalities: Iterable[str],
+    device: torch.device | str,
+    processes: int = 1,
+    unimodal: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """Term of the loss -> what each batch's sum is divided by, scalars on ``device``.
 
@@ -34,9 +49,10 @@ def step_counts(
         modalities: names of them.
         processes: how many train together; all of them call this. They average their gradients, so each divides by its
             share of the total.
+        unimodal: as for :func:`batch_counts`.
     """
     modalities = tuple(modalities)
-    counted = [batch_counts(batch, modalities) for batch in batches]
+    counted = [batch_counts(batch, modalities, unimodal) for batch in batches]
     totals = torch.stack([torch.stack([counts[name] for counts in counted]).sum() for name in counted[0]]).to(device)
     if processes > 1:
         torch.distributed.all_reduce(totals)

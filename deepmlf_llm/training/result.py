@@ -60,13 +60,16 @@ def fusion_facts(model: Any) -> dict[str, Any]:
 
 
 def measured(validation: Score, test: Score) -> dict[str, Any]:
-    """Both splits in ``result.json``: ``metrics``, ``intervals`` (made as ``bootstrap`` says), ``heads``."""
+    """Both splits in ``result.json``: ``metrics``, ``intervals`` (made as ``bootstrap`` says), ``heads``; of classes
+    ``classes``, their table and confusion."""
     splits = {"validation": validation, "test": test}
+    classes = {name: dict(score.classes) for name, score in splits.items() if score.classes is not None}
     return {
         "metrics": {name: dict(score.metrics) for name, score in splits.items()},
         "intervals": {name: dict(score.intervals) for name, score in splits.items()},
         "bootstrap": described(),
         "heads": {name: dict(score.heads) for name, score in splits.items()},
+        **({"classes": classes} if classes else {}),
     }
 
 

@@ -19,14 +19,14 @@ from deepmlf_llm.statistics.predictions import FILE
 from deepmlf_llm.training import launch as launching
 from deepmlf_llm.training.assemble import (
     TOY_BASE,
-    check_selection,
     load_model,
     make_trainer,
     method_config,
     resolve_base_model,
+    selecting_metric,
 )
 from deepmlf_llm.training.checkpoints import all_checkpoints
-from deepmlf_llm.training.data import TrainingData, load_data, tokenised, training_split
+from deepmlf_llm.training.data import TrainingData, as_read, load_data, training_split
 from deepmlf_llm.training.environment import environment, parameter_counts
 from deepmlf_llm.training.kept_texts import keep_texts, say_size, texts_of
 from deepmlf_llm.training.launch import Launch, say
@@ -107,9 +107,8 @@ class _Run:
         self.base_name = self._base(settings)
         self.data = load_data(settings) if data is None else data
         self.train_split = training_split(settings, self.data)
-        self.settings, self.directory = self._place(settings)
+        self.settings, self.directory = self._place(selecting_metric(settings, self.data.rules))
         self.config = method_config(self.settings, self.data)
-        check_selection(self.settings, self.data.dataset)
         self.start = self._start()
         self.directory.check()
 
@@ -208,7 +207,7 @@ class _Run:
     def tokenise(self, tokenizer: Any) -> dict[str, Any]:
         """The three splits with token ids."""
         parts = {"train": self.train_split, "valid": self.data.valid, "test": self.data.test}
-        splits = {name: tokenised(part, name, tokenizer, self.config.text) for name, part in parts.items()}
+        splits = {name: as_read(part, name, tokenizer, self.config) for name, part in parts.items()}
         cut = [f"{s.truncated} of {len(s)} in {name}" for name, s in splits.items() if s.truncated]
         if cut:
             say(f"transcripts cut at {self.config.text.max_tokens} tokens: {', '.join(cut)}", self.launch)

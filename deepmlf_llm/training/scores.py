@@ -22,22 +22,29 @@ class Score:
         heads: head -> its own metrics.
         intervals: metric of the prediction -> its 95 % interval, None where it cannot be said.
         predictions: of every utterance.
+        classes: of classes their table and confusion; None: the labels are numbers.
     """
 
     metrics: Mapping[str, float]
     heads: Mapping[str, Mapping[str, float]]
     intervals: Mapping[str, list[float] | None]
     predictions: Predictions
+    classes: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, predictions: Predictions, found: Mapping[str, Mapping[str, Any]]) -> Score:
+    def of(
+        cls,
+        predictions: Predictions,
+        found: Mapping[str, Mapping[str, Any]],
+        classes: Mapping[str, Any] | None = None,
+    ) -> Score:
         """With the intervals of what was ``found``: ``metrics``, and ``heads`` where there are any."""
         intervals = (
-            metric_intervals(predictions.head(), predictions.labels, predictions.dataset)
+            metric_intervals(predictions.head(), predictions.labels, predictions.rules)
             if predictions.are_polarities
             else {}
         )
-        return cls(found["metrics"], found.get("heads", {}), intervals, predictions)
+        return cls(found["metrics"], found.get("heads", {}), intervals, predictions, classes)
 
 
 def score(trainer: Any, split: Any, name: str, dataset: str, prefix: str | None = None) -> Score:
@@ -55,8 +62,10 @@ def score(trainer: Any, split: Any, name: str, dataset: str, prefix: str | None 
     """
     logged = trainer.evaluate(split, metric_key_prefix=prefix or name)
     heads, labels = trainer.predicted
-    predictions = Predictions(dataset, name, utterance_ids(split.dataset, len(split)), labels, heads)
-    return Score.of(predictions, split_metrics(logged, prefix or name))
+    measure = trainer.split_metrics
+    ids = utterance_ids(split.dataset, len(split))
+    predictions = Predictions(dataset, name, ids, labels, heads, measure.task.to_dict())
+    return Score.of(predictions, split_metrics(logged, prefix or name), measure.classes)
 
 
 def write_beside(directory: Path, scores: Iterable[Score], drawn: Score, file: str, prefix: str = "") -> list[str]:

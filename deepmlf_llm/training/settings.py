@@ -62,6 +62,8 @@ FIRST_RUNS: dict[str, Any] = {
     "readout_layers": "last",
     "objective.lambda_polarity": 0.0,
     "objective.lambda_prototypes": 0.0,
+    "objective.class_weights": "data",
+    "objective.unimodal_labels": False,
 }
 """Keys of the method that came later than the first runs -> what those computed. With that value a key is no part of
 the fingerprint, so a run from before the key is known again."""
@@ -169,6 +171,12 @@ class RunSettings(RunKeys):
     def changed(self, **values: Any) -> RunSettings:
         """The same settings but for these."""
         settings = dataclasses.replace(self, **values)
+        settings._given_batch_size = self._given_batch_size
+        return settings
+
+    def with_trainer(self, **values: Any) -> RunSettings:
+        """The same settings with other values of the Trainer."""
+        settings = dataclasses.replace(self, trainer={**self.trainer, **values})
         settings._given_batch_size = self._given_batch_size
         return settings
 

@@ -18,8 +18,8 @@ from deepmlf_llm.files import write_aside
 from deepmlf_llm.markdown import code
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
+from deepmlf_llm.tasks.metrics import higher_is_better
 from deepmlf_llm.training.run_directory import RESULT
-from deepmlf_llm.training.trainer_arguments import HIGHER_IS_BETTER
 
 SUMMARY, TABLE = "summary.json", "summary.md"
 SPLITS = ("validation", "test")
@@ -86,11 +86,6 @@ def _defined(metrics: Mapping[str, Any]) -> dict[str, float]:
         for name, value in metrics.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     }
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a larger value of a metric is the better one."""
-    return metric.startswith(HIGHER_IS_BETTER)
 
 
 def _best(candidates: Sequence[Any], value: Any, metric: str, worst: bool = False) -> Any:

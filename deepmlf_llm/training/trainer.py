@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput
 
+from deepmlf_llm.config.labels import unimodal_terms
+from deepmlf_llm.data.unimodal import KEY as UNIMODAL
 from deepmlf_llm.errors import DataError, RunError
 from deepmlf_llm.training.augmentation import Augmentation
 from deepmlf_llm.training.batching import INDEX, BalancedBatches, CollatedWithIndex, Indexed, LongestFirst
@@ -33,7 +35,7 @@ from deepmlf_llm.training.finite import (
     some,
 )
 from deepmlf_llm.training.gradients import AV_GROUP, BEHIND_ZERO, FirstGradients, average_running_statistics
-from deepmlf_llm.training.head_metrics import heads_of
+from deepmlf_llm.training.head_metrics import heads_of, said_by_heads
 from deepmlf_llm.training.losses import LossWindow, logged_parts, step_counts
 from deepmlf_llm.training.schedule import Schedule
 from deepmlf_llm.training.trusted import tensors_only
@@ -76,6 +78,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
             self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore)
             self.add_callback(self.schedule)
         compute = kwargs.get("compute_metrics")
+        self.split_metrics: Any = compute
         if compute is not None:
             self.compute_metrics = self._of_finite_predictions(compute)
 
@@ -164,7 +167,8 @@ class DeepMLFTrainer(CheckpointingTrainer):
         return self._step_counts(batch_samples, device)
 
     def _step_counts(self, batch_samples: Sequence[Mapping[str, Tensor]], device: Any) -> dict[str, Tensor]:
-        return step_counts(batch_samples, self.modalities, device, self.args.world_size)
+        terms = unimodal_terms(self.model.deepmlf_config.unimodal_targets)
+        return step_counts(batch_samples, self.modalities, device, self.args.world_size, terms)
 
     def _look_ahead(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
         """What all processes agree on before a step: whether its inputs are finite, whether to stop after it."""
@@ -272,21 +276,23 @@ class DeepMLFTrainer(CheckpointingTrainer):
             check_predictions(evaluated.predictions, self._evaluated, order, self.modalities)
             back = np.argsort(order)  # from the order of evaluation to that of the data
             heads = {head: values[back] for head, values in zip(self.heads, evaluated.predictions, strict=True)}
-            self.predicted = heads, evaluated.label_ids[back]
+            labels = evaluated.label_ids
+            self.predicted = heads, (labels[0] if isinstance(labels, tuple) else labels)[back]
             return compute(evaluated)
 
         return checked
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, the polarity of each head [b], labels: nothing else is kept."""
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Loss, what each head says [b], labels: nothing else is kept."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        polarities = tuple(getattr(outputs, head) for head in self.heads)
+        polarities = said_by_heads(outputs, self.heads)
         loss = None if outputs.loss is None else outputs.loss.detach()
-        return loss, polarities, inputs.get("labels")
+        labels = [inputs[name] for name in ("labels", UNIMODAL) if name in inputs]
+        return loss, polarities, labels[0] if len(labels) == 1 else tuple(labels) or None
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

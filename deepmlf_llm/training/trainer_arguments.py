@@ -14,12 +14,11 @@ from deepmlf_llm import shipped
 from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.extras import installed, require
 from deepmlf_llm.reading import read_json
+from deepmlf_llm.tasks.metrics import higher_is_better
 from deepmlf_llm.training.deepspeed_agreement import contradictions
 from deepmlf_llm.training.deepspeed_schema import AUTO, schema_problems, unknown_to
 from deepmlf_llm.training.launch import detect, on_terminal
 from deepmlf_llm.training.settings import RunSettings
-
-HIGHER_IS_BETTER = ("corr", "acc", "f1")
 
 
 def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
@@ -124,7 +123,7 @@ def make_arguments(
     values.setdefault("warmup_steps", min(math.ceil(settings.warmup_epochs * steps.per_epoch), steps.total // 2))
     values.setdefault("report_to", "tensorboard" if installed("tensorboard") else "none")
     values.setdefault("disable_tqdm", not on_terminal())
-    values.setdefault("greater_is_better", metric.removeprefix("eval_").startswith(HIGHER_IS_BETTER))
+    values.setdefault("greater_is_better", higher_is_better(metric.removeprefix("eval_")))
     values.setdefault("dataloader_pin_memory", not cpu)
     values.setdefault("ddp_find_unused_parameters", False)
     values.setdefault("ddp_broadcast_buffers", False)  # running statistics are averaged, see gradients.py

@@ -19,6 +19,7 @@ CASES = {
         "objective": {"lambda_polarity": 0.05, "lambda_prototypes": 0.1},
         "readout_layers": "mix",
         "num_outputs": 1,
+        "unimodal_targets": ["A", "V"],
     },
     "mistral": {"token_topology": "segregated", "mixing_head": {"width": 10, "num_heads": 2, "ffw_width": 14}},
 }
@@ -45,10 +46,11 @@ def adapter_of(family: str):
 
 def general(key: str) -> tuple[str, str, str]:
     """A key as the page writes it; its modality and role."""
-    modality = next((name for name in MODALITIES if re.search(rf"\.(encoders|norms)\.{name}\.", key)), "")
+    holders = "encoders|norms|modalities"
+    modality = next((name for name in MODALITIES if re.search(rf"\.({holders})\.{name}\.", key)), "")
     role = next((role for role in ("gate", "up", "down") if re.search(rf"\.(ffw_lora|own)\.{role}\.", key)), "")
     if modality:
-        key = re.sub(rf"\.(encoders|norms)\.{modality}\.", r".\1.<modality>.", key)
+        key = re.sub(rf"\.({holders})\.{modality}\.", r".\1.<modality>.", key)
     if role:
         key = re.sub(rf"\.(ffw_lora|own)\.{role}\.", r".\1.<role>.", key)
     key = re.sub(r"^mm_blocks\.\d+", "mm_blocks.<layer>", key)

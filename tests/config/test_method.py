@@ -217,6 +217,7 @@ GOOD_ANYWAY = {
     "modalities.audio.features": ({}, {"a": 1}), "modalities.audio.provenance": ({}, {"a": 1}),
     "base_model_relative": ("nonsense: [",), "text.template": (), "package_versions": ({}, {"a": 1}),
     "gate_init": (-1,), "gca_gate_init": (-1,), "weights_sha256": ("nonsense: [",), "settings_sha256": ("nonsense: [",),
+    "unimodal_targets": ([],), "objective.unimodal_labels": (True,),
     "av_encoder": ({},), "mixing_head": ({},), "objective": ({},), "seqaug": ({},), "text": ({},),
     **{f"seqaug.{name}": () for name in ("p_apply", "p_feat")},
     # of PEFT

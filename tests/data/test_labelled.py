@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(prepared, trained, tree, write_pickle, tmp
         open_labelled(prepared, trained, "tset")
     with pytest.raises(DataError, match="is prepared"):
         open_labelled(prepared, trained, rename={"a": "b"})
-    other = SimpleNamespace(modalities=trained.modalities, dataset="sims", text=trained.text)
+    other = SimpleNamespace(modalities=trained.modalities, dataset="sims", task=None, text=trained.text)
     with pytest.raises(DataError, match="labels of 'mosi', the adapter predicts those of 'sims'"):
         open_labelled(prepared, other)
     rows = as_rows(tree["test"])

@@ -24,6 +24,7 @@ class Echo:
     class config:  # stands for DeepMLFConfig
         modalities: ClassVar = {"audio": None}
         dataset = "mosi"
+        task = None
 
     def __init__(self):
         self.seen = []

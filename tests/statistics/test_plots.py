@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from deepmlf_llm.statistics.plots import calibration_groups, class_names, confusion_counts, write_plots
-from deepmlf_llm.tasks.regression import TASKS
+from deepmlf_llm.tasks.registry import TASKS
 
 
 def test_confusion_is_sklearns_and_has_the_classes_of_the_finest_accuracy(made):

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepmlf_llm.errors import ConfigError, DataError
-from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS, polarity_label, polarity_metrics
+from deepmlf_llm.tasks.class_metrics import CLASS_METRICS
+from deepmlf_llm.tasks.metrics import (
+    METRIC_DEFINITIONS,
+    higher_is_better,
+    metric_names,
+    polarity_label,
+    polarity_metrics,
+)
+from deepmlf_llm.tasks.registry import TASKS, make_task, task_of
 
 MOSI_KEYS = ["mae", "corr", "acc7", "acc5", "acc3", "acc2_has0", "f1_has0", "acc2_non0", "f1_non0"]
 SIMS_KEYS = ["mae", "corr", "acc5", "acc3", "acc2", "f1"]
@@ -28,7 +36,13 @@ def test_names_and_their_order():
     assert list(polarity_metrics([0.3, -1.0], [1.0, -2.0], "mosi")) == MOSI_KEYS
     assert list(polarity_metrics([0.3, -1.0], [1.0, -2.0], "mosei")) == MOSI_KEYS
     assert list(polarity_metrics([0.3, -1.0], [1.0, -0.2], "sims")) == SIMS_KEYS
-    assert set(METRIC_DEFINITIONS) == {*MOSI_KEYS, *SIMS_KEYS}
+    assert list(polarity_metrics([0.3, -1.0], [1.0, -0.2], "simsv2")) == SIMS_KEYS
+    assert set(METRIC_DEFINITIONS) == {*MOSI_KEYS, *SIMS_KEYS, "acc_bins", "f1_bins", *CLASS_METRICS}
+    for dataset in TASKS:
+        assert set(metric_names(dataset)) <= set(METRIC_DEFINITIONS)
+        best = task_of(dataset).best_metric
+        assert best in metric_names(dataset)
+        assert higher_is_better(best) == (best != "mae")
 
 
 @given(PAIRS)
@@ -192,8 +206,10 @@ def test_refuses_what_has_no_metrics(predictions, labels, message):
 
 
 def test_unknown_data_set_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"dataset='mosie': expected one of mosi, mosei, sims \(did you mean"):
+    with pytest.raises(ConfigError, match=r"dataset='mosie': expected one of mosi, mosei, sims, .* \(did you mean"):
         polarity_metrics([0.1], [0.2], "mosie")
+    with pytest.raises(ConfigError, match="dataset='sarcasm': its labels are one of the classes literal, sarcastic"):
+        polarity_metrics([0.1], [0.2], "sarcasm")
     with pytest.raises(ConfigError, match="dataset='SST'"):
         polarity_label(0.1, "SST")
 
@@ -225,6 +241,21 @@ def test_label_is_the_class_of_acc3(dataset, polarity, label):
 def test_equal_labels_are_what_acc3_counts(a, b, dataset):
     same = polarity_label(a, dataset) == polarity_label(b, dataset)
     assert polarity_metrics([a], [b], dataset)["acc3"] == same
+
+
+def test_a_task_of_ones_own_has_its_own_bins_and_names():
+    task = make_task("mood", {"range": [0, 10], "bins": [4, 6], "names": ["low", "middle", "high"]})
+    y_hat, y = np.array([3.0, 4.0, 5.0, 9.0]), np.array([1.0, 5.0, 6.0, 5.0])
+    metrics = polarity_metrics(y_hat, y, task)
+    assert list(metrics) == ["mae", "corr", "acc_bins", "f1_bins"] == metric_names(task)
+    names = [["low", "low", "middle", "high"], ["low", "middle", "middle", "middle"]]
+    assert metrics["mae"] == pytest.approx(2.0)
+    assert metrics["acc_bins"] == 0.5
+    assert metrics["f1_bins"] == pytest.approx(weighted_f1(*names))
+    assert [polarity_label(value, task) for value in y_hat] == names[0]
+    bare = make_task("mood", {"range": [0, 10]})
+    assert metric_names(bare) == ["mae", "corr"]
+    assert polarity_label(3.0, bare) is None
 
 
 def test_label_of_no_number_is_refused():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.tasks.regression import TASKS, TEXT_CASES, Bins, Rounded, Signs, described_ranges, task_of
+from deepmlf_llm.tasks.registry import REGRESSION
+from deepmlf_llm.tasks.regression import TEXT_CASES, Bins, Rounded, Signs
 
 
 def test_every_task_has_a_whole_set_of_rules():
-    for task in TASKS.values():
+    for task in REGRESSION.values():
         assert task.low < 0 < task.high
         assert task.text_case in TEXT_CASES
         polarity = np.array([task.low, 0.0, task.high])
@@ -41,12 +43,5 @@ def test_zero_is_where_the_rule_puts_it():
     assert Signs("negative").counted(y).all()
 
 
-def test_an_unknown_data_set_is_named_with_the_nearest():
-    with pytest.raises(
-        ConfigError, match=r"dataset='sim': expected one of mosi, mosei, sims \(did you mean 'sims'\?\)"
-    ):
-        task_of("sim")
-
-
-def test_ranges_in_words():
-    assert described_ranges() == "mosi and mosei [-3, 3], sims [-1, 1]"
+def test_sims_v2_has_the_rules_of_sims():
+    assert replace(REGRESSION["simsv2"], name="sims", title="CH-SIMS") == REGRESSION["sims"]
