@@ -30,6 +30,7 @@ def test_round_trip_through_yaml() -> None:
     assert settings.to_dict()["objective"] == {
         **{"lambda_fusion": 0.4, "lambda_av": 0.8, "lambda_text": 0.8, "loss": "l1"},
         **{"class_weights": "data", "unimodal_labels": False},
+        **{"lambda_polarity": 0.0, "lambda_prototypes": 0.0},
         "gamma": 1.0,
     }
     assert settings.method_values()["r"] == 4
