@@ -36,8 +36,8 @@ def metric_intervals(
     """The 95 % interval of each metric of one set of predictions.
 
     Args:
-        predictions, labels: polarity [n].
-        dataset: name of a data set, or a task, whose labels are numbers.
+        predictions, labels: polarity [n]; of classes logits [n x c], and labels as the data hold them.
+        dataset: name of a data set, or a task.
         resamples: how many sets of n utterances are drawn.
         seed: of the draws.
 

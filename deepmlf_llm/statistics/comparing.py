@@ -14,10 +14,10 @@ from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.bootstrap import SEED, Drawn, draw, interval, p_value
 from deepmlf_llm.statistics.predictions import FILE, POLARITY, Predictions, read_predictions
 from deepmlf_llm.statistics.sums import MetricSums
+from deepmlf_llm.tasks.metrics import higher_is_better
 
 RESAMPLES = 10_000
 TEXT_HEAD = "text_polarity"
-LOWER_IS_BETTER = frozenset({"mae"})
 _FEW = 3  # utterances a message names
 
 
@@ -77,7 +77,7 @@ class Difference:
             return "nothing can be said"
         if self.p_adjusted >= 0.05:
             return "no difference is shown"
-        return "better" if (self.difference < 0) == (self.metric in LOWER_IS_BETTER) else "worse"
+        return "better" if (self.difference > 0) == higher_is_better(self.metric) else "worse"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _row(entry: Entry, head: str, drawn: Drawn) -> Row:
     metrics = {}
     for name, values, resampled in zip(drawn.names, drawn.measured, drawn.resampled, strict=True):
         low, high = float(values.min()), float(values.max())
-        best, worst = (low, high) if name in LOWER_IS_BETTER else (high, low)
+        best, worst = (high, low) if higher_is_better(name) else (low, high)
         deviation = float(values.std(ddof=1)) if len(values) > 1 else None
         metrics[name] = Measured(float(values.mean()), deviation, best, worst, interval(resampled))
     return Row(entry.name, head, len(entry.runs), metrics)
@@ -253,11 +253,11 @@ def _in_order_of(reference: Predictions, run: Predictions) -> tuple[Predictions,
         rows = [place[identity] for identity in wanted]
         heads = {name: values[rows] for name, values in run.heads.items()}
         run = Predictions(run.dataset, run.split, wanted, run.labels[rows], heads, run.task)
-    other = np.flatnonzero(run.labels != reference.labels)
-    if len(other):
-        row = int(other[0])
-        first = f"that of {wanted[row]!r} is {run.labels[row]:g}, not {reference.labels[row]:g}"
-        return run, f"{len(other)} other labels ({first})"
+    differing = np.flatnonzero((run.labels != reference.labels).reshape(len(wanted), -1).any(axis=1))
+    if len(differing):
+        row = int(differing[0])
+        first = f"that of {wanted[row]!r} is {run.labels[row]}, not {reference.labels[row]}"
+        return run, f"{len(differing)} other labels ({first})"
     return run, ""
 
 

@@ -22,7 +22,6 @@ from deepmlf_llm.files import file_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import parse_json
 from deepmlf_llm.tasks.registry import Task, task_of
-from deepmlf_llm.tasks.regression import RegressionTask
 
 FILE = "predictions.parquet"
 POLARITY = "polarity"
@@ -54,11 +53,6 @@ class Predictions:
     def rules(self) -> Task:
         """What the labels mean."""
         return task_of(self.dataset, self.task)
-
-    @property
-    def are_polarities(self) -> bool:
-        """One number an utterance; outputs of several numbers have no intervals."""
-        return self.head().ndim == 1 and isinstance(self.rules, RegressionTask)
 
     def head(self, name: str = POLARITY) -> NDArray[np.float32]:
         """One head's polarity [n].

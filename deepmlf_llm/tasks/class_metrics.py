@@ -40,7 +40,7 @@ def class_metrics(logits: NDArray[Any], labels: NDArray[Any], task: Classificati
     Raises:
         DataError: shapes that do not fit, no utterance, values that are not finite, labels that are no classes.
     """
-    found, true = _decided(logits, labels, task)
+    found, true = decided(logits, labels, task)
     present = _present(found, true, task)
     metrics = {"acc": float((found == true).reshape(len(true), -1).all(axis=1).mean())}
     if task.several:
@@ -68,7 +68,7 @@ def class_table(logits: NDArray[Any], labels: NDArray[Any], task: Classification
     Raises:
         DataError: as there.
     """
-    found, true = _decided(logits, labels, task)
+    found, true = decided(logits, labels, task)
     scores = require("sklearn.metrics", "the table of classes")
     everyone = list(range(len(task.classes)))
     columns = scores.precision_recall_fscore_support(true, found, labels=everyone, zero_division=0)
@@ -104,9 +104,10 @@ def _present(found: NDArray[np.int64], true: NDArray[np.int64], task: Classifica
     return np.union1d(found, true).tolist()
 
 
-def _decided(
+def decided(
     logits: NDArray[Any], labels: NDArray[Any], task: ClassificationTask
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Predicted and true classes, as :func:`decide` has them; arguments and errors are :func:`class_metrics`'."""
     n, c = len(labels), len(task.classes)
     if logits.shape != (n, c) or labels.shape != ((n, c) if task.several else (n,)):
         raise DataError(

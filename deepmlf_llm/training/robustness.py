@@ -81,8 +81,6 @@ def measure(evaluator: Evaluator, cells: Sequence[Corruption]) -> list[Condition
 
 
 def _change(before: Score, after: Score) -> dict[str, tuple[float, list[float] | None]]:
-    if not before.predictions.are_polarities:  # of classes there are no intervals
-        return {name: (value - before.metrics[name], None) for name, value in after.metrics.items()}
     sums = [[MetricSums.of(s.predictions.head(), s.predictions.labels, s.predictions.rules)] for s in (before, after)]
     a, b = draw(sums, False, RESAMPLES)
     differences = (b.measured - a.measured)[:, 0]

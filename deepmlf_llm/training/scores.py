@@ -39,11 +39,7 @@ class Score:
         classes: Mapping[str, Any] | None = None,
     ) -> Score:
         """With the intervals of what was ``found``: ``metrics``, and ``heads`` where there are any."""
-        intervals = (
-            metric_intervals(predictions.head(), predictions.labels, predictions.rules)
-            if predictions.are_polarities
-            else {}
-        )
+        intervals = metric_intervals(predictions.head(), predictions.labels, predictions.rules)
         return cls(found["metrics"], found.get("heads", {}), intervals, predictions, classes)
 
 
@@ -84,7 +80,8 @@ def write_beside(directory: Path, scores: Iterable[Score], drawn: Score, file: s
     Raises:
         FileError: something cannot be written.
     """
-    said = [write_predictions(directory / file, [score.predictions for score in scores])]
-    if drawn.predictions.are_polarities:
-        said.append(write_plots(directory, drawn.predictions, prefix))
+    said = [
+        write_predictions(directory / file, [score.predictions for score in scores]),
+        write_plots(directory, drawn.predictions, prefix),
+    ]
     return [sentence for sentence in said if sentence]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from scipy import stats
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.statistics.bootstrap import draw, interval, metric_intervals, p_value, resampled
 from deepmlf_llm.statistics.sums import MetricSums
-from deepmlf_llm.tasks.metrics import polarity_metrics
+from deepmlf_llm.tasks.metrics import polarity_metrics, task_metrics
+from deepmlf_llm.tasks.registry import make_task
 
 
 def polarities(n: int, seed: int, scale: float = 3.0, error: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +37,35 @@ def test_sums_give_the_metrics_of_any_resample(dataset: str, scale: float) -> No
             expected = polarity_metrics(predictions[row], labels[row], dataset)
         assert tuple(expected) == sums.names
         assert values == pytest.approx(list(expected.values()), abs=1e-9, nan_ok=True)
+
+
+OWN = make_task("valence", {"range": [0, 10], "bins": [4, 6], "names": ["low", "middle", "high"]})
+MOODS = make_task("moods", {"classes": ["a", "b", "c", "d"]})
+SEVERAL = make_task("moods", {"classes": ["a", "b", "c"], "kind": "multi_label"})
+
+
+@pytest.mark.parametrize("task", [OWN, MOODS, SEVERAL], ids=["own scale", "classes", "several labels"])
+def test_sums_give_the_metrics_of_other_tasks(task: Any) -> None:
+    random = np.random.default_rng(5)
+    labels: Any = random.integers(0, 3, 50)  # of MOODS; nothing is of the last class
+    if task is OWN:
+        labels = random.uniform(0, 10, 50)
+    elif task is SEVERAL:
+        labels = (random.random((50, 3)) < 0.3).astype(np.float32)
+    outputs = labels + random.normal(size=50) * 2 if task is OWN else random.normal(size=(50, len(task.classes)))
+    outputs, labels = outputs.astype(np.float32), labels.astype(np.float32)
+    rows = [np.arange(50), *(random.integers(0, 50, 50) for _ in range(8)), np.repeat(4, 50)]
+    sums = MetricSums.of(outputs, labels, task)
+    found = sums.metrics(np.stack([np.bincount(row, minlength=50) for row in rows]))
+    for row, values in zip(rows, found.T, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = task_metrics(outputs[row], labels[row], task)
+        assert tuple(expected) == sums.names
+        assert values == pytest.approx(list(expected.values()), abs=1e-6, nan_ok=True)
+    intervals = metric_intervals(outputs, labels, task, 200)
+    assert tuple(intervals) == sums.names
+    assert all(low < value < high for (low, high), value in zip(intervals.values(), found[:, 0], strict=True))
 
 
 def test_what_is_undefined_has_no_interval() -> None:

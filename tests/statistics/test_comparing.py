@@ -85,7 +85,7 @@ def test_other_utterances_labels_and_rules_are_refused_by_name(made):
         compare(entries)
     for words in (
         "cannot be compared with a: b: other utterances (1 missing: 'clip 79'; 1 more: 'clip x')",
-        f"c (seed-1): 1 other labels (that of 'clip 5' is {labels[5]:g}, not {b.labels[5]:g})",
+        f"c (seed-1): 1 other labels (that of 'clip 5' is {labels[5]}, not {b.labels[5]})",
         "d: labels of 'mosei', not of 'mosi'",
     ):
         assert words in str(caught.value)
