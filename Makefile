@@ -30,17 +30,17 @@ demo: setup ## train, evaluate and predict on the embedded data set, no hub need
 	@$(INTERPRETER) scripts/demo.py $(ARGS)
 
 test: setup ## the whole test suite; ARGS="-k metrics" picks tests, WORKERS=n
-	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs $(ARGS)
+	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs $(ARGS)
 
 test-fast: setup ## the tests without those that take minutes
-	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs -m "not slow" $(ARGS)
+	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs -m "not slow" $(ARGS)
 
 test-lowest: ## test-fast on the lowest versions of pyproject.toml, in .cache/lowest; LOWEST_TORCH=2.13.0 for another
 	@$(BOOTSTRAP) scripts/lowest_env.py .cache/lowest $(LOWEST_TORCH)
-	@HF_HUB_OFFLINE=1 .cache/lowest/bin/python -m pytest -n $(WORKERS) --no-header -rs -m "not slow" $(ARGS)
+	@HF_HUB_OFFLINE=1 .cache/lowest/bin/python -m pytest -n $(WORKERS) --dist worksteal --no-header -rs -m "not slow" $(ARGS)
 
 coverage: setup ## the whole suite with branch coverage, subprocesses included; the pages are in .cache/coverage/html
-	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --no-header -rs \
+	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs \
 	  --cov --cov-report=term:skip-covered --cov-report=html:.cache/coverage/html $(ARGS)
 
 docs: setup ## the site in .cache/site: these pages and the API from the docstrings; a warning is an error

@@ -14,7 +14,7 @@ from deepmlf_llm.training.settings import RunSettings
 
 KINDS = {
     "constant": "the median of the training labels, whatever is said",
-    "ridge": "ridge regression on the frozen LM's states; layer, pooling and penalty chosen on validation",
+    "ridge": "ridge regression on the frozen LM's states; layer and pooling chosen on validation",
     "lora_text": "LoRA on the LM and a regression head on its last token: the text alone, fine-tuned",
     "bam": "an MLP on pooled audio and vision, added to the frozen LM's pooled text state",
 }

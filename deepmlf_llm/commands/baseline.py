@@ -1,7 +1,7 @@
 """Fits a baseline in the harness of a run: the same splits, metrics and files, so that compare takes it.
 
   constant   the median of the training labels
-  ridge      ridge regression on the frozen LM's states; layer, pooling and penalty chosen on validation
+  ridge      ridge regression on the frozen LM's states; layer and pooling chosen on validation
   lora_text  LoRA on the LM and a head on its last token: the text alone
   bam        an MLP on pooled audio and vision, added to the frozen LM's text state
 

@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from deepmlf_llm.adapters.hub import local_directory
     from deepmlf_llm.backbones import load_base_model
     from deepmlf_llm.files import check_place, write_aside
+    from deepmlf_llm.statistics.plots import PLOTS
     from deepmlf_llm.training.evaluation import Evaluator
 
     if options.output is not None:
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(
                 f"--output {options.output}: the metrics are JSON; {PREDICTIONS} goes beside them by itself"
             )
-        report = [options.output.with_suffix(ending) for ending in (ROBUSTNESS if cells else ())]
+        endings = [f".{name}" for name in PLOTS] + [*(ROBUSTNESS if cells else ())]
+        report = [options.output.with_suffix(ending) for ending in endings]
         for path in (options.output, options.output.with_suffix(PREDICTIONS), *report):
             check_place(path)  # not after minutes of work
             if path.exists():
@@ -126,6 +128,9 @@ def _conditions(options: Any) -> list[Any]:
     from deepmlf_llm.data.corruption import LARGEST_NOISE, read_levels
     from deepmlf_llm.training.robustness import grid
 
+    for name, given in (("--missing", options.missing), ("--noise", options.noise)):
+        if given is not None and not given.strip():
+            raise ConfigError(f"{name}: nothing given; expected modalities with their levels, e.g. audio=0.5")
     missing = read_levels(options.missing.split(",") if options.missing else (), "--missing")
     noise = read_levels(options.noise.split(",") if options.noise else (), "--noise", LARGEST_NOISE)
     return grid(missing, noise, options.mask_seed)

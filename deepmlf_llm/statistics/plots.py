@@ -18,6 +18,7 @@ from deepmlf_llm.tasks.classification import ClassificationTask
 from deepmlf_llm.tasks.metrics import comparable
 from deepmlf_llm.tasks.regression import Bins, Rounded
 
+PLOTS = "confusion.svg", "calibration.svg"
 MOST_CLASSES = 20  # in a plot of confusion
 GROUPS = 10  # of predictions, in a calibration plot
 _LEAST = 5  # utterances in a group
@@ -41,8 +42,8 @@ def write_plots(directory: Path, predictions: Predictions, prefix: str = "") -> 
         return missing("matplotlib", "no plots: drawing them")
     counted = confusion_counts(predictions)
     if counted is not None:
-        write_aside(directory / f"{prefix}confusion.svg", confusion_plot(predictions, *counted))
-    write_aside(directory / f"{prefix}calibration.svg", calibration_plot(predictions))
+        write_aside(directory / f"{prefix}{PLOTS[0]}", confusion_plot(predictions, *counted))
+    write_aside(directory / f"{prefix}{PLOTS[1]}", calibration_plot(predictions))
     return None
 
 

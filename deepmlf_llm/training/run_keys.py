@@ -42,7 +42,7 @@ _MODALITIES = optional(
 )
 _MISSING = optional(
     Rule(
-        lambda value: _NAMES.good(value) and one_level_each(value),
+        lambda value: _NAMES.good(value) and len(value) > 0 and one_level_each(value),
         "a list of modality=share, shares 0 to 1, none twice",
     )
 )

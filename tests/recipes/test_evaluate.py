@@ -54,6 +54,10 @@ def test_writes_the_metrics_of_one_split(
     assert evaluate(*words) == 2
     assert "test.json: exists; move it away" in capsys.readouterr().err
     assert output.read_bytes() == before
+    output.unlink()
+    output.with_suffix(".parquet").unlink()
+    assert evaluate(*words) == 2
+    assert "test.confusion.svg: exists; move it away" in capsys.readouterr().err
 
     merged = str(tmp_path / "merged")
     merge_adapter(adapter, merged)

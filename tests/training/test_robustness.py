@@ -95,6 +95,7 @@ def test_the_command_writes_table_and_plot(
         (["--missing", "audio=2"], "'audio=2': expected"),
         (["--missing", "smell=1"], "no modality 'smell'"),
         (["--noise", "audio"], "'audio': expected"),
+        (["--missing", ""], "--missing: nothing given"),
     ):
         with pytest.raises(ConfigError, match=message):
             command.main([*words[:4], *bad])
