@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deepmlf_llm.config.rules import Rule, brief, is_integer, is_number
-from deepmlf_llm.tasks.registry import task_of
+from deepmlf_llm.tasks.registry import regression_of
 
 NUM_STEPS = 7
 """Steps of the scale where nobody has named them: of [-3, 3] the integers, as the field's Acc7 has them."""
@@ -45,7 +45,9 @@ def scale_steps(config: Any) -> dict[str, float]:
     """
     given = config.verbalised_steps
     if given is None:
-        given = {str(i + 1): value for i, value in enumerate(task_of(config.dataset, config.task).steps(NUM_STEPS))}
+        given = {
+            str(i + 1): value for i, value in enumerate(regression_of(config.dataset, config.task).steps(NUM_STEPS))
+        }
     return dict(sorted(given.items(), key=lambda step: step[1]))
 
 

@@ -32,7 +32,7 @@ from deepmlf_llm.modules import (
     Verbaliser,
 )
 from deepmlf_llm.modules.precision import at_least_fp32
-from deepmlf_llm.tasks.registry import task_of
+from deepmlf_llm.tasks.registry import regression_of
 
 
 def build_stack(decoder: Decoder, config: DeepMLFConfig) -> FusionStack:
@@ -115,7 +115,7 @@ def _build_layer_mix(decoder: Decoder, config: DeepMLFConfig, layers: list[int])
 def _build_prototypes(decoder: Decoder, config: DeepMLFConfig) -> OrdinalPrototypes | None:
     if config.objective.lambda_prototypes == 0:
         return None
-    return OrdinalPrototypes(decoder.width, task_of(config.dataset, config.task).steps(NUM_STEPS))
+    return OrdinalPrototypes(decoder.width, regression_of(config.dataset, config.task).steps(NUM_STEPS))
 
 
 def build_av_encoder(config: DeepMLFConfig) -> AVEncoder:

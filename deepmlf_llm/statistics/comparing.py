@@ -238,8 +238,8 @@ def _aligned(entries: Sequence[Entry]) -> list[list[Predictions]]:
 def _in_order_of(reference: Predictions, run: Predictions) -> tuple[Predictions, str]:
     """``run`` with its utterances in the reference's order, and what keeps it from being compared (or "")."""
     if other := run.rules.differences(reference.rules):
-        more = f" ({other})" if run.task or reference.task else ""
-        return run, f"labels of {run.dataset!r}, not of {reference.dataset!r}{more}"
+        told = f" ({other})" if run.task or reference.task else ""
+        return run, f"labels of {run.dataset!r}, not of {reference.dataset!r}{told}"
     wanted, given = list(reference.ids), list(run.ids)
     if wanted != given:
         if set(wanted) != set(given):

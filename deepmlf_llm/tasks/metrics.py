@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepmlf_llm.errors import ConfigError, DataError
+from deepmlf_llm.errors import DataError
 from deepmlf_llm.extras import require
 from deepmlf_llm.tasks.class_metrics import CLASS_METRICS, class_metrics, undefined
 from deepmlf_llm.tasks.classification import ClassificationTask
-from deepmlf_llm.tasks.registry import Task, task_of
-from deepmlf_llm.tasks.regression import Floats, RegressionTask
+from deepmlf_llm.tasks.registry import Task, regression_of, task_of
+from deepmlf_llm.tasks.regression import Floats
 
 METRIC_DEFINITIONS: dict[str, str] = {
     "mae": "mean absolute error in units of the polarity scale (SIMS: both sides clipped to +-1 first)",
@@ -123,18 +123,6 @@ def comparable(predictions: ArrayLike, labels: ArrayLike, dataset: str | Task) -
         y = y.astype(min(y.dtype, y_hat.dtype, key=lambda dtype: dtype.itemsize))
         y_hat, y = np.clip(y_hat, task.low, task.high), np.clip(y, task.low, task.high)
     return y_hat, y
-
-
-def regression_of(dataset: str | Task) -> RegressionTask:
-    """The rules of labels that are numbers of a scale.
-
-    Raises:
-        ConfigError: unknown ``dataset``, or one of classes.
-    """
-    task = task_of(dataset)
-    if not isinstance(task, RegressionTask):
-        raise ConfigError(f"dataset={task.name!r}: its labels are {task.describe()}, no numbers of a scale")
-    return task
 
 
 def polarity_label(y: float | np.floating[Any], dataset: str | Task) -> str | None:

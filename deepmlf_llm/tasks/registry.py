@@ -85,6 +85,18 @@ def task_of(dataset: str | Task, own: Mapping[str, Any] | None = None) -> Task:
     return TASKS[dataset]
 
 
+def regression_of(dataset: str | Task, own: Mapping[str, Any] | None = None) -> RegressionTask:
+    """The rules of labels that are numbers of a scale; as :func:`task_of`.
+
+    Raises:
+        ConfigError: as there, or labels that are classes.
+    """
+    task = task_of(dataset, own)
+    if not isinstance(task, RegressionTask):
+        raise ConfigError(f"dataset={task.name!r}: its labels are {task.describe()}, no numbers of a scale")
+    return task
+
+
 def read_task(path: str | Path) -> Task:
     """A task of one's own from its YAML (or JSON) file; without a ``name`` it has the file's.
 
