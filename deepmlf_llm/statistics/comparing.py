@@ -237,9 +237,9 @@ def _aligned(entries: Sequence[Entry]) -> list[list[Predictions]]:
 
 def _in_order_of(reference: Predictions, run: Predictions) -> tuple[Predictions, str]:
     """``run`` with its utterances in the reference's order, and what keeps it from being compared (or "")."""
-    if other := run.rules.differences(reference.rules):
-        told = f" ({other})" if run.task or reference.task else ""
-        return run, f"labels of {run.dataset!r}, not of {reference.dataset!r}{told}"
+    if unlike := run.rules.differences(reference.rules):
+        rules = f" ({unlike})" if run.task or reference.task else ""
+        return run, f"labels of {run.dataset!r}, not of {reference.dataset!r}{rules}"
     wanted, given = list(reference.ids), list(run.ids)
     if wanted != given:
         if set(wanted) != set(given):
