@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"-h", "--help"} & set(argv):
-        print(help_text(__doc__ or "", says_something))
+        print(help_text(__doc__ or "", says_something, several_seeds=False))
         return
     dry_run, trust_run = bool(DRY_RUN & set(argv)), bool(TRUST_RUN & set(argv))
     argv = [word for word in argv if word not in {*DRY_RUN, *TRUST_RUN, VERBOSE}]

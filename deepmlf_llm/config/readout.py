@@ -73,6 +73,8 @@ def readout_problems(config: Any) -> list[str]:
         if is_number(weight) and weight > 0 and config.num_outputs != 1:
             found.append(f"objective.{name} is of one polarity; num_outputs={brief(config.num_outputs)} needs 0")
     steps, ids = config.verbalised_steps, config.verbalised_ids
+    if config.readout == "heads" and STEPS.good(steps):
+        found.append(f"verbalised_steps={brief(steps)}: readout='heads' says no steps; leave it out or choose 'both'")
     if TOKEN_IDS.good(ids) and (steps is None or STEPS.good(steps)):
         labels = {str(i + 1) for i in range(NUM_STEPS)} if steps is None else set(steps)
         if labels != set(ids):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from deepmlf_llm.config.rules import Rule, brief, is_integer
+from deepmlf_llm.config.rules import Rule, brief, is_integer, rule_problems
 from deepmlf_llm.errors import ConfigError
 
 POOLED, SEGREGATED = "pooled", "segregated"
@@ -42,7 +43,19 @@ def group_sizes(config: Any) -> tuple[int, ...]:
 
 def topology_problems(config: Any) -> list[str]:
     """What is wrong with a config's groups, one phrase each; those of modalities only where these are known."""
-    return [*config.mixing_head.problems(), *_group_problems(config)]
+    return [*config.mixing_head.problems(), *_unused_head_problems(config), *_group_problems(config)]
+
+
+def _unused_head_problems(config: Any) -> list[str]:
+    head = config.mixing_head
+    if config.token_topology != POOLED or list(rule_problems(head)):
+        return []  # each setting has its own rule
+    changed = [f.name for f in dataclasses.fields(head) if getattr(head, f.name) != f.default]
+    return [
+        f"mixing_head.{name}={brief(getattr(head, name))}: segregated groups meet in that head, and "
+        "token_topology='pooled' has none; leave it out, or set token_topology to 'segregated'"
+        for name in changed
+    ]
 
 
 def _group_problems(config: Any) -> list[str]:

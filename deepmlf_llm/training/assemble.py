@@ -40,7 +40,7 @@ def method_config(settings: RunSettings, data: TrainingData) -> Any:
     """The method's settings, completed by what the data say about themselves.
 
     Raises:
-        ConfigError: a setting of the method is out of range.
+        ConfigError: a setting of the method is out of range, or one changes modalities and there is none.
         DataError: a modality that the data do not have.
     """
     from deepmlf_llm.config.method import DeepMLFConfig
@@ -48,6 +48,8 @@ def method_config(settings: RunSettings, data: TrainingData) -> Any:
     values = settings.method_values()
     text = {**values.get("text", {}), "case": data.case}
     modalities = chosen_modalities(settings, data)
+    for problem in settings.modality_problems(modalities):
+        raise ConfigError(problem)
     facts: dict[str, Any] = {
         "modalities": modalities,
         "dataset": data.dataset,

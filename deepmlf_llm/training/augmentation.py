@@ -68,11 +68,8 @@ class Augmentation:
             f.name: getattr(settings, f.name) for f in dataclasses.fields(cls) if f.name not in ("modalities", "seed")
         }
         augmentation = cls(tuple(modalities), seed, **own)
-        asked = [name for name in ("modality_dropout", "frame_dropout", "cmixup_alpha") if own[name]]
-        if asked and not augmentation.modalities:
-            raise ConfigError(
-                f"{', '.join(asked)}: changes audio and vision, and this run reads no modality: leave it out"
-            )
+        for problem in settings.modality_problems(augmentation.modalities):
+            raise ConfigError(problem)
         return augmentation
 
     def __call__(self, batch: Mapping[str, Any], epoch: int) -> dict[str, Any]:

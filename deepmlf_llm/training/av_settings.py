@@ -23,6 +23,8 @@ _OF_THE_RUN = {
     "warmup_epochs",
 }
 _OF_THE_METHOD = {"objective.loss", "seqaug.av_p_apply", "seqaug.av_p_feat"}
+_NOT_OFFERED = {"average_last", "cmixup_alpha", "cmixup_bandwidth", "cmixup_labels", "ema_decay"}
+_CALLED_HERE = {"av_learning_rate": "learning_rate", "av_weight_decay": "weight_decay"}
 _OF_AN_LM = {"gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile"}
 
 
@@ -51,8 +53,16 @@ def check_av_settings(settings: RunSettings) -> None:
         if name == "deepspeed" or name not in all_keys() or says_something(name):
             continue
         if value != _default(name):
-            problems.check(False, f"{name}={value!r} is a setting of `deepmlf train`: there is no language model here")
+            problems.check(False, f"{name}={value!r} {_why_not(name)}")
     problems.raise_if_any()
+
+
+def _why_not(name: str) -> str:
+    if name in _CALLED_HERE:
+        return f"sets the AV encoder apart from the rest: nothing else is trained here; use {_CALLED_HERE[name]}"
+    if name in _NOT_OFFERED:
+        return "is a setting of `deepmlf train` that `deepmlf pretrain-av` does not offer; leave it out"
+    return "is a setting of `deepmlf train`: there is no language model here"
 
 
 def _default(name: str) -> Any:

@@ -158,8 +158,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
-def help_text(usage: str, shown: Callable[[str], bool] = lambda name: True) -> str:
-    """``--help``: every key that is ``shown``, by owner, with type, default and meaning."""
+def help_text(usage: str, shown: Callable[[str], bool] = lambda name: True, several_seeds: bool = True) -> str:
+    """``--help``: every key that is ``shown``, by owner, with type, default and meaning; ``--seeds`` of a command that
+    has it."""
     titles = {
         "run": "The run",
         "method": "The method (fields of DeepMLFConfig; in YAML nested, here dotted)",
@@ -167,7 +168,8 @@ def help_text(usage: str, shown: Callable[[str], bool] = lambda name: True) -> s
     }
     lines = [usage, ""]
     lines += ["  --config FILE  YAML of the keys below, or FILE,FILE (the later one counts); options override it"]
-    lines += ["  --seeds LIST   0-4 or 0,1,2: a run with each of these seeds, in output_dir/seed-N, and a summary"]
+    if several_seeds:
+        lines += ["  --seeds LIST   0-4 or 0,1,2: a run with each of these seeds, in output_dir/seed-N, and a summary"]
     lines += ["  --dry-run      check everything and say what would be trained, write nothing"]
     lines += ["  --trust_run    go on from checkpoints that other users could have written (files that run code never)"]
     lines += ["  --verbose      show what other libraries say as well; otherwise it goes to libraries.log of the run"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.planning.steps import Steps, planned_steps
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.training.keys import RENAMED, TRAINER_DEFAULTS, Key, all_keys, refuse, sections
-from deepmlf_llm.training.run_keys import RunKeys
+from deepmlf_llm.training.run_keys import TEXT_ALONE, RunKeys
 
 VOLATILE = {
     "output_dir",
@@ -146,7 +146,31 @@ class RunSettings(RunKeys):
             for name in ("av_learning_rate", "av_weight_decay"):
                 if getattr(self, name) is not None:
                     found.append(f"{name} with freeze_av_encoder: the AV encoder is not trained; leave {name} out")
+        if self.modalities == TEXT_ALONE:
+            found.extend(self.modality_problems(()))
+        if self.average_last and self.trainer_values()["save_strategy"] == "best":
+            found.append(
+                f"average_last={self.average_last} with save_strategy='best': the last evaluations are averaged from "
+                "their checkpoints, and 'best' writes none of one that is not the best; set save_strategy to 'epoch' "
+                "or 'steps'"
+            )
+        if not self.cmixup_alpha:
+            for name in ("cmixup_bandwidth", "cmixup_labels"):
+                value = getattr(self, name)
+                if value != LATER_RUN_KEYS[name]:
+                    found.append(f"{name}={value!r} without cmixup_alpha: nothing is blended; set cmixup_alpha above 0")
         return found
+
+    def modality_problems(self, modalities: Collection[str]) -> list[str]:
+        """What is asked of audio and vision where the run reads none, one phrase.
+
+        Args:
+            modalities: names of those that it reads.
+        """
+        asked = [name for name in ("modality_dropout", "frame_dropout", "cmixup_alpha") if getattr(self, name)]
+        if modalities or not asked:
+            return []
+        return [f"{', '.join(asked)}: changes audio and vision, and this run reads no modality: leave it out"]
 
     def to_dict(self) -> dict[str, Any]:
         """All that was decided, nested, by the names that :meth:`from_dict` reads: every setting of the run and of the

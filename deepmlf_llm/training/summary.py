@@ -55,18 +55,22 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         results: name of a run -> its ``result.json``.
 
     Returns:
-        runs (seed, validation and test metrics of each), metric (that selects), selected (the run that is best by it on
-        validation), validation and test (metric -> mean, deviation, best, worst, runs).
+        runs (seed, validation and test metrics of each), metric (that selects), note (where it is not the one that the
+        runs name), selected (the run that is best by it on validation), validation and test (metric -> mean, deviation,
+        best, worst, runs).
     """
     runs: dict[str, dict[str, Any]] = {
         name: {"seed": result.get("seed"), **{split: _defined(result["metrics"][split]) for split in SPLITS}}
         for name, result in results.items()
     }
-    metric = _selecting_metric(results)
+    named = _selecting_metric(results)
+    metric = _recorded(named, [run["validation"] for run in runs.values()])
+    note = f"The runs name {named} to select by, which their results do not record: they are compared by {metric}."
     able = [name for name in runs if metric in runs[name]["validation"]]
     return {
         "runs": runs,
         "metric": metric,
+        "note": None if metric == named else note,
         "selected": _best(able, lambda name: runs[name]["validation"][metric], metric) if able else None,
         **{split: _figures([run[split] for run in runs.values()]) for split in SPLITS},
     }
@@ -77,6 +81,13 @@ def _selecting_metric(results: Mapping[str, Mapping[str, Any]]) -> str:
         str(r.get("config", {}).get("metric_for_best_model", "mae")).removeprefix("eval_") for r in results.values()
     }
     return named.pop() if len(named) == 1 else "mae"
+
+
+def _recorded(named: str, runs: Sequence[Mapping[str, float]]) -> str:
+    """The metric that is ``named``, or where no run has it (the loss is no part of results) the one that selects by
+    default: mae of a scale, f1_weighted of classes."""
+    found = dict.fromkeys(name for run in runs for name in run)
+    return next((name for name in (named, "mae", "f1_weighted", *found) if name in found), named)
 
 
 def _defined(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -128,6 +139,8 @@ def table(summary: Mapping[str, Any]) -> str:
             selected = runs[summary["selected"]][split]
             rows["of the best on validation"] = [_shown(selected.get(name)) for name in names]
         lines += [f"| {split} | {row} | {' | '.join(cells)} |" for row, cells in rows.items()]
+    if summary["note"] is not None:
+        lines += ["", summary["note"]]
     return "\n".join(lines) + "\n"
 
 

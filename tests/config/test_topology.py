@@ -57,6 +57,10 @@ GROUPS = "audio, vision, the joint group"
         ),
         ({"token_topology": "apart"}, "token_topology='apart': expected one of 'pooled', 'segregated'"),
         ({"gca_queries": "both"}, "gca_queries='both' with token_topology='segregated': .* the text has none"),
+        (
+            {"token_topology": "pooled", "mixing_head": {"num_layers": 2, "dropout": 0.2}},
+            "mixing_head.num_layers=2: segregated groups meet in that head.*; mixing_head.dropout=0.2: ",
+        ),
         ({"mixing_head": {"width": 10, "num_heads": 4}}, "mixing_head.width=10 is no multiple of num_heads=4"),
     ],
 )

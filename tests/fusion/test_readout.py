@@ -141,6 +141,7 @@ def test_settings_that_cannot_tell_a_polarity_are_refused():
         ({"verbalised_steps": {"bad": -1}}, "verbalised_steps=.*expected a mapping of two labels or more, in quotes"),
         ({"verbalised_steps": {"bad": 1, "good": 1}}, "to different polarities"),
         ({"verbalised_steps": {1: -1, 2: 1}}, "in quotes"),
+        ({"verbalised_steps": STEPS}, "verbalised_steps=.*: readout='heads' says no steps"),
         ({"verbalised_steps": STEPS, "verbalised_ids": {"bad": 1, "good": 2}}, "expected the ids of the steps bad, go"),
         ({"verbalised_ids": {"bad": 1, "good": 1}}, "to different token ids"),
     ):

@@ -18,6 +18,7 @@ from deepmlf_llm.errors import ConfigError, DataError
 from deepmlf_llm.training.assemble import method_config
 from deepmlf_llm.training.av_model import AVEncoderModel
 from deepmlf_llm.training.av_run import pretrain_av_encoder
+from deepmlf_llm.training.av_settings import check_av_settings
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.settings import RunSettings
 
@@ -121,6 +122,17 @@ def test_settings_of_a_language_model_are_refused_all_at_once(
     for words in ("deepspeed='zero2'", "fusion_layers='last:2'", "lora_r=2", "text_cache='disk'", "av_learning_rate"):
         assert words in str(caught.value)
     assert not (tmp_path / "av").exists()
+    with pytest.raises(ConfigError) as caught:
+        check_av_settings(av_settings(av_learning_rate=1e-3, av_weight_decay=0.1, ema_decay=0.9, cmixup_alpha=1.0))
+    assert "there is no language model" not in str(caught.value)
+    for words in (
+        "av_learning_rate=0.001 sets the AV encoder apart from the rest: nothing else is trained here; use ",
+        "use learning_rate",
+        "use weight_decay",
+        "ema_decay=0.9 is a setting of `deepmlf train` that `deepmlf pretrain-av` does not offer",
+        "cmixup_alpha=1.0 is a setting of `deepmlf train` that",
+    ):
+        assert words in str(caught.value)
 
 
 def test_a_config_of_such_a_run_is_good_for_such_a_run(av_settings: MakeSettings, toy_data: TrainingData) -> None:

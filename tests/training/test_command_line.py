@@ -119,6 +119,8 @@ def test_the_last_of_two_counts() -> None:
 
 def test_help_names_every_key_with_type_and_default() -> None:
     text = help_text("usage")
+    assert "--seeds" in text
+    assert "--seeds" not in help_text("usage", several_seeds=False)
     assert all(name in text for name in all_keys())
     assert "utterances a step, over all processes and accumulated batches [an integer; default: 32]" in " ".join(
         text.split()

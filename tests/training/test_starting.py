@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,38 @@ def test_contradictions_are_refused_together() -> None:
         "quantization='nf4' with lm_init='random'",
     ):
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"modalities": ["none"], "frame_dropout": 0.1, "cmixup_alpha": 1.0},
+            "frame_dropout, cmixup_alpha: changes audio",
+        ),
+        (
+            {"average_last": 2, "save_strategy": "best"},
+            "average_last=2 with save_strategy='best': .* 'epoch' or 'steps'",
+        ),
+        ({"cmixup_labels": "all"}, "cmixup_labels='all' without cmixup_alpha: nothing is blended"),
+        ({"cmixup_bandwidth": 0.2}, "cmixup_bandwidth=0.2 without cmixup_alpha: nothing is blended"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_and_its_parts_are_not(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        RunSettings.from_dict(values)
+    good = {"modalities": ["audio"], "save_strategy": "epoch", "cmixup_alpha": 1.0}
+    RunSettings.from_dict({**values, **good})
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_data_without_modalities_have_none_to_drop(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, dry_run: bool
+) -> None:
+    bare = dataclasses.replace(toy_data, modalities={})
+    with pytest.raises(ConfigError, match="modality_dropout: changes audio and vision, and this run reads no modality"):
+        run_training(toy_settings(modality_dropout=0.1, base_model="nobody/nothing"), bare, dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
 
 
 def test_there_is_nothing_to_freeze_in_a_model_that_reads_text_alone() -> None:

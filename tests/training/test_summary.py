@@ -45,6 +45,17 @@ def test_the_run_is_selected_on_validation_by_the_metric_of_the_runs() -> None:
     assert summarise({"a": result(0, {"mae": math.nan}, {})})["selected"] is None
 
 
+@pytest.mark.parametrize(("metric", "selected"), [("mae", "b"), ("f1_weighted", "a")])
+def test_runs_that_select_by_loss_are_compared_by_what_they_record_and_it_is_said(metric: str, selected: str) -> None:
+    runs = {
+        name: result(0, {"acc2": 0.5, metric: value}, {metric: 0.4}, "loss") for name, value in (("a", 0.9), ("b", 0.6))
+    }
+    found = summarise(runs)
+    assert (found["metric"], found["selected"]) == (metric, selected)
+    assert f"select by, which their results do not record: they are compared by {metric}." in table(found)
+    assert summarise(RESULTS)["note"] is None
+
+
 def test_the_table_says_which_test_figure_belongs_to_the_run_selected_on_validation() -> None:
     lines = table(summarise(RESULTS)).splitlines()
     assert "| `seed-1` (best on validation) | 1 | 0.6000 | 1.0000 |" in lines
