@@ -102,6 +102,7 @@ def test_a_run_from_before_a_key_is_known_again() -> None:
     for path in FIRST_RUNS:
         section, _, name = path.rpartition(".")
         del (stored[section] if section else stored)[name]
+    del stored["mixing_head"]  # a section that is younger as a whole
     digest = hashlib.sha256(
         json.dumps(
             {name: value for name, value in stored.items() if name not in VOLATILE}
