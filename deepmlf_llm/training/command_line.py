@@ -118,7 +118,8 @@ def read_value(key: Key, text: str | None) -> Any:
         except ConfigError as error:
             refusal = error
     else:
-        refusal = ConfigError(f"{key.name}={text!r}: expected {describe(key.hint)}")
+        expected = key.rule.expected if key.rule else describe(key.hint)
+        refusal = ConfigError(f"{key.name}={text!r}: expected {expected}")
     try:
         return key.coerce(parse_yaml(text))
     except ValueError:
