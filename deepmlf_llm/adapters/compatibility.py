@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModelForCausalLM, get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from deepmlf_llm.adapters import files
@@ -53,9 +53,20 @@ def adapter_tensors(model: Any, name: str) -> dict[str, Tensor]:
     """What an adapter's file holds, by the file's keys: the parameters themselves, which under ZeRO-3 know their whole
     shape."""
     found: dict[str, Tensor] = get_peft_model_state_dict(
-        model, state_dict=model.state_dict(keep_vars=True), adapter_name=name, save_embedding_layers=False
+        model, state_dict=live_tensors(model), adapter_name=name, save_embedding_layers=False
     )
     return found
+
+
+def live_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """``model.state_dict(keep_vars=True)`` by its keys and in its order, without what modules make for it at each call:
+    4-bit layers pack their quantization state, all of a base's for an adapter that needs none of it."""
+    return {
+        f"{prefix}.{name}" if prefix else name: tensor
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and name not in module._non_persistent_buffers_set
+    }
 
 
 def base_and_revision(config: DeepMLFConfig, source: str | Path, name: str | None = None) -> tuple[str, str | None]:

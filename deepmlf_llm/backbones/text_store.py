@@ -82,7 +82,8 @@ class TextRecord:
     def entries(
         self, lengths: Sequence[int], states: Tensor, device: torch.device, of_ends: bool = False
     ) -> list[Entry]:
-        """One of each text, left-padded in the batch: parts of what lies on ``device`` for all of them.
+        """One of each text, left-padded in the batch: parts of what lies on ``device`` for all of them, padding left
+        out. Together they hold as much memory as they say (:attr:`Entry.nbytes`).
 
         Args:
             lengths: of the texts.
@@ -94,14 +95,25 @@ class TextRecord:
         nothing = states.new_empty(0, 2, len(lengths), 1, max(lengths), 1)  # where states alone are kept
         values, scales = self._written or (nothing, None)
         values, scales = values.to(device), None if scales is None else scales.to(device)
-        return [
-            Entry(
-                values[:, :, i, :, -n:],
-                None if scales is None else scales[:, :, i, :, -n:],
-                states[i] if of_ends else states[i, -n:],
-            )
-            for i, n in enumerate(lengths)
-        ]
+        ends = states.unbind() if of_ends else _without_padding(states.unbind(), lengths, 0)
+        kept = _without_padding(values.unbind(2), lengths, 3)
+        scaled: Sequence[Tensor | None] = [None] * len(lengths)
+        if scales is not None:
+            scaled = _without_padding(scales.unbind(2), lengths, 3)
+        return [Entry(*parts) for parts in zip(kept, scaled, ends, strict=True)]
+
+
+def _without_padding(rows: Sequence[Tensor], lengths: Sequence[int], dim: int) -> Sequence[Tensor]:
+    """The rows of a left-padded batch, one after the other along the tokens of one tensor: no part keeps padding.
+
+    Args:
+        rows: of one size, their tokens along ``dim``.
+        lengths: of their texts.
+    """
+    if min(lengths) == max(lengths):
+        return rows
+    real = [row.narrow(dim, row.shape[dim] - n, n) for row, n in zip(rows, lengths, strict=True)]
+    return torch.split(torch.cat(real, dim), list(lengths), dim)
 
 
 def unpacked(entry: Entry) -> Tensor:

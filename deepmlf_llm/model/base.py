@@ -92,7 +92,7 @@ class FusedModel:
         fused, config = self.fused_decoder, self.deepmlf_config
         if kind not in ("none", "memory", "disk"):
             raise ConfigError(f"text_cache={kind!r}: expected 'none', 'memory' or 'disk'")
-        fused.cache = fused.token_cache = None
+        self.use_text_cache(None)
         if kind == "none":
             return
         if config.has_lm_lora:
@@ -104,8 +104,19 @@ class FusedModel:
         if fusion_tokens and config.fusion_entry == "embedding":  # new texts are to come: none is read twice
             lowest = 0
         where = (directory or cache_dir() / "text") if kind == "disk" else None
-        fused.cache = TextCache(fused.running(config, stack), depth, where, storage, lowest, stack.noted_layers)
-        fused.token_cache = TokenCache() if fusion_tokens or config.freeze_fusion_tokens else None
+        cache = TextCache(fused.running(config, stack), depth, where, storage, lowest, stack.noted_layers)
+        self.use_text_cache(cache, fusion_tokens)
+
+    def use_text_cache(self, cache: TextCache | None, fusion_tokens: bool = False) -> None:
+        """Reads texts from this cache from now on, or from none.
+
+        Args:
+            cache: of this model, or of another one with the same settings on the same base.
+            fusion_tokens: see :meth:`enable_text_cache`. What is kept of the tokens is of this model alone.
+        """
+        keeps_tokens = cache is not None and (fusion_tokens or self.deepmlf_config.freeze_fusion_tokens)
+        self.fused_decoder.cache = cache
+        self.fused_decoder.token_cache = TokenCache() if keeps_tokens else None
 
     @property
     def text_cache(self) -> TextCache:

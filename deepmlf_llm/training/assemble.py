@@ -111,7 +111,7 @@ def load_model(
     if shared.texts is None:
         model.enable_text_cache(settings.text_cache, storage=settings.text_cache_dtype)
     else:
-        model.fused_decoder.cache = shared.texts
+        model.use_text_cache(shared.texts)
     return model, shared.tokenizer
 
 

@@ -49,6 +49,18 @@ def test_reads_in_batches_of_like_length(decoder, monkeypatch):
     assert sum(sizes) == 4
 
 
+@pytest.mark.parametrize("storage", [None, "int8"])
+@pytest.mark.parametrize("lengths", [(2, 9, 5), (5, 5, 5)], ids=["padded", "of one length"])
+@pytest.mark.parametrize("depth", [None, 2])
+def test_bytes_told_are_bytes_held(decoder, depth, lengths, storage):
+    cache = TextCache(decoder, depth, storage=storage)
+    texts = [tuple(range(first, first + n)) for first, n in enumerate(lengths, start=1)]
+    cache.add(texts)
+    storages = [t.untyped_storage() for e in cache.store.found(texts).values() for t in e.tensors()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    assert held == cache.nbytes == cache.predicted_bytes(texts)
+
+
 def test_the_key_names_whatever_changes_a_stream(tmp_path):
     lms = [tiny_family("llama"), tiny_family("llama", seed=1), tiny_family("llama").bfloat16()]
     caches = [TextCache(Decoder(lm), depth, tmp_path) for lm in lms for depth in (None, 2)]

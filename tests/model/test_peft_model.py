@@ -162,13 +162,13 @@ def test_the_text_cache_computes_each_text_once(monkeypatch):
     import deepmlf_llm.backbones.text_cache as room
 
     read = []
-    whole = room.read_text
+    whole = room.read_noting
 
-    def counted(decoder, embeddings, mask, depth):
+    def counted(decoder, embeddings, *others):
         read.append(len(embeddings))
-        return whole(decoder, embeddings, mask, depth)
+        return whole(decoder, embeddings, *others)
 
-    monkeypatch.setattr(room, "read_text", counted)
+    monkeypatch.setattr(room, "read_noting", counted)
     model = tiny_model(tiny_family("llama"))
     model.enable_text_cache("memory")
     foretold = model.text_cache.predicted_bytes([*TEXTS, TEXTS[0]])

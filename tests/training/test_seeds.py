@@ -51,8 +51,12 @@ def left_by(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"ffw_scope": "fusion", "text_cache": "memory"}, {"lora_r": 2, "lora_dropout": 0.1}],
-    ids=["texts", "LoRA"],
+    [
+        {"ffw_scope": "fusion", "text_cache": "memory"},
+        {"freeze_fusion_tokens": True, "text_cache": "memory", "text_cache_dtype": "bfloat16"},
+        {"lora_r": 2, "lora_dropout": 0.1},
+    ],
+    ids=["texts", "texts and frozen tokens", "LoRA"],
 )
 def test_each_seed_ends_as_if_it_had_run_alone_on_one_base_that_is_loaded_once(
     toy_settings: MakeSettings,
