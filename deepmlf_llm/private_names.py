@@ -55,6 +55,10 @@ PRIVATE_NAMES = (
         "torch.nn:Module", "_modules", "a segment puts other layers into a body that shares everything else",
         "backbones/segment.py", on_instances=True,
     ),
+    PrivateName(
+        "torch.nn:Module", "_non_persistent_buffers_set", "an average holds what a file would, without making one",
+        "adapters/compatibility.py", on_instances=True,
+    ),
     PrivateName("torch.nn:Module", "_compiled_call_impl", "segments compile as their body", "backbones/segment.py"),
     PrivateName("torch.nn:Module", "_call_impl", "what of a segment is compiled", "backbones/segment.py"),
     PrivateName(
