@@ -56,6 +56,11 @@ PRIVATE_NAMES = (
         "backbones/segment.py", on_instances=True,
     ),
     PrivateName(
+        "torch.nn:Module", "_parameters", "an average holds what a file would, by its names, without making one",
+        "adapters/compatibility.py", on_instances=True,
+    ),
+    PrivateName("torch.nn:Module", "_buffers", "the same", "adapters/compatibility.py", on_instances=True),
+    PrivateName(
         "torch.nn:Module", "_non_persistent_buffers_set", "an average holds what a file would, without making one",
         "adapters/compatibility.py", on_instances=True,
     ),

@@ -26,7 +26,7 @@ def test_every_key_has_one_owner_and_stands_for_a_real_field() -> None:
         elif entry.owner == "method":
             assert name.partition(".")[0] in method or name == "lora_r"
     assert set(TRAINER_DEFAULTS) <= set(all_keys())
-    assert sections() == {"av_encoder", "objective", "seqaug", "text"}
+    assert sections() == {"av_encoder", "mixing_head", "objective", "seqaug", "text"}
 
 
 def test_what_the_data_or_the_recipe_decide_is_no_key() -> None:
