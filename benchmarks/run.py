@@ -187,9 +187,9 @@ def speed(clocks: list[tuple[Clock, int]], batch: int) -> dict[str, Any]:
 
 
 def measure_memory(setting: Setting, threads: int | None) -> dict[str, dict[str, int]]:
-    """A process for each variant, to see its peak alone: a fork of one that has imported all of this, no more."""
+    """A process for each variant, to see its peak alone: a fork of one that has imported libraries, no more."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["__main__"])
+    context.set_forkserver_preload(["deepmlf_llm.model"])  # what takes long; __main__ itself fails before Python 3.12.8
     os.environ.update(LIVE_BLOCKS)  # read when a process starts, so not by this one
     with ProcessPoolExecutor(1, context, use_threads, (threads,), max_tasks_per_child=1) as processes:
         return {name: processes.submit(peak_of, name, setting).result() for name in (*YARDSTICKS, *LOOPS)}

@@ -191,7 +191,7 @@ def test_compiled_predictions_are_the_same(predict: Any, tmp_path: Path, monkeyp
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    source = write(tmp_path / "in.jsonl", utterances(11))
+    source = write(tmp_path / "in.jsonl", utterances(5))
     words = ("--input", source, "--batch_size", 3)
     assert predict(*words, "--output", tmp_path / "plain.jsonl") == 0
     torch._dynamo.reset()
