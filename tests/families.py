@@ -10,6 +10,7 @@ FAMILY_NAMES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"
 )  # fmt: skip
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 4, 4, 96
+POLARITIES = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
 WINDOW = 5  # sliding attention shorter than the texts of the tests, where a family has it
 
 _COMMON = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -141,3 +142,19 @@ def tiny_batch(side: str = "left", padding: int = 0, **changes: Any) -> dict[str
             frames[row, :count] = torch.randn(count, frames.shape[2], generator=generator)
         batch |= {name: frames, f"{name}_mask": real}
     return {**batch, **changes}
+
+
+def outputs(model: Any, **batch: Any) -> dict[str, torch.Tensor]:
+    """What a model predicts for a batch, without a graph."""
+    with torch.no_grad():
+        out = model(**batch)
+    return {name: getattr(out, name) for name in POLARITIES}
+
+
+def losses_and_gradients(model: Any, **batch: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Losses and predictions of a training step by name, and the gradient of each trained parameter."""
+    out = model(**batch)
+    model.zero_grad()
+    out.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {**out.losses, **{name: getattr(out, name) for name in POLARITIES}}, gradients

@@ -16,13 +16,12 @@ from typing import Any
 from torch import Tensor
 
 from deepmlf_llm.adapters import files
-from deepmlf_llm.adapters.seal import sealed, settings_digest
+from deepmlf_llm.adapters.seal import sealed
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.rules import brief
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.errors import AdapterError, ConfigError, Problems
 from deepmlf_llm.files import files_aside, sha256
-from deepmlf_llm.reading import parse_json
 
 WEIGHTS, SETTINGS, KIND = "av_encoder.safetensors", "av_encoder.json", "deepmlf_av_encoder"
 VERSION = 1
@@ -146,11 +145,7 @@ def read_av_encoder(directory: str | Path) -> AVEncoderFile:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        values = parse_json(files.content(path), settings=True)
-        digest = settings_digest(values) if isinstance(values, dict) else None
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
+    values, digest = files.parsed(path)
     if not isinstance(values, dict) or values.get("kind") != KIND:
         kind = values.get("kind") if isinstance(values, dict) else type(values).__name__
         raise AdapterError(f"{path}: of kind {brief(kind)}, expected {KIND!r}")

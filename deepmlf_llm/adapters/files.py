@@ -46,11 +46,7 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise AdapterError(f"{directory}: no {CONFIG}: expected the directory of a saved adapter")
-    try:
-        values = parse_json(content(path), settings=True)
-        digest = settings_digest(values) if isinstance(values, dict) else None
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
+    values, digest = parsed(path)
     if not isinstance(values, dict) or values.get("peft_type") != PEFT_TYPE:
         kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
         raise AdapterError(f"{path}: an adapter of type {kind!r}, expected {PEFT_TYPE!r}")
@@ -68,6 +64,19 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
         return DeepMLFConfig.from_dict(values)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise AdapterError(f"{path}: {error}") from error
+
+
+def parsed(path: Path) -> tuple[Any, str | None]:
+    """What a file of settings says, and the digest that its seal must hold; None where it is no mapping.
+
+    Raises:
+        AdapterError: cannot be read, too large, or no JSON.
+    """
+    try:
+        values = parse_json(content(path), settings=True)
+        return values, settings_digest(values) if isinstance(values, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
 
 
 def content(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from deepmlf_llm.errors import RunError
 from deepmlf_llm.tasks.metrics import polarity_metrics
 from deepmlf_llm.tasks.registry import Task
 from deepmlf_llm.training.callbacks import EarlyStopping
+from deepmlf_llm.training.evaluation import loop_arguments
 from deepmlf_llm.training.launch import on_terminal
 from deepmlf_llm.training.progress import show_progress
 
@@ -110,9 +111,8 @@ def _predict(trainer: Trainer, split: Any) -> NDArray[np.float32]:
 
 
 def _arguments(directory: str, settings: BaselineSettings) -> TrainingArguments:
-    cuda = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=directory,
+    arguments: TrainingArguments = loop_arguments(
+        directory,
         num_train_epochs=settings.num_train_epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=64,
@@ -125,11 +125,5 @@ def _arguments(directory: str, settings: BaselineSettings) -> TrainingArguments:
         save_strategy="no",
         logging_strategy="epoch",
         seed=settings.seed,
-        use_cpu=not cuda,
-        bf16=cuda and torch.cuda.is_bf16_supported(),
-        dataloader_pin_memory=cuda,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to="none",
-        disable_tqdm=True,
     )
+    return arguments

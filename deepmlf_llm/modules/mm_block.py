@@ -144,12 +144,14 @@ class MMBlock(nn.Module):
             num_tokens: n.
             rows: how rows lie in ``hidden``.
         """
-        if key_value is not None and context_mask is not None:
-            read = partial(self.read, key_value=key_value, context_mask=context_mask)
-            hidden = self._read_at(read, hidden, num_tokens, rows)
-        if self.ffw is not None:
-            hidden = self._feed_at(self.feed_forward, hidden, num_tokens, rows)
-        return hidden
+        if key_value is None or context_mask is None:
+            return self._feed_at(self.feed_forward, hidden, num_tokens, rows)
+        read = partial(self.read, key_value=key_value, context_mask=context_mask)
+        if self.ffw is None:
+            return self._read_at(read, hidden, num_tokens, rows)
+        if self._read_at is self._feed_at:  # rows are taken apart and put together once
+            return self._feed_at(lambda x: self.feed_forward(read(x)), hidden, num_tokens, rows)
+        return self._feed_at(self.feed_forward, self._read_at(read, hidden, num_tokens, rows), num_tokens, rows)
 
     def read(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
         """First equation: what queries [b x n x d] (the fusion tokens, in the paper) after reading the context."""

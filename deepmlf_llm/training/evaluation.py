@@ -88,7 +88,7 @@ class Evaluator:
         with tempfile.TemporaryDirectory() as nowhere:
             trainer = DeepMLFTrainer(
                 model=self.model,
-                args=_arguments(nowhere, self.batch_size),
+                args=loop_arguments(nowhere, per_device_eval_batch_size=self.batch_size),
                 data_collator=Collator.of(self.config, self._tokenizer),
                 compute_metrics=SplitMetrics(self.config),
             )
@@ -139,13 +139,18 @@ def evaluate_adapter(
     return evaluator.result(evaluator.score())
 
 
-def _arguments(directory: str, batch_size: int) -> Any:
+def loop_arguments(directory: str, **given: Any) -> Any:
+    """TrainingArguments of a Trainer that is no run of its own: it evaluates, or fits a baseline.
+
+    Args:
+        directory: where it may write.
+        given: arguments beside those of any such loop.
+    """
     from transformers import TrainingArguments
 
     cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=directory,
-        per_device_eval_batch_size=batch_size,
         use_cpu=not cuda,
         bf16=cuda and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=cuda,
@@ -153,4 +158,5 @@ def _arguments(directory: str, batch_size: int) -> Any:
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
+        **given,
     )

@@ -20,6 +20,7 @@ from tests.families import (
     LENGTHS,
     MODALITIES,
     WIDTH,
+    losses_and_gradients,
     randomise,
     tiny_batch,
     tiny_config,
@@ -27,7 +28,6 @@ from tests.families import (
     tiny_model,
 )
 
-POLARITIES = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
 REFERENCES = {"llama": reference.reference_llama, "gpt2": reference.reference_gpt2}
 FIRST, LAST = 1, 2  # MM Blocks follow these layers of four
 LATE, FROZEN, CUT = {"fusion_entry": "first_block"}, {"freeze_fusion_tokens": True}, {"truncate_lm": True}
@@ -37,14 +37,6 @@ TOKENS = "fusion_tokens.embedding.weight"
 
 def make(family="llama", **settings):
     return tiny_model(tiny_family(family), **{"fusion_layers": [FIRST, LAST], **settings})
-
-
-def losses_and_gradients(model, batch):
-    out = model(**batch)
-    model.zero_grad()
-    out.loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    return {**out.losses, **{name: getattr(out, name) for name in POLARITIES}}, gradients
 
 
 def layers_run(model, batch):
@@ -115,19 +107,19 @@ def test_values_and_gradients_are_those_of_the_formulas(family, scope, settings)
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "opt"])
 def test_text_apart_kept_or_at_once_gives_the_same_numbers(family, scope, settings):
     model, batch = make(family, ffw_scope=scope, **settings), tiny_batch()
-    ways = {"apart": losses_and_gradients(model, batch)}
+    ways = {"apart": losses_and_gradients(model, **batch)}
     model.enable_text_cache("memory")
     for name in ("read", "kept"):
-        ways[name] = losses_and_gradients(model, batch)
+        ways[name] = losses_and_gradients(model, **batch)
     model.enable_text_cache("memory", fusion_tokens=True)
-    ways["kept for new texts too"] = losses_and_gradients(model, batch)
+    ways["kept for new texts too"] = losses_and_gradients(model, **batch)
     model.enable_text_cache("none")
     model.get_base_model().set_attn_implementation("varlen")
-    ways["packed"] = losses_and_gradients(model, batch)
+    ways["packed"] = losses_and_gradients(model, **batch)
     model.fused_decoder.text_once = False
-    ways["at once, packed"] = losses_and_gradients(model, batch)
+    ways["at once, packed"] = losses_and_gradients(model, **batch)
     model.get_base_model().set_attn_implementation("sdpa")
-    whole, whole_gradients = losses_and_gradients(model, batch)
+    whole, whole_gradients = losses_and_gradients(model, **batch)
     for way, (values, gradients) in ways.items():
         for name, expected in whole.items():
             assert_close(values[name], expected, rtol=1e-4, atol=1e-5, msg=f"{way}: {name}")
@@ -144,12 +136,12 @@ def test_lora_on_the_lm_trains_below_the_block_where_tokens_enter(scope):
         for name, parameter in model.named_parameters():
             if "lora_B" in name and "deepmlf" not in name:
                 parameter.add_(0.1)
-    _, gradients = losses_and_gradients(model, tiny_batch())
+    _, gradients = losses_and_gradients(model, **tiny_batch())
     lora = {name: g for name, g in gradients.items() if "q_proj" in name}
     assert len(lora) == 2 * LAYERS
     assert all(g.abs().sum() > 0 for g in lora.values())
     model.get_base_model().set_attn_implementation("varlen")
-    _, packed = losses_and_gradients(model, tiny_batch())
+    _, packed = losses_and_gradients(model, **tiny_batch())
     for name, expected in gradients.items():
         assert_close(packed[name], expected, rtol=1e-3, atol=2e-4 * (float(expected.abs().max()) + 1e-3), msg=name)
 
@@ -292,8 +284,8 @@ def test_activation_checkpointing_gives_the_same_gradients():
         model.train()
         for module in model.active_stack.modules():
             module.training = False  # its dropouts and running statistics are beside the point
-        _, expected = losses_and_gradients(plain, tiny_batch())
-        _, found = losses_and_gradients(model, tiny_batch())
+        _, expected = losses_and_gradients(plain, **tiny_batch())
+        _, found = losses_and_gradients(model, **tiny_batch())
         for name, gradient in expected.items():
             scale = float(gradient.abs().max()) + 1e-3
             assert_close(found[name], gradient, rtol=1e-3, atol=2e-4 * scale, msg=name)

@@ -19,6 +19,9 @@ from tests.families import (
     HEADS,
     LENGTHS,
     MODALITIES,
+    POLARITIES,
+    losses_and_gradients,
+    outputs,
     randomise,
     tiny_batch,
     tiny_config,
@@ -26,14 +29,7 @@ from tests.families import (
     tiny_model,
 )
 
-POLARITIES = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
 REFERENCES = {"llama": reference.reference_llama, "gpt2": reference.reference_gpt2}
-
-
-def outputs(model, **batch):
-    with torch.no_grad():
-        out = model(**batch)
-    return {name: getattr(out, name) for name in POLARITIES}
 
 
 @pytest.mark.parametrize("head_norm", ["batch", "layer"])
@@ -94,14 +90,6 @@ def test_equals_the_equations_of_the_paper(family, scope, weights, head_norm):
     assert_close(out.loss.double(), total.squeeze(), **close)
 
 
-def losses_and_gradients(model, batch):
-    out = model(**batch)
-    model.zero_grad()
-    out.loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    return {**out.losses, **{name: getattr(out, name) for name in POLARITIES}}, gradients
-
-
 ELSEWHERE = [(family, layers) for family in ("mistral", "gpt2") for layers in ([0, 2], "last:1")]
 
 
@@ -112,13 +100,13 @@ def test_text_computed_apart_or_kept_is_the_whole_pass(family, scope, layers):
     gamma = 0.5 if scope == "joint" else 0.0
     model = tiny_model(tiny_family(family), ffw_scope=scope, fusion_layers=layers, objective={"gamma": gamma})
     batch = tiny_batch()
-    apart, apart_gradients = losses_and_gradients(model, batch)
+    apart, apart_gradients = losses_and_gradients(model, **batch)
     model.enable_text_cache("memory")
-    losses_and_gradients(model, batch)
-    kept, kept_gradients = losses_and_gradients(model, batch)
+    losses_and_gradients(model, **batch)
+    kept, kept_gradients = losses_and_gradients(model, **batch)
     assert len(model.text_cache) == 3
     model.base_model.fused.text_once = False
-    whole, whole_gradients = losses_and_gradients(model, batch)
+    whole, whole_gradients = losses_and_gradients(model, **batch)
     for name, expected in whole.items():
         assert_close(apart[name], expected, rtol=1e-4, atol=1e-5, msg=f"apart: {name}")
         assert_close(kept[name], expected, rtol=1e-4, atol=1e-5, msg=f"kept: {name}")
@@ -399,7 +387,7 @@ def test_accumulating_eight_batches_of_one_is_one_batch_of_eight(settings):
     rows = [0, 2, 0, 2, 2, 0, 2, 0]  # rows that have a modality: L_av is a mean over those
     batch = {name: x[rows] for name, x in batch.items()}
     batch["labels"] = torch.randn(8)
-    _, expected = losses_and_gradients(model, batch)
+    _, expected = losses_and_gradients(model, **batch)
     model.zero_grad()
     for row in range(8):
         (model(**{name: x[row : row + 1] for name, x in batch.items()}).loss / 8).backward()

@@ -14,6 +14,9 @@ from tests.families import (
     HEADS,
     LENGTHS,
     MODALITIES,
+    POLARITIES,
+    losses_and_gradients,
+    outputs,
     randomise,
     tiny_batch,
     tiny_config,
@@ -21,7 +24,6 @@ from tests.families import (
     tiny_model,
 )
 
-POLARITIES = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
 SEGREGATED = {
     "token_topology": "segregated",
     "num_fusion_tokens": 5,
@@ -34,12 +36,6 @@ MAY_READ = {"audio": {"audio"}, "vision": {"vision"}, "joint": {"audio", "vision
 
 def built(family="llama", **settings):
     return tiny_model(tiny_family(family), **{**SEGREGATED, **settings})
-
-
-def outputs(model, **batch):
-    with torch.no_grad():
-        out = model(**batch)
-    return {name: getattr(out, name) for name in POLARITIES}
 
 
 def final_states(model, batch):
@@ -121,14 +117,6 @@ def test_a_group_equals_the_equations_with_its_own_modality_alone(family, scope)
         assert_close(states[row, :2], formulas.final(hidden)[length:], rtol=2e-5, atol=2e-6)
 
 
-def losses_and_gradients(model, batch):
-    out = model(**batch)
-    model.zero_grad()
-    out.loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    return {**out.losses, **{name: getattr(out, name) for name in POLARITIES}}, gradients
-
-
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
@@ -142,12 +130,12 @@ def test_three_passes_are_one(family, settings, scope):
     gamma = 0.5 if scope == "joint" and not settings else 0.0
     model = built(family, ffw_scope=scope, objective={"gamma": gamma}, **settings)
     batch = tiny_batch()
-    apart, apart_gradients = losses_and_gradients(model, batch)
+    apart, apart_gradients = losses_and_gradients(model, **batch)
     model.enable_text_cache("memory")
-    losses_and_gradients(model, batch)
-    kept, kept_gradients = losses_and_gradients(model, batch)
+    losses_and_gradients(model, **batch)
+    kept, kept_gradients = losses_and_gradients(model, **batch)
     model.fused_decoder.text_once = False
-    whole, whole_gradients = losses_and_gradients(model, batch)
+    whole, whole_gradients = losses_and_gradients(model, **batch)
     for name, expected in whole.items():
         assert_close(apart[name], expected, rtol=1e-4, atol=1e-5, msg=f"apart: {name}")
         assert_close(kept[name], expected, rtol=1e-4, atol=1e-5, msg=f"kept: {name}")
@@ -271,10 +259,10 @@ def test_activation_checkpointing_changes_nothing():
     for module in model.active_stack.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    plain, expected = losses_and_gradients(model, batch)
+    plain, expected = losses_and_gradients(model, **batch)
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    found, gradients = losses_and_gradients(model, batch)
+    found, gradients = losses_and_gradients(model, **batch)
     assert_close(found["task"], plain["task"])
     for name, gradient in gradients.items():
         assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)

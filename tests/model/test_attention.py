@@ -8,9 +8,7 @@ from torch.testing import assert_close
 
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.errors import BaseModelError
-from tests.families import FAMILY_NAMES, tiny_batch, tiny_family, tiny_model
-
-POLARITIES = ("polarity", "fusion_polarity", "text_polarity", "av_polarity")
+from tests.families import FAMILY_NAMES, POLARITIES, losses_and_gradients, tiny_batch, tiny_family, tiny_model
 
 
 def model_on(kernel, family, **settings):
@@ -20,21 +18,13 @@ def model_on(kernel, family, **settings):
     return tiny_model(lm, **settings)
 
 
-def run(model, **batch):
-    out = model(**batch)
-    model.zero_grad()
-    out.loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    return {**out.losses, **{name: getattr(out, name) for name in POLARITIES}}, gradients
-
-
 @pytest.mark.parametrize("settings", [{}, {"ffw_scope": "fusion"}, {"r": 2, "target_modules": "all-linear"}])
 @pytest.mark.parametrize("kernel", ["sdpa", "varlen"])
 @pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name != "gemma2"])  # it caps scores: eager only
 def test_kernels_agree_with_eager_on_either_padding(family, kernel, settings):
-    expected, expected_gradients = run(model_on("eager", family, **settings), **tiny_batch())
+    expected, expected_gradients = losses_and_gradients(model_on("eager", family, **settings), **tiny_batch())
     for side, padding in (("left", 0), ("left", 3), ("right", 2)):
-        found, gradients = run(model_on(kernel, family, **settings), **tiny_batch(side, padding))
+        found, gradients = losses_and_gradients(model_on(kernel, family, **settings), **tiny_batch(side, padding))
         for name, value in expected.items():
             assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=f"{side} {padding}: {name}")
         for name, value in expected_gradients.items():
