@@ -155,8 +155,9 @@ def test_training_loses_modalities_and_frames_and_evaluation_does_not(make: Make
 def test_cmixup_blends_features_in_training_alone(make: MakeTrainer) -> None:
     """The same batches with and without it, seen at the model's door."""
     seen: list[list[tuple[bool, dict[str, Any]]]] = []
-    for alpha in (0.0, 2.0):
-        trainer = make(max_steps=2, eval_strategy="steps", eval_steps=2, cmixup_alpha=alpha, cmixup_bandwidth=5.0)
+    blending: dict[str, Any] = {"cmixup_alpha": 2.0, "cmixup_bandwidth": 5.0}
+    for keys in ({}, blending):
+        trainer = make(max_steps=2, eval_strategy="steps", eval_steps=2, **keys)
         batches: list[tuple[bool, dict[str, Any]]] = []
 
         def watch(model: Any, args: Any, batch: Any, batches: Any = batches) -> None:
