@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare": "read a data set once, check it, write it as Arrow with a manifest",
     "evaluate": "metrics of an adapter on labelled data",
     "baseline": "what a model has to beat: constant, ridge, lora_text, bam",
+    "ablate": "variants of one recipe, and what each change does",
     "compare": "runs against each other, with intervals and p-values",
     "predict": "polarity for a file of utterances",
     "merge": "an adapter and its base model in one directory",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deepmlf_llm.commands.shell import RecipeParser, add_rename, key_value, one_of, print_table, program, run_recipe
 from deepmlf_llm.data.clean import DEFAULT_CLIP
+from deepmlf_llm.data.folds import Fold
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.text import CASES
 from deepmlf_llm.errors import ConfigError
@@ -49,6 +50,13 @@ def build_parser() -> RecipeParser:
         metavar="DATA",
         help="prepare as the data directory DATA was: its modalities, case and standardisation; for evaluation only, "
         "so that the source may have one split (default: statistics of the source's own training split)",
+    )
+    add(
+        "--fold",
+        type=_fold,
+        metavar="K/N",
+        help="split anew for cross-validation over videos, whatever splits the source has: fold K (from 0) of N is the "
+        "test split, the next one validates (default: the source's splits)",
     )
     _add_form(parser)
     add("--json", action="store_true", help="print the manifest as JSON instead of a table")
@@ -104,11 +112,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         clip=args.clip or None,
         frame_rates={name: _hertz(name, value) for name, value in args.frame_rate},
         storage=args.storage,
+        fold=args.fold,
     )
     if args.json:
         print(json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False))
     else:
         print_table(f"Prepared {args.out}", report_rows(manifest))
+
+
+def _fold(text: str) -> Fold:
+    try:
+        return Fold.parse(text)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _dataset(text: str) -> str | Task:

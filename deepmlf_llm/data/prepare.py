@@ -11,15 +11,10 @@ import numpy as np
 
 from deepmlf_llm.data.class_labels import resolve_labels, weigh_classes
 from deepmlf_llm.data.clean import DEFAULT_CLIP, Standardisation, fit_standardisation, standardise
-from deepmlf_llm.data.corpus import (
-    SPLITS,
-    Corpus,
-    check_corpus,
-    label_statistics,
-    length_statistics,
-)
+from deepmlf_llm.data.corpus import SPLITS, Corpus, check_corpus, label_statistics, length_statistics
 from deepmlf_llm.data.dataset import PolarityDataset
 from deepmlf_llm.data.facts import PRECOMPUTED
+from deepmlf_llm.data.folds import Fold, fold_corpus
 from deepmlf_llm.data.manifest import Manifest
 from deepmlf_llm.data.ragged import Ragged
 from deepmlf_llm.data.sources import open_source
@@ -42,6 +37,7 @@ class PreparationSettings:
         storage: "arrow", or "numpy" for machines without ``datasets``.
         standardisations: modality -> standardisation of earlier data; without one it is that of the training split.
         like: name and sha256 of the training split of those data.
+        fold: of a cross-validation over videos; None: the splits of the source.
     """
 
     case: str | None = None
@@ -50,6 +46,7 @@ class PreparationSettings:
     storage: str = "arrow"
     standardisations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     like: dict[str, str] | None = None
+    fold: Fold | None = None
 
     def check(self) -> None:
         """Raises ConfigError for a setting that is unknown or out of range."""
@@ -77,6 +74,7 @@ def prepare(
     clip: float | None = DEFAULT_CLIP,
     frame_rates: Mapping[str, float] | None = None,
     storage: str = "arrow",
+    fold: Fold | None = None,
 ) -> Manifest:
     """Prepares any source that :mod:`deepmlf_llm.data.sources` lists.
 
@@ -91,7 +89,7 @@ def prepare(
         rename: name in the source -> name of the modality.
         like: a data directory whose modalities, case, clip and standardisation hold here too; the source may have one
             split only then, for evaluation.
-        case, clip, frame_rates, storage: see :class:`PreparationSettings`.
+        case, clip, frame_rates, storage, fold: see :class:`PreparationSettings`.
 
     Returns:
         The manifest of the data directory.
@@ -102,11 +100,13 @@ def prepare(
         ConfigError: a setting is unknown or out of range.
     """
     source, output = Path(source), Path(output)
-    settings = PreparationSettings(case, clip, dict(frame_rates or {}), storage)
+    settings = PreparationSettings(case, clip, dict(frame_rates or {}), storage, fold=fold)
     settings.check()
     task = task_of(dataset)
     check_output(output)
     if like is not None:
+        if fold is not None:
+            raise ConfigError(f"fold {fold} with like={like}: what is prepared like other data is evaluated whole")
         settings = _settings_like(settings, open_store(like), task.name)
         task = open_store(like).task
         modalities = modalities or list(settings.standardisations)
@@ -118,6 +118,8 @@ def prepare(
 
 def prepare_corpus(corpus: Corpus, dataset: str | Task, output: Path, settings: PreparationSettings) -> Manifest:
     """What :func:`prepare` does once the source has been read; raises the same errors."""
+    if settings.fold is not None:
+        corpus = fold_corpus(corpus, settings.fold)
     _check_splits(corpus, settings)
     task = weigh_classes(corpus, resolve_labels(corpus, task_of(dataset)))
     dims = check_corpus(corpus, task)
@@ -139,6 +141,7 @@ def prepare_corpus(corpus: Corpus, dataset: str | Task, output: Path, settings: 
             "modalities": names,
             "frame_rates": {name: float(rate) for name, rate in settings.frame_rates.items()},
             **({"like": settings.like} if settings.like else {}),
+            **({"fold": str(settings.fold)} if settings.fold else {}),
         },
         splits={},
         modalities={},

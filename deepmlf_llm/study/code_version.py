@@ -10,7 +10,7 @@ from pathlib import Path
 import deepmlf_llm
 
 # Rooms and files that compute nothing of a cell's result: plans and reports, files of finished adapters, messages.
-_NOT_IN_A_CELL = ("study", "baselines", "statistics", "adapters", "commands", "inference", "paths.py")
+_NOT_IN_A_CELL = ("study", "ablation", "baselines", "statistics", "adapters", "commands", "inference", "paths.py")
 _LIBRARIES = ("torch", "transformers", "peft")
 
 

@@ -21,7 +21,7 @@ from deepmlf_llm.training.keys import all_keys
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings, flatten
 
-NAMES = [name for name in shipped.names(shipped.CONFIGS) if not name.startswith("scale/")]
+NAMES = [name for name in shipped.names(shipped.CONFIGS) if not name.startswith(("scale/", "ablations/"))]
 LAID_OVER = "as_published/"
 STAGE_1 = [name for name in NAMES if "av_encoder" in name or "stage1" in name]  # of the AV encoder alone
 BASES = {  # hub id -> toy of its kind, layers as its config.json has them

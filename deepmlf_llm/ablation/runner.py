@@ -1,0 +1,93 @@
+"""Runs what an ablation still lacks, one variant after another; each ends in the store before the next begins."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepmlf_llm.ablation.plan import AblationPlan, Variant
+from deepmlf_llm.ablation.store import Store
+from deepmlf_llm.baselines.run import run_baseline
+from deepmlf_llm.data.store import open_store
+from deepmlf_llm.errors import RunError
+from deepmlf_llm.paths import shown
+from deepmlf_llm.tasks.metrics import regression_of
+from deepmlf_llm.training.checkpoints import all_checkpoints
+from deepmlf_llm.training.run_directory import RESULT
+from deepmlf_llm.training.run_keys import EMBEDDED
+from deepmlf_llm.training.seeds import run_seeds
+
+RUNS = "runs"
+
+
+def run_ablation(
+    plan: AblationPlan, directory: Path, only: Sequence[str] = (), say: Callable[[str], Any] = print
+) -> Store:
+    """Runs every variant with every seed on every data directory, less what is stored already.
+
+    A run that was cut goes on; one that is finished is taken in. Checkpoints of finished runs are deleted, their
+    adapters stay under ``runs/``.
+
+    Args:
+        plan: what to run.
+        directory: gets the store, and ``runs/VARIANT/PART/seed-N``.
+        only: names of variants or groups; empty: all.
+        say: gets a line as each variant begins.
+
+    Raises:
+        ConfigError: ``only`` names what is not there, or the labels are classes.
+        DataError: a data directory is missing or damaged.
+        RunError: a run's folder holds a run of other settings.
+        DeepMLFError, RunStopped: as for one run; what has ended by then is stored.
+    """
+    chosen = plan.named(only)
+    for data in plan.data:
+        _check_labels(data)
+    store = Store(directory)
+    for number, variant in enumerate(chosen, 1):
+        for part, data in enumerate(plan.data):
+            missing = store.missing(variant, part)
+            if not missing:
+                continue
+            where = "" if len(plan.data) == 1 else f", data {part + 1} of {len(plan.data)}"
+            say(f"variant {number} of {len(chosen)}: {variant.name} ({len(missing)} runs{where})")
+            place = directory / RUNS / variant.slug / f"part-{part}"
+            _fresh(place, variant)
+            run = _fit if variant.baseline else _train
+            store.add(variant, part, run(variant, data, place, missing))
+            store.write()
+    return store
+
+
+def _check_labels(data: str) -> None:
+    """Raises ConfigError or DataError unless the data's labels are a polarity, which the table measures."""
+    if data != EMBEDDED:
+        regression_of(open_store(data).task)
+
+
+def _fresh(place: Path, variant: Variant) -> None:
+    """Makes the place of a variant, or checks that it is of these settings."""
+    mark = place / "fingerprint"
+    if mark.is_file() and mark.read_text(encoding="utf-8").strip() != variant.fingerprint:
+        raise RunError(f"{shown(place)}: holds runs of other settings of {variant.name!r}; move it away")
+    place.mkdir(parents=True, exist_ok=True)
+    mark.write_text(f"{variant.fingerprint}\n", encoding="utf-8")
+
+
+def _train(variant: Variant, data: str, place: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    run_seeds(variant.run_settings(data, place), seeds)
+    runs = {seed: place / f"seed-{seed}" for seed in seeds}
+    for run in runs.values():
+        for checkpoint in all_checkpoints(run):
+            shutil.rmtree(checkpoint)
+    return runs
+
+
+def _fit(variant: Variant, data: str, place: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    runs = {seed: place / f"seed-{seed}" for seed in seeds}
+    for seed, run in runs.items():
+        if not (run / RESULT).is_file():
+            run_baseline(variant.baseline_settings(data, run, seed))
+    return runs

@@ -1,0 +1,170 @@
+"""Results of an ablation that outlive its runs: predictions of every utterance in one Parquet file, facts in one JSON.
+
+``predictions.parquet``, one row an utterance of a run: ``variant``, ``part`` (of a cross-validation, from 0),
+``seed``, ``split`` ("valid", "test"), ``id``, ``label``, ``polarity`` and ``text_polarity`` (of the text head; null
+where there is none). ``variants.json``: fingerprint, settings that differ, trained parameters, and seconds of each run.
+From these two files alone the table and the figure are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepmlf_llm.ablation.plan import Variant
+from deepmlf_llm.errors import DataError
+from deepmlf_llm.extras import require
+from deepmlf_llm.files import file_aside, write_aside
+from deepmlf_llm.paths import shown
+from deepmlf_llm.reading import read_json
+from deepmlf_llm.statistics.comparing import TEXT_HEAD, Entry
+from deepmlf_llm.statistics.predictions import FILE, POLARITY, Predictions, read_predictions
+from deepmlf_llm.training.run_directory import RESULT
+
+FACTS = "variants.json"
+SPLITS = ("valid", "test")
+_SCHEMA = 1
+_COLUMNS = ("variant", "part", "seed", "split", "id", "label", POLARITY, TEXT_HEAD)
+
+
+class Store:
+    """The two files in ``directory``; empty where there are none.
+
+    Raises:
+        DataError: they are damaged, or of a later version.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.facts: dict[str, Any] = {"schema": _SCHEMA, "variants": {}}
+        self.rows: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        if (directory / FACTS).exists():
+            self._read()
+
+    def _read(self) -> None:
+        parquet = require("pyarrow.parquet", "reading the results of an ablation")
+        try:
+            self.facts = read_json(self.directory / FACTS)
+            if self.facts["schema"] != _SCHEMA:
+                raise ValueError(f"schema {self.facts['schema']}, this package reads {_SCHEMA}")
+            if (self.directory / FILE).exists():
+                table = parquet.read_table(self.directory / FILE)
+                self.rows = {name: table.column(name).to_pylist() for name in _COLUMNS}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{shown(self.directory)}: no results of an ablation ({error})") from None
+
+    def missing(self, variant: Variant, part: int) -> list[int]:
+        """Seeds of the variant on one data directory of which no result is stored."""
+        known = self.facts["variants"].get(variant.name, {})
+        if known.get("fingerprint") != variant.fingerprint:
+            return list(variant.seeds)
+        return [seed for seed in variant.seeds if f"{part}/{seed}" not in known["runs"]]
+
+    def add(self, variant: Variant, part: int, runs: Mapping[int, Path]) -> None:
+        """Takes in finished runs.
+
+        Args:
+            variant: whose.
+            part: on which of the data directories.
+            runs: seed -> directory of the run.
+        """
+        variants = self.facts["variants"]
+        if variants.get(variant.name, {}).get("fingerprint") != variant.fingerprint:
+            self._forget(variant.name)
+            about = {"group": variant.group, "changes": dict(variant.changes), "fingerprint": variant.fingerprint}
+            variants[variant.name] = {**about, "runs": {}}
+        for seed, directory in runs.items():
+            result = read_json(directory / RESULT)
+            self.facts["environment"] = result["environment"]
+            variants[variant.name]["runs"][f"{part}/{seed}"] = _facts(result)
+            for split in SPLITS:
+                self._append(variant.name, part, seed, read_predictions(directory / FILE, split))
+
+    def _append(self, name: str, part: int, seed: int, found: Predictions) -> None:
+        self.facts |= {"dataset": found.dataset, "task": None if found.task is None else dict(found.task)}
+        count = len(found.ids)
+        text = found.heads.get(TEXT_HEAD)
+        new = {
+            "variant": [name] * count,
+            "part": [part] * count,
+            "seed": [seed] * count,
+            "split": [found.split] * count,
+            "id": list(found.ids),
+            "label": found.labels.tolist(),
+            POLARITY: found.head().tolist(),
+            TEXT_HEAD: [None] * count if text is None else text.tolist(),
+        }
+        for column, values in new.items():
+            self.rows[column] += values
+
+    def _forget(self, name: str) -> None:
+        kept = [row for row, variant in enumerate(self.rows["variant"]) if variant != name]
+        self.rows = {column: [values[row] for row in kept] for column, values in self.rows.items()}
+
+    def write(self) -> None:
+        """Both files, each complete or as it was.
+
+        Raises:
+            FileError: they cannot be written.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        types = {"part": pyarrow.int16(), "seed": pyarrow.int64(), "label": pyarrow.float32()}
+        types |= dict.fromkeys((POLARITY, TEXT_HEAD), pyarrow.float32())
+        columns = {name: pyarrow.array(values, types.get(name, pyarrow.string())) for name, values in self.rows.items()}
+        with file_aside(self.directory / FILE) as aside:
+            parquet.write_table(pyarrow.table(columns), aside, compression="zstd")
+        write_aside(self.directory / FACTS, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
+
+    def entries(self, names: Iterable[str], parts: int, split: str) -> dict[str, Entry]:
+        """Variant -> its runs, one a seed that is there on every data directory, whose predictions are put together."""
+        dataset, task = self.facts.get("dataset", ""), self.facts.get("task")
+        columns = {name: np.asarray(self.rows[name], object) for name in _COLUMNS}
+        of_split = columns["split"] == split
+        found = {}
+        for name in names:
+            runs = self.facts["variants"].get(name, {}).get("runs", {})
+            seeds = dict.fromkeys(int(run.split("/")[1]) for run in runs)
+            whole = [seed for seed in sorted(seeds) if all(f"{part}/{seed}" in runs for part in range(parts))]
+            mine = of_split & (columns["variant"] == name)
+            made = []
+            for seed in whole:
+                rows = np.flatnonzero(mine & (columns["seed"] == seed))
+                values = {head: columns[head][rows] for head in (POLARITY, TEXT_HEAD)}
+                heads = {h: v.astype(np.float32) for h, v in values.items() if all(x is not None for x in v)}
+                labels = columns["label"][rows].astype(np.float32)
+                made.append(Predictions(dataset, split, columns["id"][rows].tolist(), labels, heads, task))
+            if made:
+                found[name] = Entry(name, [f"seed-{seed}" for seed in whole], made)
+        return found
+
+    def seconds(self, name: str) -> float | None:
+        """Mean time of a run, of those that were not cut."""
+        return _mean(run["seconds"] for run in self._runs(name))
+
+    def trained(self, name: str) -> int | None:
+        """Trained parameters."""
+        return next((run["trained"] for run in self._runs(name) if run["trained"] is not None), None)
+
+    def _runs(self, name: str) -> Sequence[Mapping[str, Any]]:
+        return list(self.facts["variants"].get(name, {}).get("runs", {}).values())
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    train = result["train"]
+    parameters = train.get("parameters") or {}
+    return {
+        "trained": parameters.get("trainable", train.get("trained_parameters")),
+        "seconds": train.get("seconds") or train.get("total_seconds"),
+        "best_epoch": train.get("best_epoch"),
+    }
