@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deepmlf_llm.config.method import ObjectiveConfig
+from deepmlf_llm.config.sections import ObjectiveConfig
 from deepmlf_llm.fusion.task_loss import TaskLoss, distance
 from deepmlf_llm.fusion.unimodal import Unimodal
 from deepmlf_llm.modules.heads import Predictions

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from deepmlf_llm.config.method import TextConfig
+from deepmlf_llm.config.sections import TextConfig
 from deepmlf_llm.data.corruption import Corrupted, Corruption, check_modalities, read_levels
 from deepmlf_llm.data.unimodal import WithUnimodal
 from deepmlf_llm.errors import DataError, Problems, suggest

@@ -193,16 +193,16 @@ def _run_keys() -> list[Key]:
 
 
 def _method_keys() -> list[Key]:
-    from deepmlf_llm.config.method import SECTIONS, DeepMLFConfig
+    from deepmlf_llm.config.method import DeepMLFConfig
+    from deepmlf_llm.config.sections import SECTIONS
 
-    own = DeepMLFConfig.__annotations__
     hints = typing.get_type_hints(DeepMLFConfig)
     fields = {f.name: f for f in dataclasses.fields(DeepMLFConfig)}
     keys = []
     for name, f in fields.items():
         if name in SECTIONS:
             keys += _section_keys(name, SECTIONS[name])
-        elif name in own and name not in _NOT_THE_USERS:
+        elif RULE in f.metadata and name not in _NOT_THE_USERS:
             keys.append(Key(name, "method", hints[name], _default(f), f.metadata["help"], f.metadata.get(RULE)))
     for name, real in RENAMED.items():
         of = fields[real].metadata

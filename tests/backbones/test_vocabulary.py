@@ -19,7 +19,7 @@ from deepmlf_llm.backbones.vocabulary import (
     prepare_tokenizer,
     single_token_ids,
 )
-from deepmlf_llm.config.method import TextConfig
+from deepmlf_llm.config.sections import TextConfig
 from deepmlf_llm.data.collate import Collator, token_ids
 from deepmlf_llm.errors import BaseModelError, ConfigError, DataError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from deepmlf_llm.config.method import ObjectiveConfig
+from deepmlf_llm.config.sections import ObjectiveConfig
 from deepmlf_llm.fusion import objective
 from deepmlf_llm.fusion.objective import LossTerm, combine, loss_terms, next_token_sum, predicts_next, term_counts
 from deepmlf_llm.modules.heads import Predictions

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepmlf_llm.backbones import load_tokenizer
-from deepmlf_llm.config.method import TextConfig
+from deepmlf_llm.config.sections import TextConfig
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, take_fraction, tokenised
