@@ -15,10 +15,13 @@ _EVERY = number(0, _MOST, above=True)
 @cache
 def trainer_rules() -> dict[str, Rule]:
     """Key -> its rule; a key that is not here is checked by its type alone."""
-    from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+    return {**_of_optimisation(), **_of_intervals(), **_of_the_process()}
 
-    every_when = choice(*(member.value for member in IntervalStrategy))
-    levels = choice("passive", "debug", "info", "warning", "error", "critical", "detail")
+
+def _of_optimisation() -> dict[str, Rule]:
+    """How long and with what is trained."""
+    from transformers.trainer_utils import SchedulerType
+
     return {
         "num_train_epochs": number(0, 1e6, above=True),
         "max_steps": integer(-1, _MOST),
@@ -31,14 +34,6 @@ def trainer_rules() -> dict[str, Rule]:
         "per_device_train_batch_size": integer(1, 1 << 20),
         "per_device_eval_batch_size": integer(1, 1 << 20),
         "max_grad_norm": number(0, 1e9),
-        "eval_strategy": every_when,
-        "logging_strategy": every_when,
-        "save_strategy": choice(*(member.value for member in SaveStrategy)),
-        "eval_steps": optional(_EVERY),
-        "save_steps": _EVERY,
-        "logging_steps": _EVERY,
-        "save_total_limit": optional(integer(0, _MOST)),
-        "metric_for_best_model": optional(word("the name of a metric")),
         "seed": _SEED,
         "data_seed": optional(_SEED),
         "adam_beta1": share(),
@@ -47,9 +42,39 @@ def trainer_rules() -> dict[str, Rule]:
         "optim": _optimizer(),
         "optim_args": optional(word("a text")),
         "optim_target_modules": optional(_word_or_words()),
+        "neftune_noise_alpha": optional(number(0, 1e6)),
+    }
+
+
+def _of_intervals() -> dict[str, Rule]:
+    """What is evaluated, saved and reported, how often, and by which metric."""
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+    every_when = choice(*(member.value for member in IntervalStrategy))
+    levels = choice("passive", "debug", "info", "warning", "error", "critical", "detail")
+    return {
+        "eval_strategy": every_when,
+        "logging_strategy": every_when,
+        "save_strategy": choice(*(member.value for member in SaveStrategy)),
+        "eval_steps": optional(_EVERY),
+        "save_steps": _EVERY,
+        "logging_steps": _EVERY,
+        "eval_delay": number(0, _MOST),
+        "eval_accumulation_steps": optional(integer(1, _MOST)),
+        "save_total_limit": optional(integer(0, _MOST)),
+        "metric_for_best_model": optional(word("the name of a metric")),
         "report_to": optional(_reporters()),
         "run_name": optional(word()),
         "project": word(),
+        "include_num_input_tokens_seen": choice("all", "non_padding", "no", True, False),
+        "log_level": levels,
+        "log_level_replica": levels,
+    }
+
+
+def _of_the_process() -> dict[str, Rule]:
+    """Data loaders, processes, compilation, memory."""
+    return {
         "dataloader_num_workers": integer(0, 1024),
         "dataloader_prefetch_factor": optional(integer(1, 1 << 16)),
         "dataloader_multiprocessing_context": optional(choice("fork", "spawn", "forkserver")),
@@ -57,15 +82,9 @@ def trainer_rules() -> dict[str, Rule]:
         "ddp_bucket_cap_mb": optional(integer(1, 1 << 20)),
         "ddp_timeout": integer(1, _MOST),
         "debug": Rule(lambda value: set(_listed(value)) <= {"underflow_overflow"}, "'underflow_overflow', or nothing"),
-        "eval_accumulation_steps": optional(integer(1, _MOST)),
-        "eval_delay": number(0, _MOST),
         "gradient_checkpointing_kwargs": optional(_mapping_or_json()),
         "activation_checkpointing_kwargs": optional(_mapping_or_json()),
         "liger_kernel_config": optional(mapping()),
-        "include_num_input_tokens_seen": choice("all", "non_padding", "no", True, False),
-        "log_level": levels,
-        "log_level_replica": levels,
-        "neftune_noise_alpha": optional(number(0, 1e6)),
         "torch_compile_backend": optional(word()),
         "torch_compile_mode": optional(word()),
         "torch_empty_cache_steps": optional(integer(1, _MOST)),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deepmlf_llm.training.identity_keys import FIRST_RUNS, VOLATILE
 from deepmlf_llm.training.keys import all_keys
-from deepmlf_llm.training.settings import FIRST_RUNS, VOLATILE, flatten
+from deepmlf_llm.training.settings import flatten
 
 SHOWN = 6
 _BESIDES = {"output_dir", "deepspeed", *VOLATILE}  # the engine counts by its content, not by the name of its file

@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.training.keys import TRAINER_DEFAULTS, Key, all_keys, refuse, sections
+from deepmlf_llm.training.keys import Key, all_keys, refuse, sections
+from deepmlf_llm.training.trainer_keys import TRAINER_DEFAULTS
 
 
 def key(hint: Any) -> Key:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.training.identity_keys import FIRST_RUNS, LATER_RUN_KEYS, VOLATILE
 from deepmlf_llm.training.keys import RENAMED, all_keys
-from deepmlf_llm.training.settings import FIRST_RUNS, LATER_RUN_KEYS, VOLATILE, RunSettings
+from deepmlf_llm.training.settings import RunSettings
 
 
 def test_round_trip_through_yaml() -> None:
