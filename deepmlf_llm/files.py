@@ -1,4 +1,4 @@
-"""Writing files, in one place: aside, synced, renamed; hashed; one process at a time; and what to say if it fails.
+"""Writing files, in one place: aside, synced, renamed; hashed; and what to say if it fails.
 
 What is written here is either as before or complete, whatever happens in between. A write that the system refuses (no
 room, no permission, something else in its place) is a :class:`~deepmlf_llm.errors.FileError` of one sentence.
@@ -245,37 +245,6 @@ def check_room(path: Path, needed: int, what: str) -> None:
             f"{shown(path)}: no room for {what}: {megabytes(needed)} needed, {megabytes(free)} free there; make room, "
             "or name another place"
         )
-
-
-@contextmanager
-def held(path: Path, work: str) -> Iterator[None]:
-    """Holds ``path`` for this process: a second one that asks is refused. The system frees it when the process ends,
-    however it ends, so a lock is never left over.
-
-    Args:
-        path: the file or directory that is about to be written; need not exist.
-        work: what the other process does there, for the message: ``"writes it"``.
-
-    Raises:
-        FileError: another process holds it, or nothing can be written there.
-    """
-    from filelock import FileLock, Timeout
-
-    name = path / ".lock" if path.is_dir() else path.with_name(f".{path.name[:LONGEST_NAME]}.lock")
-    lock = FileLock(str(name), timeout=0)
-    with writing(path):
-        try:
-            lock.acquire()
-        except Timeout:
-            raise FileError(f"{shown(path)}: another process {work}; wait for it, or name another place") from None
-        except NotImplementedError:
-            warnings.warn(f"{shown(path)}: this file system has no locks; start no second process there", stacklevel=3)
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            forget(Path(lock.lock_file))  # while it is held: who opens it afterwards makes a new one
-            lock.release()
 
 
 def sync(path: Path) -> None:

@@ -213,35 +213,6 @@ def test_room_is_looked_for_before_the_work(tmp_path):
         files.check_room(tmp_path / "x", 10**18, "a cache")
 
 
-HOLD = """
-import sys, time
-from contextlib import nullcontext
-from pathlib import Path
-from deepmlf_llm import files
-with files.held(Path(sys.argv[1]), "writes it"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("kind", ["file to be", "directory"])
-def test_one_process_at_a_time_and_a_kill_frees(tmp_path, kind):
-    place = tmp_path if kind == "directory" else tmp_path / "out.jsonl"
-    with subprocess.Popen([sys.executable, "-c", HOLD, place], stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "held\n"
-            with pytest.raises(FileError, match="another process writes it; wait for it"):
-                with files.held(place, "writes it"):
-                    pass
-        finally:
-            other.kill()
-            other.wait()
-        with files.held(place, "writes it"):
-            pass
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_hash_is_that_of_the_content(tmp_path):
     (tmp_path / "x").write_bytes(b"")
     assert files.sha256(tmp_path / "x").startswith("e3b0c44298fc1c14")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from deepmlf_llm.errors import DataError
-from deepmlf_llm.files import held, write_aside, writing
+from deepmlf_llm.file_locks import held
+from deepmlf_llm.files import write_aside, writing
 from deepmlf_llm.reading import read_json
 
 

@@ -1,4 +1,4 @@
-"""What a run makes of ``TrainingArguments`` of transformers: its own defaults, help texts, and what is no setting here."""
+"""What a run makes of transformers' ``TrainingArguments``: its own defaults, help texts, what is no setting here."""
 
 from __future__ import annotations
 
