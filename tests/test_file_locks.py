@@ -12,7 +12,6 @@ from deepmlf_llm.file_locks import held
 
 HOLD = """
 import sys, time
-from contextlib import nullcontext
 from pathlib import Path
 from deepmlf_llm.file_locks import held
 with held(Path(sys.argv[1]), "writes it"):

@@ -9,22 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub, lora
 from deepmlf_llm.adapters.card import adapter_card
-from deepmlf_llm.adapters.compatibility import (
-    adapter_tensors,
-    as_deep_as_trained,
-    base_and_revision,
-    check_fit,
-    trained_kind,
-)
-from deepmlf_llm.backbones import is_quantized, load_base_model
+from deepmlf_llm.adapters.compatibility import adapter_tensors, check_fit
+from deepmlf_llm.backbones import is_quantized
 from deepmlf_llm.config.method import DeepMLFConfig
-from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError, InjectionError
+from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError
 from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
+from deepmlf_llm.model.loading import base_for, refuse_wrapped
 from deepmlf_llm.model.merged import MergedDeepMLF
 from deepmlf_llm.model.switching import SwitchedModel
 from deepmlf_llm.model.tuner import DeepMLFTuner
@@ -187,21 +182,7 @@ class DeepMLFModel(SwitchedModel):
                 raise AdapterError(f"{directory}: a merged model: it has its base inside, and is not trained further")
             return MergedDeepMLF.from_pretrained(directory, quantization, dtype, attn_implementation)
         config, tensors = files.read_adapter(directory)
-        lm: Any = base
-        if base is None or isinstance(base, (str, Path)):
-            name = None if base is None else str(base)
-            check_fit(config, tensors, None, directory, name)
-            lm = load_base_for(config, directory, quantization, dtype, attn_implementation, name)
-            files.check_base(config, lm, directory)
-        else:
-            try:
-                refuse_wrapped(base)
-            except InjectionError as error:
-                raise AdapterError(f"{directory}: {error}") from error
-            check_fit(config, tensors, base, directory)
-        used = getattr(lm, "name_or_path", None)
-        if used and used != config.base_model_name_or_path:  # what is saved from here names the base that it is on
-            config.base_model_name_or_path, config.base_model_relative, config.revision = used, None, None
+        lm = base_for(config, tensors, directory, base, quantization, dtype, attn_implementation)
         config.inference_mode = not is_trainable
         try:
             model = cls(lm, config)
@@ -268,42 +249,3 @@ class DeepMLFModel(SwitchedModel):
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model, mode and trainability included."""
         return self.base_model.unload()
-
-
-def refuse_wrapped(base: Any) -> None:
-    """A base must be the bare causal LM: PEFT's layers inside it would be taken for its own.
-
-    Raises:
-        InjectionError: it carries a PEFT adapter.
-    """
-    if isinstance(base, PeftModel) or hasattr(base, "peft_config"):
-        raise InjectionError(
-            "the base model carries a PEFT adapter already; give the bare causal LM, and ask for LoRA on it with "
-            "DeepMLFConfig(r=...)"
-        )
-
-
-def load_base_for(
-    config: DeepMLFConfig,
-    source: str | Path,
-    quantization: str = "trained",
-    dtype: str = "auto",
-    attn_implementation: str = "auto",
-    name: str | None = None,
-) -> Any:
-    """The base model that an adapter names, or another, with as many layers as it had in training.
-
-    Args:
-        config: of the adapter.
-        source: directory of the adapter.
-        quantization, dtype, attn_implementation: as for :meth:`DeepMLFModel.from_pretrained`.
-        name: of another base than the one it names.
-
-    Raises:
-        AdapterError: the adapter names none.
-        BaseModelError: it cannot be found, or not be loaded so.
-    """
-    base, revision = base_and_revision(config, source, name)
-    kind = trained_kind(config, quantization)
-    lm = load_base_model(base, kind, dtype, attn_implementation, revision, init_seed=config.base_init_seed)
-    return as_deep_as_trained(lm, config)

@@ -12,8 +12,9 @@ from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import PLOTS, Block, Code, Heading, Link, Paragraph, Table, to_markdown
 from deepmlf_llm.study.configurations import AXIS_NAMES, Configuration, axis_name, gather, varied
 from deepmlf_llm.study.directory import CELLS, StudyDirectory
+from deepmlf_llm.study.gate_plots import gates_plot
 from deepmlf_llm.study.html import to_html
-from deepmlf_llm.study.plots import Plot, gates_plot, heads_plot, quality_plot, quantities
+from deepmlf_llm.study.plots import Plot, heads_plot, quality_plot, quantities
 from deepmlf_llm.study.results import CONFIG, read_all, write_parquet
 from deepmlf_llm.study.statistics import effects
 from deepmlf_llm.study.text_alone import text_alone

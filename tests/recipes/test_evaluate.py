@@ -99,6 +99,7 @@ def test_the_base_is_loaded_in_what_the_adapter_was_trained_on(
     evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     import deepmlf_llm.backbones as room
+    import deepmlf_llm.model.loading
     import deepmlf_llm.model.peft_model
     from deepmlf_llm.config.method import DeepMLFConfig
 
@@ -113,7 +114,7 @@ def test_the_base_is_loaded_in_what_the_adapter_was_trained_on(
         loaded.append(quantization)
         return load(name, quantization, *rest, **options)
 
-    for module in (room, deepmlf_llm.model.peft_model):
+    for module in (room, deepmlf_llm.model.loading):
         monkeypatch.setattr(module, "load_base_model", noted)
     words = ("--adapter", str(tmp_path / "adapter"), "--data", str(data), *words)
     assert evaluate(*words) == 0

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from deepmlf_llm.study.cells import Plan, PlannedCell
+from deepmlf_llm.study.configurations import gather
 from deepmlf_llm.study.directory import CELLS, SCHEMA, STUDY, StudyDirectory
 from deepmlf_llm.study.grid import Grid
-from deepmlf_llm.study.results import write_record
+from deepmlf_llm.study.results import read_all, write_record
 
 HEADS = {"fusion": 0.02, "text": 0.15, "av": 0.45}
 
@@ -129,6 +130,17 @@ def write_finished(
 def finished_study(tmp_path: Path) -> Callable[..., Path]:
     """Writes a study of made-up results into a folder of this test; sizes as for ``write_finished``."""
     return lambda folder="study", **sizes: write_finished(tmp_path / folder, **sizes)
+
+
+@pytest.fixture
+def found(finished_study: Callable[..., Path]) -> Callable[..., Any]:
+    """The configurations of such a study."""
+
+    def make(**sizes: Any) -> Any:
+        directory = StudyDirectory(finished_study(**sizes))
+        return gather(read_all(directory, directory.planned()))
+
+    return make
 
 
 @pytest.fixture(scope="session")

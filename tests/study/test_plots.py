@@ -5,22 +5,10 @@ from __future__ import annotations
 import re
 import xml.dom.minidom
 
-import pytest
-
 from deepmlf_llm.statistics.style import COLOURS
-from deepmlf_llm.study.configurations import gather, varied
-from deepmlf_llm.study.directory import StudyDirectory
-from deepmlf_llm.study.plots import gate_curves, gates_plot, heads_plot, quality_plot, quantities
-from deepmlf_llm.study.results import read_all
-
-
-@pytest.fixture
-def found(finished_study):
-    def make(**sizes):
-        directory = StudyDirectory(finished_study(**sizes))
-        return gather(read_all(directory, directory.planned()))
-
-    return make
+from deepmlf_llm.study.configurations import varied
+from deepmlf_llm.study.gate_plots import gates_plot
+from deepmlf_llm.study.plots import heads_plot, quality_plot, quantities
 
 
 def test_the_same_results_draw_the_same_bytes(found):
@@ -66,17 +54,6 @@ def test_resumed_cells_have_no_time(found):
         for record in c.records.values():
             record["train_info"]["seconds"] = None
     assert quality_plot(configurations, quantities()["seconds"], varied(configurations), "mae") is None
-
-
-def test_gates_start_where_their_kind_does(found):
-    (c,) = found(layers=(6,), blocks=(2,), tokens=(4,), seeds=(1,), failed=0)
-    curves = gate_curves(c)
-    assert sorted(curves) == [(2, "ffw"), (2, "gca"), (5, "ffw"), (5, "gca")]
-    assert curves[5, "gca"] == [(0, 0.5), (20, pytest.approx(0.5 + 100 / 9000)), (40, pytest.approx(0.5 + 200 / 9000))]
-    c.records[1]["run_info"]["settings"]["gate"] = "tanh"
-    assert gate_curves(c)[5, "gca"][0] == (0, 0.0)
-    c.records[1]["train_info"]["curve"] = []
-    assert gates_plot([c], []) is None
 
 
 def test_colours_differ_in_brightness():
