@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from deepmlf_llm.data.clean import standardise
+from deepmlf_llm.data.corpus import Corpus
 from deepmlf_llm.data.dataset import PolarityDataset
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.data.manifest import FILE_NAME
-from deepmlf_llm.data.prepare import split_as_trained
 from deepmlf_llm.data.ragged import Ragged
 from deepmlf_llm.data.restandardise import standardisation_changes
 from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.store import DataStore, open_store
+from deepmlf_llm.data.text import normalise_text
 from deepmlf_llm.errors import DataError, Problems, suggest
 from deepmlf_llm.tasks.registry import task_of
 
@@ -130,3 +134,39 @@ def _prepared(store: DataStore, trained: Any, split: str | None) -> LabelledSpli
     return LabelledSplit(
         name, PolarityDataset(rows.ids, rows.texts, rows.labels, features, rows.unimodal), facts, notes
     )
+
+
+def split_as_trained(corpus: Corpus, split: str, modalities: Mapping[str, Any], case: str) -> PolarityDataset:
+    """One split of raw features as a trained model reads it: with the standardisation and case of its training.
+
+    Args:
+        corpus: from :func:`deepmlf_llm.data.sources.open_source`.
+        split: "train", "valid" or "test".
+        modalities: name -> what the model remembers of it (``config.modalities``): ``dim``, ``standardisation``.
+        case: of transcripts (``config.text.case``).
+
+    Raises:
+        DataError: no such split or modality, features of another dimension, or values that are not finite where the
+            model has no standardisation that says what they mean.
+    """
+    name = corpus.source["name"]
+    if split not in corpus.splits:
+        raise DataError(f"{name}: no split {split!r}; it has {', '.join(corpus.splits)}")
+    rows = corpus.splits[split]
+    features = {}
+    for modality, facts in modalities.items():
+        if modality not in rows.features:
+            raise DataError(f"{name}: no modality {modality!r}{suggest(modality, rows.features)}")
+        dim = facts["dim"] if isinstance(facts, Mapping) else facts.dim
+        standardisation = facts["standardisation"] if isinstance(facts, Mapping) else facts.standardisation
+        for utterance, frames in zip(rows.ids, rows.features[modality], strict=True):
+            if len(frames) and frames.shape[1] != dim:
+                raise DataError(f"{name}: {modality} has {frames.shape[1]} dimensions ({utterance!r}), expected {dim}")
+        ragged = Ragged.from_sequences(rows.features[modality], dim)
+        if standardisation is not None:
+            standardise(ragged.values, standardisation, out=ragged.values)
+        elif not np.isfinite(ragged.values).all():
+            raise DataError(f"{name}: {modality} holds NaN or infinity, and the model has no standardisation for them")
+        features[modality] = ragged
+    texts = [normalise_text(text, case) for text in rows.texts]
+    return PolarityDataset(rows.ids, texts, rows.labels, features, rows.unimodal)

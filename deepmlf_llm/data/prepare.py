@@ -247,42 +247,6 @@ def _standardisation(settings: PreparationSettings, name: str, dim: int) -> Stan
     return Standardisation(**facts)
 
 
-def split_as_trained(corpus: Corpus, split: str, modalities: Mapping[str, Any], case: str) -> PolarityDataset:
-    """One split of raw features as a trained model reads it: with the standardisation and case of its training.
-
-    Args:
-        corpus: from :func:`deepmlf_llm.data.sources.open_source`.
-        split: "train", "valid" or "test".
-        modalities: name -> what the model remembers of it (``config.modalities``): ``dim``, ``standardisation``.
-        case: of transcripts (``config.text.case``).
-
-    Raises:
-        DataError: no such split or modality, features of another dimension, or values that are not finite where the
-            model has no standardisation that says what they mean.
-    """
-    name = corpus.source["name"]
-    if split not in corpus.splits:
-        raise DataError(f"{name}: no split {split!r}; it has {', '.join(corpus.splits)}")
-    rows = corpus.splits[split]
-    features = {}
-    for modality, facts in modalities.items():
-        if modality not in rows.features:
-            raise DataError(f"{name}: no modality {modality!r}{suggest(modality, rows.features)}")
-        dim = facts["dim"] if isinstance(facts, Mapping) else facts.dim
-        standardisation = facts["standardisation"] if isinstance(facts, Mapping) else facts.standardisation
-        for utterance, frames in zip(rows.ids, rows.features[modality], strict=True):
-            if len(frames) and frames.shape[1] != dim:
-                raise DataError(f"{name}: {modality} has {frames.shape[1]} dimensions ({utterance!r}), expected {dim}")
-        ragged = Ragged.from_sequences(rows.features[modality], dim)
-        if standardisation is not None:
-            standardise(ragged.values, standardisation, out=ragged.values)
-        elif not np.isfinite(ragged.values).all():
-            raise DataError(f"{name}: {modality} holds NaN or infinity, and the model has no standardisation for them")
-        features[modality] = ragged
-    texts = [normalise_text(text, case) for text in rows.texts]
-    return PolarityDataset(rows.ids, texts, rows.labels, features, rows.unimodal)
-
-
 def _describe_rows(manifest: Manifest, splits: Mapping[str, PolarityDataset], task: Task) -> None:
     for name, split in splits.items():
         manifest.splits[name] = {

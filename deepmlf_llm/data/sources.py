@@ -49,7 +49,7 @@ def open_source(
 ) -> Corpus:
     """Reads any source that :mod:`deepmlf_llm.data.sources` lists, whole or test only: raw features, checked labels.
 
-    What trained models read is made of it by :func:`deepmlf_llm.data.prepare.split_as_trained`.
+    What trained models read is made of it by :func:`deepmlf_llm.data.labelled.split_as_trained`.
 
     Args:
         source: the file or folder.

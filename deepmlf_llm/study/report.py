@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import directory_aside, write_aside
 from deepmlf_llm.statistics.seeds import t_interval
-from deepmlf_llm.study.blocks import PLOTS, Block, Code, Heading, Link, Paragraph, Table, to_markdown
-from deepmlf_llm.study.configurations import AXIS_NAMES, Configuration, axis_name, gather, varied
-from deepmlf_llm.study.directory import CELLS, StudyDirectory
+from deepmlf_llm.study.blocks import PLOTS, Block, Heading, Paragraph, Table, to_markdown
+from deepmlf_llm.study.configurations import Configuration, axis_name, gather, varied
+from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.study.gate_plots import gates_plot
 from deepmlf_llm.study.html import to_html
 from deepmlf_llm.study.plots import Plot, heads_plot, quality_plot, quantities
-from deepmlf_llm.study.results import CONFIG, read_all, write_parquet
+from deepmlf_llm.study.report_tables import cell_table, cost_table, failed_cells, surroundings
+from deepmlf_llm.study.results import read_all, write_parquet
 from deepmlf_llm.study.statistics import effects
 from deepmlf_llm.study.text_alone import text_alone
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 
 MARKDOWN, PAGE = "report.md", "report.html"
-_FLOPS_METHOD = (
-    "FLOPs are counted on paper for a step on the batch described: matrix products at two FLOPs for each multiply-add "
-    "(projections, and both products of attention), forward, backward for inputs that need a gradient, and backward "
-    "for trained weights; text read from the cache costs nothing. Norms, activations and the optimizer are left out. "
-    "Parameters are counted unquantized."
-)
 
 
 def write_report(directory: StudyDirectory) -> list[Path]:
@@ -76,10 +70,10 @@ def report_blocks(study: dict[str, Any], records: Sequence[dict[str, Any]], othe
             blocks += [Heading("Each modality alone"), heads]
         blocks += [Heading("Results"), *_configurations(found, axes, metric)]
         blocks += [Heading("Every cell"), *cell_table(records, axes)]
-        blocks += [Heading("Cost"), Paragraph(_FLOPS_METHOD), *_cost(records)]
+        blocks += [Heading("Cost"), *cost_table(records)]
     if failed:
-        blocks += [Heading("Failed cells"), *_failed(failed)]
-    blocks += [Heading("Around it"), *_around(study, records, others)]
+        blocks += [Heading("Failed cells"), *failed_cells(failed)]
+    blocks += [Heading("Around it"), *surroundings(study, records, others)]
     return blocks
 
 
@@ -188,111 +182,3 @@ def _configurations(found: Sequence[Configuration], axes: Sequence[str], metric:
 
 def _has(found: Sequence[Configuration], metric: str) -> bool:
     return any(c.by_seed(metric) for c in found)
-
-
-def cell_table(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[Block]:
-    """The table that an interrupted study must end with as an uninterrupted one does: nothing in it depends on time."""
-    done = [record for record in records if record["status"] == "finished"]
-    names = list(dict.fromkeys(name for record in done for name in record["metrics"]["test"]))
-    judged = next((name for record in done for name in record["metrics"]["validation"]), "mae")  # the task's first
-    rows = []
-    for record in records:
-        run, metrics = record["run_info"], record["metrics"] or {}
-        validation = (metrics.get("validation") or {}).get(judged)
-        rows.append(
-            [
-                Link(record["cell"], f"{CELLS}/{record['cell']}/{CONFIG}"),
-                *(str(run["values"].get(axis)) for axis in axes),
-                run["seed"],
-                record["status"],
-                record["train_info"].get("best_step", ""),
-                _number(validation),
-                *(_number((metrics.get("test") or {}).get(name)) for name in names),
-            ]
-        )
-    columns = ["cell", *(axis_name(a) for a in axes), "seed", "status", "best step", f"validation {judged}"]
-    columns += [f"test {name}" for name in names]
-    return [Table(columns, rows, [i for i in range(len(axes) + 1, len(columns)) if columns[i] != "status"])]
-
-
-def _number(value: Any, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _cost(records: Sequence[dict[str, Any]]) -> list[Block]:
-    rows = []
-    for record in records:
-        train = record["train_info"]
-        geometry = train["geometry"]
-        frames = " + ".join(f"{count} {name}" for name, count in geometry["frames"].items())
-        cut = record["run_info"]["attempts"] > 1
-        seconds = "was cut" if cut else _number(train.get("seconds"), 1)
-        rows.append(
-            [
-                record["cell"],
-                f"{train['parameters']['trainable']:,}",
-                f"{train['parameters']['total']:,}",
-                f"{train['step_flops'] / 1e9:,.2f}",
-                f"{geometry['utterances']} x ({geometry['text_tokens']} tokens, {frames} frames)",
-                seconds,
-                _number((train.get("peak_memory_mb") or {}).get("resident"), 0),
-            ]
-        )
-    columns = (
-        "cell",
-        "trained parameters",
-        "all parameters",
-        "GFLOPs a step",
-        "step",
-        "seconds of training",
-        "peak MB",
-    )
-    return [Table(columns, rows, (1, 2, 3, 5, 6))]
-
-
-def _failed(failed: Sequence[dict[str, Any]]) -> list[Block]:
-    rows = [[record["cell"], record["run_info"]["reason"]] for record in failed]
-    logs = [Code(f"Last lines of {record['cell']}", record["run_info"]["log_tail"]) for record in failed]
-    return [Paragraph("They are tried again when the study is started again."), Table(("cell", "reason"), rows), *logs]
-
-
-def _around(study: dict[str, Any], records: Sequence[dict[str, Any]], others: int) -> list[Block]:
-    blocks: list[Block] = []
-    for name, count in study["excluded"].items():
-        blocks.append(
-            Paragraph(f"Left out: {count} cells, {name}." if count else f"The exclusion {name!r} met no cell.")
-        )
-    if others:
-        blocks.append(
-            Paragraph(
-                f"{others} cells in this folder belong to an earlier grid, data or code version; they are not shown."
-            )
-        )
-    fixed = [[name, json.dumps(value)] for name, value in study["fixed"].items()]
-    if fixed:
-        blocks.append(Table(("setting of all cells", "value"), fixed))
-    environments: dict[str, int] = {}
-    for record in records:
-        if record["meta_info"]:
-            text = json.dumps(record["meta_info"]["environment"], sort_keys=True)
-            environments[text] = environments.get(text, 0) + 1
-    for text, count in environments.items():
-        rows = [[name, value] for name, value in _flat(json.loads(text))]
-        if len(environments) > 1:
-            blocks.append(Paragraph(f"Environment of {count} cells:"))
-        blocks.append(Table(("environment", ""), rows))
-    blocks.append(Paragraph(f"Code version {study['code']} (of what computes a cell)."))
-    return blocks
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name} ")
-        else:
-            rows.append((f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return rows
-
-
-__all__ = ["AXIS_NAMES", "MARKDOWN", "PAGE", "report_blocks", "write_report"]

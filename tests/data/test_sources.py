@@ -8,7 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
-from deepmlf_llm.data.prepare import prepare, split_as_trained
+from deepmlf_llm.data.labelled import split_as_trained
+from deepmlf_llm.data.prepare import prepare
 from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.store import open_store
 from deepmlf_llm.errors import ConfigError, DataError

@@ -1,4 +1,4 @@
-"""Mirrors ``deepmlf_llm/study/report.py``, ``blocks.py`` and ``html.py``."""
+"""Mirrors ``deepmlf_llm/study/report.py``, ``report_tables.py``, ``blocks.py`` and ``html.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from deepmlf_llm.study.blocks import Code, Link, Paragraph, Table, to_markdown
 from deepmlf_llm.study.directory import STUDY, StudyDirectory
 from deepmlf_llm.study.html import to_html
-from deepmlf_llm.study.report import cell_table, report_blocks, write_report
+from deepmlf_llm.study.report import report_blocks, write_report
+from deepmlf_llm.study.report_tables import cell_table
 from deepmlf_llm.study.results import read_all
 
 
