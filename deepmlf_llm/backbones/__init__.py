@@ -1,7 +1,8 @@
 """Decoders: where a family keeps its parts, how to load one, how to run it in parts. Nothing here knows of fusion."""
 
+from deepmlf_llm.backbones.families import FAMILIES, DecoderInterface, register_family
 from deepmlf_llm.backbones.fingerprint import base_fingerprint, compare_fingerprints
-from deepmlf_llm.backbones.interface import FAMILIES, Decoder, DecoderInterface, register_family
+from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.loading import cpu_or_cuda_dtype, load_base_model, load_tokenizer
 from deepmlf_llm.backbones.masking import check_maskable
 from deepmlf_llm.backbones.packing import PACKING, PackedRows

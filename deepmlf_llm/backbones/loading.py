@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.backbones.families import find_interface
 from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, code_refusal, see_that_nothing_runs
 from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
-from deepmlf_llm.backbones.interface import find_interface
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.quantization import keep_weights_in_place, quantization_config
 from deepmlf_llm.backbones.random_base import random_base

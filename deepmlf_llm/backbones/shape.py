@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.backbones.families import find_interface
 from deepmlf_llm.backbones.foreign_code import NO_CODE, see_that_nothing_runs
-from deepmlf_llm.backbones.interface import find_interface
 from deepmlf_llm.backbones.loading import base_source, cut_layers
 from deepmlf_llm.backbones.toys import TOYS, toy_model
 from deepmlf_llm.errors import BaseModelError

@@ -6,8 +6,6 @@ the text. Whoever holds a cache must see to that; :class:`TextCache` cannot know
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,10 +16,9 @@ from torch import Tensor
 
 from deepmlf_llm.backbones.cpu import computes_bfloat16
 from deepmlf_llm.backbones.disk_store import DiskStore
-from deepmlf_llm.backbones.fingerprint import base_sizes, weights_digest
 from deepmlf_llm.backbones.interface import Decoder
-from deepmlf_llm.backbones.quantization import is_quantized
 from deepmlf_llm.backbones.stream import RecordingCache, TextStream, read_noting
+from deepmlf_llm.backbones.text_key import stream_key
 from deepmlf_llm.backbones.text_store import (
     STORAGE,
     Entry,
@@ -34,10 +31,6 @@ from deepmlf_llm.backbones.text_store import (
 )
 from deepmlf_llm.errors import ConfigError, FileError
 
-# Of a config: where it came from, and what training switches.
-_IRRELEVANT = frozenset(
-    ("_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache")
-)
 BATCH_TOKENS = 512  # texts are read in batches of about this many tokens, of like length: they stay in a CPU's caches
 GPU_BATCH_TOKENS = 8192  # a GPU wants more to do at once
 GPU_SHARE = 0.5  # of a GPU's free memory that may be kept texts; training needs the rest
@@ -88,16 +81,8 @@ class TextCache:
                 self._go_on_in_memory(error)
 
     def _key(self) -> dict[str, Any]:
-        lm = self.decoder.lm
-        quantization = getattr(lm.config, "quantization_config", None) if is_quantized(lm) else None
-        described = quantization if isinstance(quantization, dict) or quantization is None else quantization.to_dict()
         return {
-            "base": base_sizes(lm),
-            "weights": weights_digest(self._weights()),
-            "attention": lm.config._attn_implementation,
-            "config": _settings(lm.config.get_text_config().to_dict()),
-            "dtype": str(self.decoder.embeddings.weight.dtype),
-            "quantization": {k: str(v) for k, v in described.items()} if described else None,
+            **stream_key(self.decoder, self.depth),
             "depth": self.depth,
             "storage": self.storage,
             **({"lowest": self.lowest} if self.lowest else {}),
@@ -105,19 +90,6 @@ class TextCache:
             **({"computed": "bfloat16"} if self._in_bfloat16 else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All that makes the stream but the LoRA beside it: fine-tuned models often keep their embeddings, which are
-        all that the fingerprint looks at."""
-        layers = list(self.decoder.layers)
-        to_end = self.depth is None
-        beyond = (
-            layers[self.decoder.end or len(layers) :] if to_end else [*layers[self.depth :], self.decoder.final_norm]
-        )
-        unread = {id(weight) for module in beyond for weight in module.parameters()}
-        for name, weight in self.decoder.body.named_parameters():
-            if id(weight) not in unread and "lora_" not in name:
-                yield name.replace("base_layer.", ""), weight
 
     @property
     def _in_bfloat16(self) -> bool:
@@ -269,12 +241,6 @@ class TextCache:
             states[row, kept - entry.states.shape[0] :] = entry.states
         keys_values, states = fetched(device, keys_values, states)
         return TextStream([(layer[0], layer[1]) for layer in keys_values], states, rows, self.lowest)
-
-
-def _settings(config: dict[str, Any]) -> str:
-    """A hash of what an LM's config says about its computation (rotary tables, sliding windows, ...)."""
-    told = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _batches(texts: Iterable[Text], tokens: int) -> Iterator[list[Text]]:
