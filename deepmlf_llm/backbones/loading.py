@@ -135,17 +135,7 @@ def load_base_model(
         options["quantization_config"] = quantized
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
-    if init_seed is not None:
-        lm = random_base(name if name in TOYS else base_source(name), name, init_seed, revision, kernel)
-        _store_in(torch_dtype, lm)
-    elif name in TOYS:
-        lm = _load_toy(name, options) if quantized is not None else toy_model(name)
-        if quantized is None:
-            _store_in(torch_dtype, lm)
-        if kernel is not None and quantized is None:
-            lm.set_attn_implementation(kernel)
-    else:
-        lm = _from_pretrained(base_source(name), options, name)
+    lm = _with_weights(name, options, init_seed)
     _see_that_scores_are_capped(lm, attn_implementation, name)
     lm.name_or_path = lm.config._name_or_path = name
     keep_weights_in_place(lm)
@@ -153,6 +143,30 @@ def load_base_model(
     if num_layers is not None:
         cut_layers(lm, num_layers)
     return lm.eval().requires_grad_(False)
+
+
+def _with_weights(name: str, options: dict[str, Any], init_seed: int | None) -> Any:
+    """The causal LM, its weights random, those of a toy, or those of its files.
+
+    Args:
+        name: as for :func:`load_base_model`.
+        options: of transformers' ``from_pretrained``.
+        init_seed: of random weights.
+    """
+    kernel = options["attn_implementation"]
+    if init_seed is not None:
+        source = name if name in TOYS else base_source(name)
+        lm = random_base(source, name, init_seed, options["revision"], kernel)
+    elif name not in TOYS:
+        return _from_pretrained(base_source(name), options, name)
+    elif "quantization_config" in options:
+        return _load_toy(name, options)
+    else:
+        lm = toy_model(name)
+        if kernel is not None:
+            lm.set_attn_implementation(kernel)
+    _store_in(options["dtype"], lm)
+    return lm
 
 
 def _store_in(dtype: torch.dtype, lm: Any) -> None:

@@ -64,38 +64,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells = _conditions(options)
     if options.num_layers is not None and options.base_model is None:
         raise ConfigError("--num_layers needs --base_model")
-    if options.output is not None and not options.output.parent.is_dir():
-        raise ConfigError(f"--output {options.output}: its directory is not there")
-    from deepmlf_llm.adapters.compatibility import trained_kind
-    from deepmlf_llm.adapters.files import read_config
+    if options.output is not None:
+        _check_places(options.output, ROBUSTNESS if cells else ())
     from deepmlf_llm.adapters.hub import local_directory
-    from deepmlf_llm.backbones import load_base_model
-    from deepmlf_llm.files import check_place, write_aside
-    from deepmlf_llm.statistics.plots import PLOTS
     from deepmlf_llm.training.evaluation import Evaluator
 
-    if options.output is not None:
-        if options.output.suffix == PREDICTIONS:
-            raise ConfigError(
-                f"--output {options.output}: the metrics are JSON; {PREDICTIONS} goes beside them by itself"
-            )
-        endings = [f".{name}" for name in PLOTS] + [*(ROBUSTNESS if cells else ())]
-        report = [options.output.with_suffix(ending) for ending in endings]
-        for path in (options.output, options.output.with_suffix(PREDICTIONS), *report):
-            check_place(path)  # not after minutes of work
-            if path.exists():
-                raise ConfigError(f"--output {path}: exists; move it away or name another file")
     adapter = local_directory(options.adapter)
-    base: Any = options.base_model
-    if options.num_layers is not None:
-        config = read_config(adapter)
-        kind, seed = trained_kind(config, options.quantization), config.base_init_seed
-        base = load_base_model(options.base_model, kind, num_layers=options.num_layers, init_seed=seed)
     evaluator = Evaluator(
         adapter,
         _data(options.data),
         options.split,
-        base,
+        _base(options, adapter),
         options.quantization,
         options.batch_size,
         dict(options.rename),
@@ -110,15 +89,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cells:
         result["robustness"] = _robustness(evaluator, cells, options.output)
     if options.output is not None:
-        from deepmlf_llm.training.metrics_log import finite
-        from deepmlf_llm.training.scores import write_beside
+        _write(options.output, score, result)
 
-        output = options.output
-        for note in write_beside(
-            output.parent, [score], score, output.with_suffix(PREDICTIONS).name, f"{output.stem}."
-        ):
-            print(f"note: {note}")
-        write_aside(output, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+
+def _check_places(output: Path, more: Sequence[str]) -> None:
+    """Whether all files can be written, before minutes of work: ``output``, and beside it predictions, plots and
+    ``more``.
+
+    Raises:
+        ConfigError: one is there already, or its directory is not.
+        FileError: something else stands in its place.
+    """
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: its directory is not there")
+    from deepmlf_llm.files import check_place
+    from deepmlf_llm.statistics.plots import PLOTS
+
+    if output.suffix == PREDICTIONS:
+        raise ConfigError(f"--output {output}: the metrics are JSON; {PREDICTIONS} goes beside them by itself")
+    beside = [output.with_suffix(ending) for ending in (PREDICTIONS, *(f".{name}" for name in PLOTS), *more)]
+    for path in (output, *beside):
+        check_place(path)
+        if path.exists():
+            raise ConfigError(f"--output {path}: exists; move it away or name another file")
+
+
+def _base(options: Any, adapter: Path) -> Any:
+    """Name of the base model, None for the adapter's own; with ``--num_layers`` the cut model itself."""
+    if options.num_layers is None:
+        return options.base_model
+    from deepmlf_llm.adapters.compatibility import trained_kind
+    from deepmlf_llm.adapters.files import read_config
+    from deepmlf_llm.backbones import load_base_model
+
+    config = read_config(adapter)
+    kind, seed = trained_kind(config, options.quantization), config.base_init_seed
+    return load_base_model(options.base_model, kind, num_layers=options.num_layers, init_seed=seed)
+
+
+def _write(output: Path, score: Any, result: Mapping[str, Any]) -> None:
+    """The metrics, and beside them predictions and plots."""
+    from deepmlf_llm.files import write_aside
+    from deepmlf_llm.training.metrics_log import finite
+    from deepmlf_llm.training.scores import write_beside
+
+    for note in write_beside(output.parent, [score], score, output.with_suffix(PREDICTIONS).name, f"{output.stem}."):
+        print(f"note: {note}")
+    write_aside(output, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
 
 
 def _conditions(options: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,30 +66,36 @@ def embedded_dataset(
         DataError: ``texts`` is not that file.
         ConfigError: ``sizes`` or ``conflicts`` out of range.
     """
-    from filelock import FileLock
-
     if len(sizes) != 3 or min(sizes) < 1 or not 0 <= conflicts <= 1:
         raise ConfigError(f"sizes={sizes}, conflicts={conflicts}: expected three positive sizes and a share in [0, 1]")
     storage = storage or ("arrow" if installed("datasets") else "numpy")
     rated = rated_texts(texts)
     if sum(sizes) > len(rated.texts):
         raise ConfigError(f"sizes={sizes}: together at most {len(rated.texts)}, the number of sentences")
-    parent = (cache_dir or paths.cache_dir()) / "data"
     key = [RECIPE_VERSION, SCHEMA_VERSION, rated.sha256, list(sizes), seed, conflicts, storage]
-    directory = parent / f"embedded-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
+    name = f"embedded-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
+    directory = (cache_dir or paths.cache_dir()) / "data" / name
 
     def make(place: Path) -> None:
         corpus = embedded_corpus(rated, sizes, seed, conflicts)
         settings = PreparationSettings(case="keep", frame_rates=FRAME_RATES, storage=storage)
         prepare_corpus(corpus, "mosi", place, settings)
 
+    return _made_once(directory, make)
+
+
+def _made_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """Where ``make`` has put the data: in the cache by the first process that asks; where that cannot be written, in a
+    directory of this process."""
+    from filelock import FileLock
+
     if not directory.exists():
         try:
-            make_directory(parent)
-            with writing(directory), FileLock(parent / f".{directory.name}.lock"):
+            make_directory(directory.parent)
+            with writing(directory), FileLock(directory.parent / f".{directory.name}.lock"):
                 if not directory.exists():
                     make(directory)
-        except FileError as error:  # a cache: whoever needs the data can do without it
+        except FileError as error:
             directory = temporary_directory(str(error)) / directory.name
             if not directory.exists():
                 make(directory)

@@ -117,38 +117,51 @@ def loss_terms(
         loss: of the task (:func:`~deepmlf_llm.fusion.task_loss.task_loss`); default: the regression loss.
         unimodal: labels of one modality alone, for the heads that learn from them.
     """
-    judge = loss or distance(config.loss)
     alone = unimodal or Unimodal({}, {})
-
-    def error(term: str, found: Tensor) -> Tensor:
-        """Of each utterance [b]: a mean over what it has of ``found`` [b x .. x o]."""
-        return judge(found, (head_labels or {}).get(term, labels))
-
-    def total(term: str, found: Tensor, everyone: Tensor) -> Tensor:
-        """Over the utterances with a label of this term's modality alone; where no head has such, over ``everyone``."""
-        if term in alone.rated:
-            return (judge(found, alone.labels[term]) * alone.rated[term]).sum()
-        return (error(term, found) * everyone).sum()
-
+    judge = _Judge(loss or distance(config.loss), labels, head_labels or {}, alone)
     counts = term_counts(mask, present, labels, unimodal)
     terms = [
-        LossTerm("task", error("task", predictions.task).sum(), counts["task"], 1.0),
-        LossTerm("fusion", error("fusion", predictions.fusion).sum(), counts["fusion"], config.lambda_fusion),
+        LossTerm("task", judge.total("task", predictions.task), counts["task"], 1.0),
+        LossTerm("fusion", judge.total("fusion", predictions.fusion), counts["fusion"], config.lambda_fusion),
     ]
     if predictions.av is not None:
-        terms.append(LossTerm("av", total("av", predictions.av, present), counts["av"], config.lambda_av))
-    text = total("text", predictions.text, torch.ones_like(present))
-    terms.append(LossTerm("text", text, counts["text"], config.lambda_text))
+        terms.append(LossTerm("av", judge.total("av", predictions.av, present), counts["av"], config.lambda_av))
+    terms.append(LossTerm("text", judge.total("text", predictions.text), counts["text"], config.lambda_text))
     for name, found in predictions.modalities.items():
         if name in alone.rated:
-            terms.append(LossTerm(name, total(name, found, present), counts[name], config.lambda_av))
+            terms.append(LossTerm(name, judge.total(name, found, present), counts[name], config.lambda_av))
     if predictions.verbalised is not None:
-        told = error("verbalised", predictions.verbalised).sum()
+        told = judge.total("verbalised", predictions.verbalised)
         terms.append(LossTerm("verbalised", told, counts["verbalised"], 1.0))
     terms += _auxiliary_terms(config, predictions, labels, counts)
     if next_token is not None:
         terms.append(LossTerm("lm", next_token(), counts["lm"], config.gamma))
     return terms
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What outputs cost, each term by the labels that it learns from.
+
+    Args:
+        loss: of outputs [b x .. x o] and labels: of each utterance [b], a mean over what it has.
+        labels: of all terms without their own.
+        head_labels: term -> labels in the place of those.
+        alone: labels of one modality alone, in the place of both.
+    """
+
+    loss: TaskLoss
+    labels: Tensor
+    head_labels: Mapping[str, Tensor]
+    alone: Unimodal
+
+    def total(self, term: str, found: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Sum over utterances: those with a label of this term's modality alone, where it learns from such; else those
+        ``counted`` [b], by default all."""
+        if term in self.alone.rated:
+            return (self.loss(found, self.alone.labels[term]) * self.alone.rated[term]).sum()
+        errors = self.loss(found, self.head_labels.get(term, self.labels))
+        return errors.sum() if counted is None else (errors * counted).sum()
 
 
 def _auxiliary_terms(

@@ -19,7 +19,7 @@ from deepmlf_llm.data.columns import Columns, check_identity
 from deepmlf_llm.data.inputs import Input, open_input
 from deepmlf_llm.data.rows import Row
 from deepmlf_llm.errors import DataError
-from deepmlf_llm.inference.output_file import partial_output
+from deepmlf_llm.inference.output_file import PartialOutput, partial_output
 from deepmlf_llm.inference.predictions import ClassPrediction, Prediction
 from deepmlf_llm.inference.predictor import SentimentPredictor
 
@@ -105,22 +105,17 @@ def predict_file(
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     made_of = {"input": source.identity(), **(made_by or {})}
     with partial_output(output, made_of) as partial, tqdm(unit="rows", disable=hidden) as bar:
-        report = job.report
-        report.found, report.bad = partial.found, partial.bad
-        rows = source.rows()
-        report.rows = sum(1 for _ in islice(rows, report.found))
-        if report.rows < report.found:
-            raise DataError(f"{output}.partial has {report.found} lines, {source.path} only {report.rows} rows")
-        bar.update(report.found)
+        rows = job.rows_after(partial, output)
+        bar.update(partial.found)
         for chunk in job.chunks(rows):
             lines = job.predict(chunk)
             partial.write(lines)
-            report.rows += len(lines)
+            job.report.rows += len(lines)
             bar.update(len(lines))
-        if not report.rows:
+        if not job.report.rows:
             raise DataError(f"{source.path}: holds no rows")
-    report.notes += [*source.notes, *job.notes()]
-    return report
+    job.report.notes += [*source.notes, *job.notes()]
+    return job.report
 
 
 class _Job:
@@ -132,6 +127,19 @@ class _Job:
         self.shown = 0
         self.identities: set[int] = set()
         self.repeated = 0
+
+    def rows_after(self, partial: PartialOutput, output: Path) -> Iterator[Row]:
+        """The rows that an earlier run has not written to ``output``.
+
+        Raises:
+            DataError: it has written more lines than there are rows.
+        """
+        report, rows = self.report, self.source.rows()
+        report.found, report.bad = partial.found, partial.bad
+        report.rows = sum(1 for _ in islice(rows, report.found))
+        if report.rows < report.found:
+            raise DataError(f"{output}.partial has {report.found} lines, {self.source.path} only {report.rows} rows")
+        return rows
 
     def chunks(self, rows: Iterator[Row]) -> Iterator[list[tuple[Row, Any, dict[str, Any] | str]]]:
         """Rows prepared for the model, a few batches at a time, fewer where they are large.

@@ -15,6 +15,7 @@ from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.tasks.classification import ClassificationTask
 from deepmlf_llm.tasks.metrics import metric_names
 from deepmlf_llm.tasks.registry import Task
+from deepmlf_llm.training.batching import BalancedBatches
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
 from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.run_directory import RunDirectory
@@ -178,26 +179,17 @@ def make_trainer(
     from deepmlf_llm.data.collate import Collator
     from deepmlf_llm.training.augmentation import Augmentation
     from deepmlf_llm.training.av_model import AVEncoderTrainer
-    from deepmlf_llm.training.batching import BalancedBatches
     from deepmlf_llm.training.callbacks import Begun, EarlyStopping, MetricsLog
     from deepmlf_llm.training.head_metrics import HEADS, SplitMetrics, heads_of
     from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer
 
-    train = splits["train"]
-    batches = BalancedBatches(
-        len(train),
-        arguments.per_device_train_batch_size,
-        launch.processes,
-        launch.rank,
-        arguments.seed if arguments.data_seed is None else arguments.data_seed,
-        train.lengths if settings.group_by_length and tokenizer is not None else None,
-    )
+    batches = batches_of(splits["train"], arguments, launch, settings.group_by_length and tokenizer is not None)
     metric, higher = arguments.metric_for_best_model, arguments.greater_is_better
     trainer = (AVEncoderTrainer if tokenizer is None else DeepMLFTrainer)(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=splits["train"],
         eval_dataset=splits["valid"],
         data_collator=Collator.of(config, tokenizer),
         compute_metrics=SplitMetrics(config, heads_of(config) if tokenizer is not None else HEADS[:1]),
@@ -216,6 +208,18 @@ def make_trainer(
     )
     show_progress(trainer, bar=not arguments.disable_tqdm)
     return trainer
+
+
+def batches_of(train: Any, arguments: Any, launch: Launch, by_length: bool) -> BalancedBatches:
+    """This process's batches of the training split; with ``by_length``, texts of like length together."""
+    return BalancedBatches(
+        len(train),
+        arguments.per_device_train_batch_size,
+        launch.processes,
+        launch.rank,
+        arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        train.lengths if by_length else None,
+    )
 
 
 def group_settings(settings: RunSettings) -> dict[str, dict[str, float]]:
