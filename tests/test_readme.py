@@ -33,7 +33,9 @@ def test_the_python_block_runs_as_it_stands(tmp_path, monkeypatch):
 
 
 def test_every_file_it_links_to_is_there():
-    for link in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
+    assert "docs/architecture.md" in links
+    for link in links:
         assert (REPOSITORY / link).exists(), link
 
 

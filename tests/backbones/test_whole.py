@@ -62,7 +62,13 @@ def without(word: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 @pytest.mark.parametrize("source", ["llama", "tied", "gpt2", "shards"])
 def test_whole_ones_load(bases, source):
-    load_base_model(str(bases / source))
+    lm = load_base_model(str(bases / source))
+    saved = {
+        name: tensor for path in (bases / source).glob("*.safetensors") for name, tensor in load_file(path).items()
+    }
+    weights = dict(lm.state_dict())
+    assert saved
+    assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
 
 
 @pytest.mark.parametrize(
@@ -83,8 +89,11 @@ def test_whole_ones_load(bases, source):
     ],
     ids=["head of a tied base", "rotary table", "names without the body's", "GPT-2's masks"],
 )
-def test_what_a_checkpoint_may_lack_or_hold(variant, source, change, config):
-    load_base_model(variant(source, change, **config))
+def test_what_a_checkpoint_may_lack_or_hold(bases, variant, source, change, config):
+    lm = load_base_model(variant(source, change, **config))
+    whole = load_base_model(str(bases / source)).base_model.state_dict()
+    assert lm.base_model.state_dict().keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in lm.base_model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ def test_a_recipe_outside_says_which_environment_to_enter(recipe, repository, tm
     assert "pip install -e" in line
 
 
-def test_nothing_is_said_inside():
+def test_nothing_is_said_inside(capsys):
     environment.check_environment()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_old_python_is_named(monkeypatch, capsys):

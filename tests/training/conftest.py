@@ -20,6 +20,18 @@ from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.settings import RunSettings
 
 DIMS = {"audio": 5, "vision": 4}
+QUICK_RUN: dict[str, Any] = {
+    "base_model": "tiny-llama",
+    "batch_size": 8,
+    "fusion_layers": [1, 3],
+    "num_fusion_tokens": 2,
+    "av_encoder.num_layers": 1,
+    "av_encoder.dropout": 0.0,
+    "learning_rate": 1e-2,
+    "warmup_epochs": 0,
+    "report_to": "none",
+}
+"""Settings of a run that learns within a few epochs of 24 utterances."""
 
 
 class Utterances(Dataset[dict[str, Any]]):

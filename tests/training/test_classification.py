@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,23 +15,14 @@ from deepmlf_llm.errors import AdapterError, ConfigError, DataError
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 
+from .conftest import QUICK_RUN
+
 MOODS = ("joy", "anger", "calm")
 SIZES = {"train": 24, "valid": 9, "test": 9}
 TASKS = {
     "one": "name: moods\nclasses: [joy, anger, calm]\n",
     "several": "name: moods\nkind: multi_label\nclasses: [joy, anger, calm]\n",
     "scale": "name: valence\nrange: [0, 10]\nbins: [4, 6]\nnames: [low, middle, high]\ntext_case: lower\n",
-}
-SETTINGS: dict[str, Any] = {
-    "base_model": "tiny-llama",
-    "batch_size": 8,
-    "fusion_layers": [1, 3],
-    "num_fusion_tokens": 2,
-    "av_encoder.num_layers": 1,
-    "av_encoder.dropout": 0.0,
-    "learning_rate": 1e-2,
-    "warmup_epochs": 0,
-    "report_to": "none",
 }
 
 
@@ -65,7 +55,7 @@ def trained(tmp_path_factory):
     found = {}
     for kind, epochs in (("one", 6), ("several", 1), ("scale", 1)):
         data, run = prepared(kind, place), place / f"run-{kind}"
-        settings = {**SETTINGS, "data": str(data), "output_dir": str(run), "num_train_epochs": epochs}
+        settings = {**QUICK_RUN, "data": str(data), "output_dir": str(run), "num_train_epochs": epochs}
         found[kind] = data, run, run_training(RunSettings.from_dict(settings))
     return found
 
@@ -160,7 +150,7 @@ def test_what_was_trained_on_one_kind_is_refused_on_the_other(trained, tmp_path)
             evaluate.main([*words, "--data", str(data[other])])
         with pytest.raises(DataError, match=told):
             predict.main([*words, "--input", str(data[other])])
-        settings = {**SETTINGS, "data": str(data[other]), "output_dir": str(tmp_path / "run")}
+        settings = {**QUICK_RUN, "data": str(data[other]), "output_dir": str(tmp_path / "run")}
         settings["init_from"] = str(run[adapter])
         with pytest.raises(AdapterError, match=r"init_from=.*: the data have labels of '.*, which the adapter was"):
             run_training(RunSettings.from_dict(settings))
@@ -172,7 +162,7 @@ def test_what_was_trained_on_one_kind_is_refused_on_the_other(trained, tmp_path)
 
 
 def test_a_metric_of_another_task_does_not_select(trained, tmp_path):
-    settings = {**SETTINGS, "data": str(trained["one"][0]), "output_dir": str(tmp_path / "run")}
+    settings = {**QUICK_RUN, "data": str(trained["one"][0]), "output_dir": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match="metric_for_best_model='mae': moods has loss, acc, f1_weighted, f1_macro"):
         run_training(RunSettings.from_dict({**settings, "metric_for_best_model": "mae"}))
     with pytest.raises(ConfigError, match=r"cmixup_alpha=1 blends labels of a scale, and not one of the classes joy"):

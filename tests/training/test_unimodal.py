@@ -16,18 +16,12 @@ from deepmlf_llm.training.evaluation import evaluate_adapter
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 
+from .conftest import QUICK_RUN
+
 SIZES = {"train": 24, "valid": 8, "test": 8}
 SETTINGS: dict[str, Any] = {
-    "base_model": "tiny-llama",
-    "batch_size": 8,
+    **QUICK_RUN,
     "num_train_epochs": 10,
-    "fusion_layers": [1, 3],
-    "num_fusion_tokens": 2,
-    "av_encoder.num_layers": 1,
-    "av_encoder.dropout": 0.0,
-    "learning_rate": 1e-2,
-    "warmup_epochs": 0,
-    "report_to": "none",
     "metric_for_best_model": "loss",  # the only one that knows of these labels
     "objective.unimodal_labels": True,
 }
