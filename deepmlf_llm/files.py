@@ -229,7 +229,7 @@ def make_directory(path: Path) -> None:
 
 
 def check_room(path: Path, needed: int, what: str) -> None:
-    """Refuses to begin what cannot end for want of room.
+    """Refuses to begin what cannot be finished for lack of room.
 
     Args:
         path: where it shall be; need not exist.

@@ -1,4 +1,4 @@
-"""Names inside other libraries that we lean on though nobody promised them, each with the reason.
+"""Private names of other libraries that this package uses, each with the reason.
 
 A version without one of them, or with another signature, fails a test that says what was wanted and why.
 """
@@ -48,7 +48,7 @@ PRIVATE_NAMES = (
         "fusion/hooks.py",
     ),
     PrivateName(
-        "torch.nn:Module", "_forward_hooks", "checkpointing's hooks come out when a base is given back",
+        "torch.nn:Module", "_forward_hooks", "checkpointing's hooks are removed when the base is unloaded",
         "backbones/state.py", on_instances=True,
     ),
     PrivateName(
@@ -75,7 +75,7 @@ PRIVATE_NAMES = (
         "model/tuner.py", ("self", "adapter_name", "device"),
     ),
     PrivateName(
-        _LORA, "_unload_and_optionally_merge", "hooks come out and the base's state comes back whenever PEFT unloads",
+        _LORA, "_unload_and_optionally_merge", "hooks are removed and the base is restored whenever PEFT unloads",
         "model/tuner.py", ("self",),
     ),
     PrivateName(

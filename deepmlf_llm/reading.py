@@ -1,4 +1,4 @@
-"""JSON and YAML as this package reads them: strict, and never dearer than the file is long.
+"""JSON and YAML as this package reads them: strict, at a cost that the length of the file bounds.
 
 A key that stands twice is refused instead of being overwritten in silence. So are files past a size, values that are no
 JSON (``NaN``), nesting that only an attack needs, and YAML aliases that unfold into far more than what was written.

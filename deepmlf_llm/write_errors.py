@@ -35,7 +35,7 @@ _REASONS = {  # error of the system -> what it means, what to do
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of the machine or of what the user named, wherever they come from; the rest may be a mistake of ours as well.
 NEVER_OURS = _REASONS.keys() - {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV, errno.EBUSY}
-# safetensors (Rust), Arrow and torch (C++) tell the number or the text only. torch: a zip that could not be written on.
+# safetensors (Rust), Arrow and torch (C++) give the number or the text only. torch: a zip that could not be written on.
 _NUMBER = re.compile(r"(?:os error |\[Errno |errno: ?)(\d+)")
 _SHORT = re.compile(r"requested and \d+ written|PytorchStreamWriter failed|unexpected pos \d+ vs|file write failed")
 
@@ -66,7 +66,7 @@ def explain(error: BaseException, path: Path, needed: int | None = None, done: s
 
 
 def error_number(error: BaseException) -> int | None:
-    """The system's number of an error, wherever it is told; of a write that was cut short, that of a full disk."""
+    """The system's number of an error, wherever it stands; of a write that was cut short, that of a full disk."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if not isinstance(error, (OSError, RuntimeError)) and type(error).__name__ != "SafetensorError":
@@ -81,7 +81,7 @@ def error_number(error: BaseException) -> int | None:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Room on the file system of ``path``, which need not exist; None where nobody says."""
+    """Room on the file system of ``path``, which need not exist; None where it is unknown."""
     for place in (path, *path.absolute().parents):
         try:
             return shutil.disk_usage(place).free

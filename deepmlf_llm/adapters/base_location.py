@@ -86,7 +86,7 @@ def _is_path(name: str) -> bool:
 
 
 def hub_id(name: str | None) -> str | None:
-    """The hub's name for a base model, where one can be told.
+    """The hub's name for a base model, where it has one.
 
     Args:
         name: hub id, path, or a name of this package.

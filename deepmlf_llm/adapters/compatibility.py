@@ -26,7 +26,7 @@ from deepmlf_llm.errors import AdapterError, BaseModelError
 def check_fit(
     config: DeepMLFConfig, tensors: Mapping[str, Tensor], base: Any, source: str | Path, name: str | None = None
 ) -> None:
-    """Settings and tensors of an adapter fit its base, be it given or (None) only named.
+    """Settings and tensors of an adapter fit its base, which is given, or (None) only named.
 
     Args:
         config: of the adapter.
@@ -38,7 +38,7 @@ def check_fit(
     Raises:
         AdapterError: another base, settings that do not fit it, tensors that do not fit them; by name.
     """
-    if base is not None:  # whose weights tell more than a shape
+    if base is not None:  # whose weights say more than a shape
         files.check_base(config, base, source)
     shape = shape_for(config, source, name) if base is None else shape_of(base)
     if shape is not None:

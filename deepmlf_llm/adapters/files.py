@@ -27,7 +27,7 @@ from deepmlf_llm.reading import parse_json
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HEADER_LIMIT = 64 << 20  # bytes; a header names tensors, and ours has a few hundred
-TENSORS_LIMIT = 20_000  # each costs time, be it empty
+TENSORS_LIMIT = 20_000  # each costs time, even an empty one
 CONFIG_LIMIT = 16 << 20  # bytes
 FEW = 64
 SHOWN = 4  # names an error message lists
@@ -266,7 +266,7 @@ def written_aside(directory: Path) -> AbstractContextManager[Path]:
 
 @cache
 def package_versions() -> Mapping[str, str]:
-    """Versions of what computes an adapter; looked up once, since each checkpoint says them."""
+    """Versions of what computes an adapter; looked up once, since each checkpoint records them."""
     import importlib.metadata
 
     names = ("deepmlf_llm", "torch", "transformers", "peft", "bitsandbytes")

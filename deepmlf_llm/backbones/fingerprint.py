@@ -35,9 +35,9 @@ _LORA = re.compile(r"\.(lora_[A-Za-z_]+)\.")
 
 @torch.no_grad()
 def base_fingerprint(lm: nn.Module) -> dict[str, Any]:
-    """Family and sizes, and what tells the weights apart: see this module. Costs a sample of each tensor.
+    """Family and sizes, and what distinguishes the weights: see this module. Costs a sample of each tensor.
 
-    Of a model without weights (meta device) or with shards of them (ZeRO-3): what can be told.
+    Of a model without weights (meta device) or with shards of them (ZeRO-3): what is known.
     """
     embeddings = lm.get_input_embeddings()  # type: ignore[operator]
     weight = getattr(embeddings, "base_layer", embeddings).weight
@@ -141,7 +141,7 @@ def weights_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
 def compare_fingerprints(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What differs, one phrase each; empty where the base is the right one.
 
-    Fingerprints of version 1 are compared by what they hold. An fp16 base is told by its sketch alone: its values,
+    Fingerprints of version 1 are compared by what they hold. An fp16 base is compared by its sketch alone: its values,
     rounded once more, have another hash.
     """
     both = [key for key in expected if key in found]
@@ -174,7 +174,7 @@ def _compare_tensors(expected: dict[str, Any], found: dict[str, Any]) -> list[st
 
 
 def _differing(first: str, second: str, tolerance: float) -> int:
-    """How many tensors two sketches tell apart."""
+    """In how many tensors two sketches differ."""
     one, two = _read_sketch(first), _read_sketch(second)
     if one is None or two is None or len(one) != len(two):
         return max(len(sketch) for sketch in (one, two, ()) if sketch is not None) or 1

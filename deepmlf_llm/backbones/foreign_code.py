@@ -16,8 +16,8 @@ NO_CODE = {"trust_remote_code": False}
 NO_PICKLE = {"weights_only": True}  # of .bin files: tensors only
 
 
-def see_that_nothing_runs(source: str, revision: str | None, name: str) -> None:
-    """Looks at a base before anything of it is loaded; what cannot be read at all is left to who loads it.
+def check_no_code(source: str, revision: str | None, name: str) -> None:
+    """Checks a base before anything of it is loaded; what cannot be read at all is left to whoever loads it.
 
     Args:
         source: directory or hub id.

@@ -151,7 +151,7 @@ class Decoder:
 
 
 def layer_output(output: Any) -> Tensor:
-    """Hidden states [b x s x d] of a layer's output, be it a tensor, a tuple or a ModelOutput.
+    """Hidden states [b x s x d] of a layer's output, which is a tensor, a tuple or a ModelOutput.
 
     ``output[0]`` on a bare tensor would silently take the first sample of the batch.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from deepmlf_llm.backbones.families import find_interface
-from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, code_refusal, see_that_nothing_runs
+from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, check_no_code, code_refusal
 from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.quantization import keep_weights_in_place, quantization_config
@@ -136,7 +136,7 @@ def load_base_model(
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     lm = _with_weights(name, options, init_seed)
-    _see_that_scores_are_capped(lm, attn_implementation, name)
+    _use_kernel_that_caps_scores(lm, attn_implementation, name)
     lm.name_or_path = lm.config._name_or_path = name
     keep_weights_in_place(lm)
     find_interface(lm)
@@ -175,7 +175,7 @@ def _store_in(dtype: torch.dtype, lm: Any) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _see_that_scores_are_capped(lm: Any, attn_implementation: str, name: str) -> None:
+def _use_kernel_that_caps_scores(lm: Any, attn_implementation: str, name: str) -> None:
     """Gemma 2 caps its attention scores, which these kernels do not; transformers 5.17 runs them all the same."""
     if getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is None:
         return
@@ -206,7 +206,7 @@ def _from_pretrained(source: str, options: dict[str, Any], name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {key: value for key, value in options.items() if value is not None}
-    see_that_nothing_runs(source, options.get("revision"), name)
+    check_no_code(source, options.get("revision"), name)
     # Misshapen weights are let through to be named with both shapes, by check_loaded.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
@@ -223,7 +223,7 @@ def _from_pretrained(source: str, options: dict[str, Any], name: str) -> Any:
         where = "this directory" if looks_local else "a local directory or a hub id that can be reached from here"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BaseModelError(f"base_model={name!r}: expected {where} with a causal LM: {reason[:300]}") from error
-    find_interface(lm)  # a model of another kind is told before weights that it lacks
+    find_interface(lm)  # a model of another kind is reported before weights that it lacks
     check_loaded(lm, info, name)
     return lm
 

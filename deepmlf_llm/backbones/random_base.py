@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepmlf_llm.backbones.foreign_code import NO_CODE, see_that_nothing_runs
+from deepmlf_llm.backbones.foreign_code import NO_CODE, check_no_code
 from deepmlf_llm.backbones.toys import TOYS, toy_model
 from deepmlf_llm.errors import BaseModelError
 
@@ -50,7 +50,7 @@ def init_seed_of(lm: nn.Module) -> int | None:
 def _from_config(source: str, name: str, seed: int, revision: str | None, kernel: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    see_that_nothing_runs(source, revision, name)
+    check_no_code(source, revision, name)
     options = {} if kernel is None else {"attn_implementation": kernel}
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)

@@ -29,7 +29,7 @@ class _Skipped(nn.Module):
 
 
 class _Entrance(nn.Module):
-    """In the place of the last skipped layer: hands on the states that enter, whatever arrives (GPT-2 adds positions
+    """In the place of the last skipped layer: passes on the states that enter, whatever arrives (GPT-2 adds positions
     before layer 0)."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deepmlf_llm.backbones.families import find_interface
-from deepmlf_llm.backbones.foreign_code import NO_CODE, see_that_nothing_runs
+from deepmlf_llm.backbones.foreign_code import NO_CODE, check_no_code
 from deepmlf_llm.backbones.loading import base_source, cut_layers
 from deepmlf_llm.backbones.toys import TOYS, toy_model
 from deepmlf_llm.errors import BaseModelError
@@ -53,7 +53,7 @@ def _from_config(name: str, revision: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = base_source(name)  # the first time it loads weights of a GGUF file, to convert them
-    see_that_nothing_runs(source, revision, name)
+    check_no_code(source, revision, name)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)
         with torch.device("meta"):

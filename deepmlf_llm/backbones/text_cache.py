@@ -1,7 +1,7 @@
 """Keeping what the frozen LM makes of each text: computed once, reused every epoch and for every feature set.
 
 Keyed by the token ids themselves. Valid while nothing changes the text stream: no LoRA on the LM, no augmentation of
-the text. Whoever holds a cache must see to that; :class:`TextCache` cannot know.
+the text. The owner of a cache must ensure that; :class:`TextCache` cannot know.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class TextCache:
         return self._assemble([*map(self._entries(rows).__getitem__, rows)], rows, input_ids)
 
     def _entries(self, texts: Sequence[Text]) -> dict[Text, Entry]:
-        """The entry of each text. They are in hand before they are used: what is kept may be dropped by another
-        thread at any time."""
+        """The entry of each text. All are looked up before any is used: another thread may drop what is kept at
+        any time."""
         wanted = set(texts)
         entries = self.store.found(wanted)
         for batch in _batches(wanted - entries.keys(), self._batch_tokens):
@@ -173,7 +173,7 @@ class TextCache:
         return entries
 
     def _keep(self, entries: Sequence[tuple[Text, Entry]]) -> bool:
-        """Whether they are where they were to be: False where the disk has refused them and memory has them."""
+        """Whether they are where they should be: False where the disk has refused them and memory has them."""
         store = self.store
         try:
             store.put(entries)
@@ -189,7 +189,7 @@ class TextCache:
         warnings.warn(f"text cache: {error}; going on with the text kept in memory", stacklevel=4)
 
     def add(self, texts: Iterable[Sequence[int]], progress: Callable[[int], Any] | None = None) -> None:
-        """Computes what is missing, in batches of like length; ``progress`` hears how many texts a batch held.
+        """Computes what is missing, in batches of like length; ``progress`` is called with the number of texts in each.
 
         Raises:
             ConfigError: a text without tokens; or the disk takes no more and memory has no room for them.
@@ -199,7 +199,7 @@ class TextCache:
             kept = self._keep(self._read(batch))
             if progress is not None:
                 progress(len(batch))
-            if not kept:  # what lies on the disk is to be had anew
+            if not kept:  # what is on the disk has to be computed again
                 self.check_room(texts)
                 return self.add(texts)
         return None

@@ -53,5 +53,5 @@ def _weights(decoder: Decoder, depth: int | None) -> Iterator[tuple[str, Tensor]
 
 def _settings(config: dict[str, Any]) -> str:
     """A hash of what an LM's config says about its computation (rotary tables, sliding windows, ...)."""
-    told = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    relevant = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]

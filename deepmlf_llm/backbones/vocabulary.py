@@ -101,7 +101,7 @@ def check_text(tokenizer: Any, lm: Any, text: Any, num_fusion_tokens: int, name:
 
 
 def embedding_rows(lm: Any) -> int:
-    """How many token ids the input embedding knows, be it split by ZeRO-3 or not."""
+    """How many token ids have a row in the input embedding, which ZeRO-3 may have split."""
     embeddings = lm.get_input_embeddings()
     weight = getattr(embeddings, "base_layer", embeddings).weight
     return int(getattr(weight, "ds_shape", weight.shape)[0])

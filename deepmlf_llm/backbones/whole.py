@@ -145,7 +145,7 @@ def check_loaded(lm: nn.Module, info: Mapping[str, Any], name: str) -> None:
 
 @torch.no_grad()
 def check_finite(lm: nn.Module, name: str) -> None:
-    """Every floating-point weight is a number; a sum is enough to tell, and takes no memory.
+    """Every floating-point weight is a number; a sum is enough to know, and takes no memory.
 
     Raises:
         BaseModelError: one is NaN or infinite, by name.

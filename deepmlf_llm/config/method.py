@@ -174,7 +174,7 @@ class DeepMLFConfig(MethodSettings):
         """
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = {key: value for key, value in kwargs.items() if key not in known}
-        # Fields of another PEFT version that are at rest (null, false, empty) change nothing.
+        # Fields of another PEFT version that are null, false or empty change nothing.
         problems = Problems(ConfigError, "DeepMLFConfig")
         for key, value in unknown.items():
             problems.check(not value, f"unknown key {brief(key)}{suggest(key, known)}")

@@ -56,12 +56,13 @@ def readout_problems(config: Any) -> list[str]:
     found = []
     if config.readout != "heads" and config.num_outputs != 1:
         found.append(
-            f"readout={brief(config.readout)} tells one polarity; num_outputs={brief(config.num_outputs)} needs 'heads'"
+            f"readout={brief(config.readout)} predicts one polarity; "
+            f"num_outputs={brief(config.num_outputs)} needs 'heads'"
         )
     if config.readout == "verbalised" and config.readout_layers == "mix":
         found.append("readout_layers='mix' is what the heads read, and readout='verbalised' predicts without them")
     if config.readout != "heads" and config.truncate_lm is True:
-        found.append(f"readout={brief(config.readout)} speaks through the LM's last layers; truncate_lm=true runs none")
+        found.append(f"readout={brief(config.readout)} reads the LM's last layers; truncate_lm=true runs none")
     if config.readout == "verbalised" and config.token_topology == "segregated":
         found.append(
             "token_topology='segregated' has groups that meet in the task head, and readout='verbalised' has none"

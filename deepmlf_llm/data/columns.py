@@ -1,4 +1,4 @@
-"""Which keys of a row are read, and as what: none that holds features is left out without a word."""
+"""Which keys of a row are read, and as what: none that holds features is left out without a message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMED = 40  # keys that are remembered, so that rows of a million different key
 
 
 class ColumnError(DataError):
-    """A key of a row is called otherwise than the model calls it."""
+    """A key of a row has another name than the model uses."""
 
 
 class Columns:
@@ -23,7 +23,7 @@ class Columns:
 
     Args:
         modalities: names that a row may hold features under; none: a model that reads text alone, for which no key
-            can be a misspelt modality, so that one with a sequence is left out and told like any other.
+            can be a misspelt modality, so that one with a sequence is left out and reported like any other.
         rename: key of the rows -> the name it is read as.
         ignore: keys that are not read, whatever they hold.
 

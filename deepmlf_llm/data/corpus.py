@@ -53,7 +53,7 @@ class Corpus:
         splits: "train", "valid", "test" -> utterances; one at least.
         source: kind ("mmsa", "word_tuples", "split_files", "jsonl", "npy_folder", "csd", "embedded"), name (never a
             whole path) and sha256 of what was read.
-        notes: what the user should know and no number tells, one sentence each.
+        notes: what the user should know and no number says, one sentence each.
         task: what the labels mean, with the classes that were found; None: it was not asked for.
     """
 
@@ -71,7 +71,7 @@ def check_modality_names(names: Iterable[str]) -> None:
 
 
 def check_corpus(corpus: Corpus, dataset: str | Task) -> dict[str, int]:
-    """Checks all that training relies on, and adds what is merely odd to ``corpus.notes``.
+    """Checks all that training relies on, and adds what is only unusual to ``corpus.notes``.
 
     Returns:
         The dimension of each modality.

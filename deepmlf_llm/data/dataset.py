@@ -1,4 +1,4 @@
-"""Utterances in memory, as a plain torch data set; how they are stored is no concern of it."""
+"""Utterances in memory, as a plain torch data set; it does not depend on how they are stored."""
 
 from __future__ import annotations
 

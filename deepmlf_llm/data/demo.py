@@ -1,4 +1,4 @@
-"""The embedded set: real sentences, and SYNTHETIC sound and sight that say what the words do not.
+"""The embedded set: real sentences, and SYNTHETIC audio and vision that say what the words do not.
 
 For a share of the utterances the words do not mean what they say: praise in a mocking tone, a neutral remark with a
 smile. Half of these conflicts can only be heard, the other half only be seen:
@@ -8,7 +8,7 @@ smile. Half of these conflicts can only be heard, the other half only be seen:
   utterance lasts (the tone of the voice);
 - vision [8..30 x 20] at 5 Hz: the same with another direction, throughout the utterance (the face).
 
-So text alone cannot explain the labels, sound or sight alone neither; all three together can. It shows that a system
+So neither text alone nor audio or vision alone can explain the labels; all three together can. It shows that a system
 learns to hear and see, and says nothing about real speech.
 """
 
@@ -151,7 +151,7 @@ def _spread_choice(polarity: np.ndarray, count: int, rng: np.random.Generator) -
 
 
 def _conflicts(count: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Which utterances carry their turn in the sound, and which in the sight; never both."""
+    """Which utterances carry their turn in the audio, and which in the vision; never both."""
     draw = rng.random(count)
     return draw < share / 2, (draw >= share / 2) & (draw < share)
 

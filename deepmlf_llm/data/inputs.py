@@ -109,7 +109,7 @@ def _begins_as_object(path: Path) -> bool:
 
 
 def _check_names(path: Path, first: list[Row], columns: Columns) -> None:
-    """Raises DataError where all of the first rows call something otherwise than the model does."""
+    """Raises DataError where all of the first rows use another name for something that the model reads."""
     errors = []
     for row in first:
         if row.error is None:

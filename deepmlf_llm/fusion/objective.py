@@ -4,7 +4,7 @@ DeepMLF section 3 (arXiv 2504.11082). The first four judge the heads by the labe
 (:mod:`~deepmlf_llm.fusion.task_loss`). L_LM is next-token cross-entropy on the transcript: each real token but the last
 predicts the next real one, mean over all of the batch. Beyond the paper:
 
-- ``readout="verbalised"``: L_task is of the polarity that the LM tells (:mod:`~deepmlf_llm.modules.verbaliser`);
+- ``readout="verbalised"``: L_task is of the polarity that the LM predicts (:mod:`~deepmlf_llm.modules.verbaliser`);
   ``"both"``: L_verbalised, of the same weight, beside that of the task head;
 - lambda_polarity L_polarity: binary cross-entropy of positive against negative, over the utterances whose label is not
   0, from what the task head reads (MGSI, weight .05);

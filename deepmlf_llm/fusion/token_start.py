@@ -15,9 +15,9 @@ from deepmlf_llm.modules import FusionTokens
 from deepmlf_llm.modules.precision import at_least_fp32
 
 ROWS, LENGTH = 4, 17
-"""Of the texts that tell what states are like: ids spread over the whole vocabulary, the same on every process."""
+"""Of the texts that show what states are like: ids spread over the whole vocabulary, the same on every process."""
 
-LARGEST = 3.0  # times the median: the size of a position's state that still tells what states are like
+LARGEST = 3.0  # times the median: the size of a position's state that still shows what states are like
 
 
 def make_tokens(decoder: Decoder, config: DeepMLFConfig, first: int) -> FusionTokens:

@@ -1,4 +1,4 @@
-"""The tokens in which a language model tells a polarity: one for each step of the scale, chosen for its tokenizer."""
+"""The tokens with which a language model says a polarity: one for each step of the scale, chosen for its tokenizer."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def predictions_of(
         label = polarity_label(np.float32(polarity), task)
         own = {name: found[row] if name in heard[row] else None for name, found in alone.items()} or None
         heard_av = av if heard[row] else None
-        task_told, told = read or (None, None)
-        yield Prediction(polarity, label, text, heard_av, fusion, task_told, told, own)
+        task_said, verbalised_said = read or (None, None)
+        yield Prediction(polarity, label, text, heard_av, fusion, task_said, verbalised_said, own)
 
 
 def _classes(

@@ -1,4 +1,4 @@
-"""The faces of DeepMLF: a PEFT method, its public model, a merged model without PEFT."""
+"""What users call: DeepMLF as a PEFT method, its public model, a merged model without PEFT."""
 
 from deepmlf_llm.model.merged import MergedDeepMLF
 from deepmlf_llm.model.peft_model import DeepMLFModel

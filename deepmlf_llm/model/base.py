@@ -1,4 +1,4 @@
-"""What every face of DeepMLF offers beside its forward: gates, and keeping what the LM makes of each text."""
+"""What every model of DeepMLF offers beside its forward: gates, and keeping what the LM makes of each text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FusedModel:
         """A forward pass with that adapter, whichever is active, or switched off, in other threads.
 
         Args:
-            adapter: as :attr:`adapter_in_use` told it.
+            adapter: as :attr:`adapter_in_use` gives it.
             batch: as for ``forward``.
         """
         return self.fused_decoder.forward(self.active_stack, self.deepmlf_config, **batch)
@@ -131,7 +131,7 @@ class FusedModel:
         return cache
 
     def build_text_cache(self, texts: Sequence[Sequence[int]], progress: Callable[[int], Any] | None = None) -> int:
-        """Reads these texts (lists of token ids) now; ``progress`` hears how many each batch held.
+        """Reads these texts (lists of token ids) now; ``progress`` is called with how many each batch held.
 
         Returns:
             Bytes held. :meth:`TextCache.predicted_bytes` says them beforehand.

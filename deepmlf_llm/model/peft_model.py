@@ -1,4 +1,4 @@
-"""``DeepMLFModel``: the public face of DeepMLF, a ``PeftModelForCausalLM`` whose forward speaks of polarity."""
+"""``DeepMLFModel``: DeepMLF's public model, a ``PeftModelForCausalLM`` whose forward predicts polarity."""
 
 from __future__ import annotations
 

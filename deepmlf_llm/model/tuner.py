@@ -112,7 +112,7 @@ class DeepMLFTuner(LoraModel):
             raise ConfigError(f"LoRA on the language model (r={config.r}): {error}") from error
 
     def _check_lm_head(self, config: DeepMLFConfig, adapter_name: str) -> None:
-        """The polarity is told through rows of the LM's head as the base has them."""
+        """The polarity is read from rows of the LM's head as the base has them."""
         head: Any = self.fused.decoder.lm.get_output_embeddings()
         if config.readout != "heads" and adapter_name in getattr(head, "lora_A", ()):
             raise ConfigError(

@@ -105,7 +105,7 @@ class FeedForward(nn.Module):
 
     @torch.no_grad()
     def take_ownership(self) -> None:
-        """Own fp32 copies of the shared projections, LoRA folded in: same function, whatever befalls the LM's.
+        """Own fp32 copies of the shared projections, LoRA folded in: same function, whatever happens to the LM's.
 
         An FFW that owns its weights keeps them: they have been trained.
         """
@@ -153,7 +153,7 @@ def _input_dtype(projection: Any, x: Tensor) -> torch.dtype:
 
 
 def projection_widths(projection: Any) -> tuple[int, int]:
-    """(in, out) of a projection: ``nn.Linear`` and its quantized kin, or GPT-2's Conv1D (weight [in x out])."""
+    """(in, out) of a projection: ``nn.Linear`` and its quantized variants, or GPT-2's Conv1D (weight [in x out])."""
     if hasattr(projection, "in_features"):
         return projection.in_features, projection.out_features
     in_width, out_width = projection.weight.shape

@@ -8,7 +8,8 @@ DeepMLF section 3 (arXiv 2504.11082). All read the states after the LM's final n
 
 Where nothing is heard or seen there is no Z: the task head reads the first two, and there is no AV head.
 
-With a verbaliser the LM itself tells the polarity after the last fusion token, in place of the task head or beside it.
+With a verbaliser the LM itself predicts the polarity after the last fusion token, instead of the task head or beside
+it.
 That position has read the text, audio and vision and all other fusion tokens; the text never hears, and with
 ``ffw_scope="fusion"`` nothing that is trained reaches it.
 """
@@ -102,9 +103,9 @@ class Heads(nn.Module):
         base: what the task head's output is added to: ``"none"`` (paper), or ``"text"``, the text head's output. Its
             last layer is then 0 at the start, so that the prediction starts as the text head's.
         mixing: makes of the fusion tokens what the task head reads; default: their mean (paper).
-        verbaliser: tells the polarity through the LM's own head.
+        verbaliser: predicts the polarity through the LM's own head.
         verbalised_only: there is no task head.
-        tells_sign: a Linear on what the task head reads tells positive from negative, for an auxiliary loss.
+        tells_sign: a Linear on what the task head reads separates positive from negative, for an auxiliary loss.
         prototypes: to which the mean of the fusion tokens is drawn, for another.
         modalities: that have a head of their own, a Linear on the mean of their encoded frames.
     """
@@ -160,7 +161,7 @@ class Heads(nn.Module):
     ) -> Predictions:
         """``tokens`` [b x n x d], ``last_text`` [b x d], ``context_mean`` [b x d_av] (None: there is no context).
 
-        ``last_token`` [b x d] is what the LM itself speaks from, where the others are mixes of its layers; ``parts``:
+        ``last_token`` [b x d] is what the LM's own head reads, where the others are mixes of its layers; ``parts``:
         modality with a head of its own -> mean of its encoded frames [b x d_av].
         """
         dtype = self.text.weight.dtype
@@ -172,8 +173,8 @@ class Heads(nn.Module):
             text = self.text(last_text)
             joint = torch.cat([self.mixing(tokens), last_text, *context], dim=-1)
             own = [] if self.task is None else [self._on_base(self.task(joint), text)]
-            told = [] if self.verbaliser is None else [self.verbaliser(last_token.to(dtype))]
-            task, *beside = own + told
+            verbalised = [] if self.verbaliser is None else [self.verbaliser(last_token.to(dtype))]
+            task, *beside = own + verbalised
             return Predictions(
                 task=task,
                 fusion=self.fusion(tokens),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class LayerMix(nn.Module):
-    """One mix for the fusion tokens and one for the last text token: what they know, they know at different depths.
+    """One mix for the fusion tokens and one for the last text token: what they need is at different depths.
 
     Both start as means.
 

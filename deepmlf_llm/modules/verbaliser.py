@@ -1,4 +1,4 @@
-"""Polarity told by the language model itself: the expected value over the words for the steps of the scale.
+"""Polarity predicted by the language model itself: the expected value over the words for the steps of the scale.
 
 Regression-aware fine-tuning (RAFT, Lukasik et al., ICLR 2025, https://openreview.net/forum?id=xGs7Ch3Vyo): the
 prediction is the expectation of the numbers that an LM might say next, and the regression loss of that expectation

@@ -61,7 +61,7 @@ def resampled(n: int, resamples: int, generator: np.random.Generator) -> Iterato
 
 
 def interval(drawn: NDArray[np.float64]) -> list[float] | None:
-    """The middle 95 % of what resamples gave [b]; None for less than two different worlds."""
+    """The middle 95 % of what resamples gave [b]; None where too few of them are defined."""
     good = drawn[np.isfinite(drawn)]
     if len(good) < max(2, _DEFINED * len(drawn)):
         return None

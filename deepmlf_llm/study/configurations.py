@@ -79,7 +79,7 @@ def gather(records: Iterable[Mapping[str, Any]]) -> list[Configuration]:
 
 def varied(configurations: Sequence[Configuration]) -> list[str]:
     """Settings that have more than one value, those of the backbone first; ``fusion_layers`` only where number and
-    placement of the MM Blocks do not tell all."""
+    placement of the MM Blocks do not say all."""
     names = list(dict.fromkeys(name for c in configurations for name in c.values))
     found = [name for name in names if _count(configurations, name) > 1]
     told = ("layers", "blocks", "placement")

@@ -87,7 +87,7 @@ def quality_plot(
 
 
 class _Looks:
-    """Colour tells the first other setting, shape the second."""
+    """Colour shows the first other setting, shape the second."""
 
     def __init__(self, configurations: Sequence[Configuration], others: Sequence[str]) -> None:
         self.axes = list(others[:2])

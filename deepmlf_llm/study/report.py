@@ -91,7 +91,7 @@ def _summary(study: dict[str, Any], records: Sequence[dict[str, Any]], planned: 
     steps = sorted({record["train_info"]["steps"] for record in finished})
     seeds = sorted({record["run_info"]["seed"] for record in finished})
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-    name = "the embedded set (real sentences, synthetic sound and sight)" if _embedded(study) else data.get("name")
+    name = "the embedded set (real sentences, synthetic audio and vision)" if _embedded(study) else data.get("name")
     trained = f"{used} training utterances" if used else "training utterances"
     return (
         f"{text} Data: {name}, {trained}. Each cell trains {span} steps with one of {len(seeds)} seeds "

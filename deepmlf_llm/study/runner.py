@@ -1,7 +1,7 @@
 """Runs the cells of a study, some at a time: what is finished is skipped, what was cut goes on, what fails is recorded.
 
 Each cell is a process of its own behind a guard (see :mod:`~deepmlf_llm.study.guard`). Nothing but the files of the
-cells tells what has been done, so the study can be killed at any instant and started again.
+cells says what has been done, so the study can be killed at any instant and started again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Runner:
         slots: where cells run.
         recipe: the training recipe.
         view: shows how it goes.
-        code: tells the version of the training code; default: of the files as they are now.
+        code: gives the version of the training code; default: of the files as they are now.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def task_of(dataset: str | Task, own: Mapping[str, Any] | None = None) -> Task:
     """The rules of ``dataset``.
 
     Args:
-        dataset: name of a shipped data set or of a task of one's own; a task is given back as it is.
+        dataset: name of a shipped data set or of a task of one's own; a task is returned as it is.
         own: rules that a file holds beside the name (``manifest.task``, ``config.task``): those of a task of one's own,
             or the classes that were found in the data.
 

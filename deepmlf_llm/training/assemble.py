@@ -146,7 +146,7 @@ def load_base(
 
 
 def check_before_loading(settings: RunSettings, base_name: str, config: Any, tokenizer: Any) -> None:
-    """Whether the base takes these settings, told from its shape before its weights are read.
+    """Whether the base takes these settings, by its shape alone, before its weights are read.
 
     Raises:
         BaseModelError: not there, its files are not whole, or the tokenizer is of another base.

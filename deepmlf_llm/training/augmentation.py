@@ -8,7 +8,7 @@ Only whom C-Mixup blends it with depends on its batch.
 
 **What is blended, and what its label is.** C-Mixup blends whole examples. A transcript has no blend that is a
 sentence, or that a frozen LM has kept, so it stays, and audio and vision alone are blended. Were the label that of the
-blend, the text head would be told another polarity for the same words, and the prediction that a voice of near
+blend, the text head would learn another polarity for the same words, and the prediction that a voice of near
 polarity moves it as far as a whole example would. So an utterance keeps the larger share of its own features (the
 factor is at least one half), and with ``labels="av"`` the AV head, which reads nothing but the blend, is judged by the
 blended label: that is the paper's method on E_AV. Task and fusion heads keep the utterance's label, which is off by no

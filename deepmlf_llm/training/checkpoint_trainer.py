@@ -63,7 +63,7 @@ class CheckpointingTrainer(Trainer):
         return is_best
 
     def averaged_steps(self) -> list[int]:
-        """Steps of the last evaluations, as many as are to be averaged. The log tells: a run that was cut and went on
+        """Steps of the last evaluations, as many as are to be averaged. From the log: a run that was cut and went on
         has the same."""
         metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
         steps = [line["step"] for line in self.state.log_history if metric in line and line["step"] > 0]

@@ -1,7 +1,7 @@
 """Numbers that are not finite: found at their step, before the update, by all processes, and traced to a cause.
 
 Inputs are looked at before the step, the parts of the loss and the gradient before the optimizer acts. What is said
-then names the utterances, and answers a bad feature or label as such; only where inputs are sound does it speak of the
+then names the utterances, and answers a bad feature or label as such; only where inputs are finite does it name the
 learning rate.
 """
 

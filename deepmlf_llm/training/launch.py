@@ -101,8 +101,8 @@ def say(message: str, launch: Launch | None = None) -> None:
 def progress_bar(
     total: int, what: str, launch: Launch, seconds: float = 20.0
 ) -> Iterator[Callable[[int], None] | None]:
-    """A bar on a terminal, a plain line now and then elsewhere (:func:`pause`); from the main process. Yields what to
-    tell of progress: how many more are done."""
+    """A bar on a terminal, a plain line now and then elsewhere (:func:`pause`); from the main process. Yields what is
+    to be called with how many more are done."""
     if not launch.is_main:
         yield None
         return
@@ -110,22 +110,22 @@ def progress_bar(
 
     with tqdm(total=total, desc=what, disable=not on_terminal()) as bar:
         done = 0
-        began = told = time.monotonic()
+        began = shown = time.monotonic()
 
         def advance(count: int) -> None:
-            nonlocal done, told
+            nonlocal done, shown
             done += count
             bar.update(count)
             now = time.monotonic()
-            if bar.disable and now - told >= pause(now - began, seconds):
-                told = now
+            if bar.disable and now - shown >= pause(now - began, seconds):
+                shown = now
                 print(f"{what}: {done} of {total}", flush=True)
 
         yield advance
 
 
 def pause(elapsed: float, shortest: float, longest: float = 120.0) -> float:
-    """Seconds between two lines of progress: half of the time that the work has taken, so that long work is not told in
+    """Seconds between two lines of progress: half of the time that the work has taken, so that long work does not print
     hundreds of lines."""
     return min(max(elapsed / 2, shortest), max(shortest, longest))
 

@@ -78,7 +78,7 @@ def run_training(
 
 
 def default_name(settings: RunSettings, base_name: str, data: TrainingData, fingerprint: str) -> str:
-    """What a run's directory is called where nobody says: after its data, its base model, and all that it computes."""
+    """The default name of a run's directory: after its data, its base model, and all that it computes."""
     base = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base_name).name)
     named = "embedded" if settings.data == "embedded" else str(data.facts.get("name", "data"))
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', named)}-{base}-{fingerprint[:8]}"

@@ -180,14 +180,14 @@ class DeepMLFTrainer(CheckpointingTrainer):
         any_broken, any_stop = self._of_any_process(bool(broken), self.stop_asked())
         if any_broken:
             raise DataError(
-                f"step {self.state.global_step + 1}: values that are not finite, in {some(said_by_all(broken))}; mend "
+                f"step {self.state.global_step + 1}: values that are not finite, in {some(said_by_all(broken))}; fix "
                 "these utterances or leave them out"
             )
         if self.schedule is not None:
             self.schedule.stop_asked |= any_stop
 
     def stops(self) -> bool:
-        """After training, on every process: whether any was asked to stop, be it after the last step."""
+        """After training, on every process: whether any was asked to stop, after the last step too."""
         return self._of_any_process(self.stop_asked())[0]
 
     def _of_any_process(self, *flags: bool) -> list[bool]:

@@ -90,7 +90,7 @@ def zero_stage(config: dict[str, Any] | None) -> int:
 
 
 def uses_bf16(settings: RunSettings) -> bool:
-    """Whether to compute under bf16 autocast: as told, else where the GPU can."""
+    """Whether to compute under bf16 autocast: as set, else where the GPU can."""
     given = settings.trainer.get("bf16")
     if given is not None:
         return bool(given)

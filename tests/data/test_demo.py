@@ -1,4 +1,4 @@
-"""The embedded set: what it says of itself, the same by seed, and sound and sight that help where words mislead."""
+"""The embedded set: what it says of itself, the same by seed, and audio and vision that help where words mislead."""
 
 from __future__ import annotations
 

@@ -130,9 +130,9 @@ def test_settings_that_cannot_tell_a_polarity_are_refused():
     with pytest.raises(Exception, match=r"head has 96 rows; token ids \[7, 41, 96\]"):
         tiny_model(tiny_family("llama"), readout="both", verbalised_steps=STEPS, verbalised_ids={**IDS, "good": 96})
     for settings, message in (
-        ({**BOTH, "num_outputs": 2}, "readout='both' tells one polarity; num_outputs=2 needs 'heads'"),
+        ({**BOTH, "num_outputs": 2}, "readout='both' predicts one polarity; num_outputs=2 needs 'heads'"),
         ({**TOLD, "readout": "verbalised", "head_base": "text"}, "head_base='text' is of the task head"),
-        ({**BOTH, "truncate_lm": True}, "readout='both' speaks through the LM's last layers"),
+        ({**BOTH, "truncate_lm": True}, "readout='both' reads the LM's last layers"),
         (
             {**TOLD, "readout": "verbalised", "token_topology": "segregated", "modalities": {"audio": {"dim": 3}}},
             "token_topology='segregated' has groups that meet in the task head",

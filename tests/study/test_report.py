@@ -40,7 +40,7 @@ def test_says_what_happened(written):
     text = (written / "report.md").read_text()
     for part in (
         "23 of 24 cells finished, 1 failed.",
-        "the embedded set (real sentences, synthetic sound and sight), 1200 training utterances",
+        "the embedded set (real sentences, synthetic audio and vision), 1200 training utterances",
         "A note.",
         "## What changed, all else equal",
         "| LM layers | 6 to 12 | 3 | 2 | ",
