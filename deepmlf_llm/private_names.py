@@ -33,6 +33,7 @@ _LAYER = "transformers.modeling_layers:GradientCheckpointingLayer"
 _LORA = "peft.tuners.lora.model:LoraModel"
 _TUNER_LAYER = "peft.tuners.tuners_utils:BaseTunerLayer"
 _TRAINER = "transformers.trainer:Trainer"
+_MODEL = "transformers.modeling_utils:PreTrainedModel"
 
 PRIVATE_NAMES = (
     PrivateName(
@@ -66,6 +67,15 @@ PRIVATE_NAMES = (
     ),
     PrivateName("torch.nn:Module", "_compiled_call_impl", "segments compile as their body", "backbones/segment.py"),
     PrivateName("torch.nn:Module", "_call_impl", "what of a segment is compiled", "backbones/segment.py"),
+    PrivateName(
+        "torch._dynamo.eval_frame", "OptimizeContext", "how a body was compiled is found by its type",
+        "backbones/segment.py",
+    ),
+    PrivateName(
+        _MODEL, "_require_grads_hook", "checkpointing's mark on a base is removed when it is unloaded",
+        "backbones/state.py", on_instances=True,
+    ),
+    PrivateName(_MODEL, "_require_grads_hooks", "the same", "backbones/state.py", on_instances=True),
     PrivateName(
         _TUNER_LAYER, "_active_adapter", "PEFT reads from it which fusion modules are at work", "model/tuner.py",
     ),
@@ -106,11 +116,34 @@ PRIVATE_NAMES = (
         ("self",),
     ),
     PrivateName(
+        _TRAINER, "_signature_columns", "the same", "training/trainer.py", on_instances=True,
+    ),
+    PrivateName(
+        _TRAINER, "_get_eval_sampler", "an evaluation begins with the longest texts", "training/trainer.py",
+        ("self", "eval_dataset"),
+    ),
+    PrivateName(
+        _TRAINER, "_get_num_items_in_batch", "a step's batches are seen together, before the first of them",
+        "training/trainer.py", ("self", "batch_samples", "device"),
+    ),
+    PrivateName(
+        _TRAINER, "_save", "a checkpoint holds the adapter only", "training/checkpoint_trainer.py",
+        ("self", "output_dir", "state_dict"),
+    ),
+    PrivateName(
         _TRAINER, "_tr_loss", "a resumed run logs the mean over the same steps", "training/checkpoint_trainer.py",
         on_instances=True,
     ),
     PrivateName(
         _TRAINER, "_globalstep_last_logged", "as above", "training/checkpoint_trainer.py", on_instances=True,
+    ),
+    PrivateName(
+        "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer", "_global_grad_norm",
+        "whether the gradient of a step is finite, before the update", "training/trainer.py", on_instances=True,
+    ),
+    PrivateName(
+        "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3", "_global_grad_norm", "the same",
+        "training/trainer.py", on_instances=True,
     ),
     PrivateName(
         "transformers.models.auto.auto_factory:_BaseAutoModelClass", "_model_mapping",

@@ -38,14 +38,29 @@ def test_a_compiled_module_keeps_how_it_was_compiled():
 
 
 OF_PYTHON = {"_exit", "_getframe", "_option_string_actions", "_Unpickler"}
+LISTED = {name.name for name in PRIVATE_NAMES}
 
 
-def test_every_private_name_of_others_is_listed(repository):
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.fixture(scope="module")
+def sources(repository):
+    """Module -> its syntax tree."""
+    paths = (repository / "deepmlf_llm").rglob("*.py")
+    return {
+        ".".join(path.relative_to(repository).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+        for path in paths
+    }
+
+
+def test_every_private_name_of_others_is_listed(sources):
     """Read from the sources: attributes with a leading underscore that nothing here defines."""
     used, ours = set(), set()
-    for path in (repository / "deepmlf_llm").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+    for tree in sources.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
                 used.add(node.attr)
                 if isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self":
                     ours.add(node.attr)
@@ -53,4 +68,34 @@ def test_every_private_name_of_others_is_listed(repository):
                 ours.add(node.name)
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 ours.add(node.target.id)
-    assert used - ours - OF_PYTHON <= {name.name for name in PRIVATE_NAMES}
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("attr"):
+                used |= {
+                    word.value for word in node.args if isinstance(word, ast.Constant) and is_private(str(word.value))
+                }
+    assert used - ours - OF_PYTHON <= LISTED
+
+
+def test_every_private_method_that_is_overridden_is_listed(sources):
+    """A method of ours that takes the place of another library's goes unused where that one has a new name."""
+    overridden = set()
+    for module, tree in sources.items():
+        for node in tree.body:
+            if not isinstance(node, ast.ClassDef) or not node.bases:
+                continue
+            own = {part.name for part in node.body if isinstance(part, ast.FunctionDef) and is_private(part.name)}
+            bases = getattr(importlib.import_module(module), node.name).__mro__[1:] if own else ()
+            foreign = [base for base in bases if not base.__module__.startswith("deepmlf_llm")]
+            overridden |= {name for name in own if any(name in vars(base) for base in foreign)}
+    assert "_save_checkpoint" in overridden
+    assert overridden - OF_PYTHON <= LISTED
+
+
+def test_every_private_module_that_is_imported_from_is_listed(sources):
+    found = {
+        (node.module, alias.name)
+        for tree in sources.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and any(map(is_private, node.module.split(".")))
+        for alias in node.names
+    }
+    assert found <= {(name.holder, name.name) for name in PRIVATE_NAMES}
