@@ -65,9 +65,9 @@ class AVEncoderFile:
         for field in dataclasses.fields(self.config.av_encoder):
             mine, theirs = (getattr(c.av_encoder, field.name) for c in (self.config, config))
             if mine != theirs:
-                told = f"av_encoder.{field.name}={mine!r} there, {theirs!r} here"
-                notes += [told] if field.name in OF_TRAINING_ONLY else []
-                problems.check(field.name in OF_TRAINING_ONLY, told)
+                difference = f"av_encoder.{field.name}={mine!r} there, {theirs!r} here"
+                notes += [difference] if field.name in OF_TRAINING_ONLY else []
+                problems.check(field.name in OF_TRAINING_ONLY, difference)
         given = {name: dataclasses.asdict(facts) for name, facts in config.modalities.items()}
         problems.messages += [f"the data: {problem}" for problem in feature_problems(self.config.modalities, given)]
         for name in config.modalities.keys() - self.config.modalities.keys():
@@ -106,11 +106,11 @@ def write_av_encoder(directory: Path, tensors: Mapping[str, Tensor], config: Dee
 
     with files_aside(directory, last=SETTINGS) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / WEIGHTS)
-        told = {name: config.to_dict()[name] for name in _METHOD}
+        method = {name: config.to_dict()[name] for name in _METHOD}
         values = {
             "kind": KIND,
             "schema_version": VERSION,
-            **told,
+            **method,
             "readout": readout,
             "package_versions": files.package_versions(),
             "weights_sha256": sha256(aside / WEIGHTS),

@@ -130,20 +130,20 @@ def results_section(result: Mapping[str, Any]) -> str:
     for name in dict.fromkeys(name for values in metrics.values() for name in values):
         values = [metrics[split].get(name) for split in metrics]
         rows.append(f"| {code(name)} | {' | '.join('' if v is None else f'{v:.4f}' for v in values)} |")
-    told = [f"seed {result.get('seed')}", f"data {_data(data)}"]
+    facts = [f"seed {result.get('seed')}", f"data {_data(data)}"]
     if step := (result.get("train") or {}).get("best_step"):
-        told.append(f"step {step}, chosen on the validation split")
+        facts.append(f"step {step}, chosen on the validation split")
     tables = f"\n{_class_tables(result['classes'])}\n" if result.get("classes") else ""
-    return f"## Results\n\nOne run: {'; '.join(told)}.\n\n" + "\n".join(rows) + "\n" + tables
+    return f"## Results\n\nOne run: {'; '.join(facts)}.\n\n" + "\n".join(rows) + "\n" + tables
 
 
 def _data(facts: Mapping[str, Any]) -> str:
     """Name, source and hashes of the data of a run."""
     source = facts.get("source") or {}
-    told = [f"from {code(source['name'])}"] if source.get("name") else []
+    parts = [f"from {code(source['name'])}"] if source.get("name") else []
     splits = facts.get("splits") or {}
-    told += [f"{name} {str(split['sha256'])[:12]}" for name, split in splits.items() if split.get("sha256")]
-    return code(str(facts.get("name") or "given in memory")) + (f" ({', '.join(told)})" if told else "")
+    parts += [f"{name} {str(split['sha256'])[:12]}" for name, split in splits.items() if split.get("sha256")]
+    return code(str(facts.get("name") or "given in memory")) + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _labels(config: DeepMLFConfig) -> str:
@@ -160,20 +160,20 @@ def _labels(config: DeepMLFConfig) -> str:
 
 def _class_tables(classes: Mapping[str, Any]) -> str:
     """A table of each split with a row a class, and which class is taken for which."""
-    told = []
+    parts = []
     for split, found in classes.items():
         rows = [f"| {split}: class | precision | recall | F1 | labels |", "|---" * 5 + "|"]
         for name, row in found["table"].items():
             numbers = " | ".join(f"{row[column]:.4f}" for column in ("precision", "recall", "f1"))
             rows.append(f"| {code(name, in_table=True)} | {numbers} | {row['labels']} |")
-        told.append("\n".join(rows))
+        parts.append("\n".join(rows))
         if isinstance(found["confusion"], list):
             names = [code(name, in_table=True) for name in found["table"]]
             rows = [f"| {split}: true class, taken for | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
             counts = zip(names, found["confusion"], strict=True)
             rows += [f"| {name} | {' | '.join(map(str, row))} |" for name, row in counts]
-            told.append("\n".join(rows))
-    return "\n\n".join(told)
+            parts.append("\n".join(rows))
+    return "\n\n".join(parts)
 
 
 def _argument(name: str) -> str:

@@ -164,8 +164,8 @@ def check_base(config: DeepMLFConfig, base: nn.Module, source: str | Path) -> No
         drawn = (
             f"; its base has random weights of seed {seed}, which other versions draw otherwise: see package_versions"
         )
-        told = "; ".join(differences) + ("" if seed is None else drawn)
-        raise AdapterError(f"{source}: another base model; {told}")
+        reason = "; ".join(differences) + ("" if seed is None else drawn)
+        raise AdapterError(f"{source}: another base model; {reason}")
 
 
 def check_fit(

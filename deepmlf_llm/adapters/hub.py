@@ -102,9 +102,9 @@ def _leave_out_paths(directory: Path) -> None:
     """Of the base model's place on this machine, nothing goes to the hub but its last part."""
     for path in directory.rglob(CONFIG):
         values = json.loads(path.read_text(encoding="utf-8"))
-        told = without_paths(values)
-        if told != values:
-            path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        public = without_paths(values)
+        if public != values:
+            path.write_text(json.dumps(public, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _reason(error: Exception) -> str:

@@ -17,8 +17,8 @@ _LOCATION = ("base_model_name_or_path", "base_model_relative", "revision")
 
 def settings_digest(values: dict[str, Any]) -> str:
     """sha256 of an adapter's settings as JSON, without where its base is found, which may be edited by hand."""
-    told = {key: value for key, value in values.items() if key not in (*_LOCATION, "settings_sha256")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    sealed_values = {key: value for key, value in values.items() if key not in (*_LOCATION, "settings_sha256")}
+    return hashlib.sha256(json.dumps(sealed_values, sort_keys=True).encode()).hexdigest()
 
 
 def sealed(values: dict[str, Any]) -> str:

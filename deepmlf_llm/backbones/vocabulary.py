@@ -175,8 +175,8 @@ def single_token_ids(tokenizer: Any, labels: Iterable[str]) -> dict[str, int]:
     for label, index in found.items():
         if index is None:
             pieces = tokenizer.convert_ids_to_tokens(tokenizer(label, add_special_tokens=False)["input_ids"])
-            told = " ".join(map(str, pieces)) or "nothing"
-            problems.check(False, f"{label!r} is no single token of this tokenizer ({told}); take another label")
+            shown = " ".join(map(str, pieces)) or "nothing"
+            problems.check(False, f"{label!r} is no single token of this tokenizer ({shown}); take another label")
             continue
         other = by_id.setdefault(index, label)
         problems.check(other == label, f"{label!r} and {other!r} are the same token ({index}); take another label")

@@ -171,8 +171,8 @@ def _found(splits: Iterable[Utterances], where: str) -> tuple[str, ...]:
     counted = bool(widths) or (bool(names) and len(numbers) == len(names))
     classes = tuple(map(str, range(min(count, MOST_CLASSES + 1)))) if counted else tuple(sorted(map(str, names)))
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
-        told = ", ".join(classes[:8]) or "none"
-        raise DataError(f"{where}: {len(classes)} classes ({told}): expected {FEWEST_CLASSES} to {MOST_CLASSES}")
+        named = ", ".join(classes[:8]) or "none"
+        raise DataError(f"{where}: {len(classes)} classes ({named}): expected {FEWEST_CLASSES} to {MOST_CLASSES}")
     return classes
 
 

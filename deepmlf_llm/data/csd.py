@@ -74,8 +74,8 @@ class Computational:
         features, intervals = read_array(group, "features", where), read_array(group, "intervals", where)
         features = features[:, None] if features.ndim == 1 else features
         if intervals.dtype.kind not in "fiu" or intervals.shape != (len(features), 2):
-            told = f"{intervals.dtype} of shape {intervals.shape}"
-            raise DataError(f"{where}: intervals are {told}, expected a begin and an end for {len(features)} rows")
+            found = f"{intervals.dtype} of shape {intervals.shape}"
+            raise DataError(f"{where}: intervals are {found}, expected a begin and an end for {len(features)} rows")
         self.odd += int((~(intervals[:, 1] >= intervals[:, 0]) | ~np.isfinite(intervals).all(axis=1)).sum())
         order = np.argsort(intervals[:, 0], kind="stable")
         return features[order], intervals[order].astype(np.float64)

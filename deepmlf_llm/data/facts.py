@@ -49,11 +49,11 @@ class FeatureRecipe:
             names = sorted({*self.computed, *other.computed})
             differing = [name for name in names if self.computed.get(name) != other.computed.get(name)]
             if differing:
-                told = ", ".join(
+                values = ", ".join(
                     f"{name} {other.computed.get(name)!r}, expected {self.computed.get(name)!r}"
                     for name in differing[:4]
                 )
-                found.append(f"was made by another feature recipe (it differs in {', '.join(differing)}: {told})")
+                found.append(f"was made by another feature recipe (it differs in {', '.join(differing)}: {values})")
         return found
 
     def describe(self) -> str:

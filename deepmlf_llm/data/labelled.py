@@ -115,9 +115,9 @@ def task_problems(store: DataStore, trained: Any) -> list[str]:
     """Why the labels of prepared data are not those that a model predicts; empty where they are."""
     rule, known = store.manifest.dataset, trained.dataset
     there, wanted = task_of(rule, store.manifest.task), task_of(known, trained.task)
-    if not (told := there.differences(wanted)):
+    if not (differs := there.differences(wanted)):
         return []
-    what = f" ({told})" if there.to_dict() or wanted.to_dict() else ""
+    what = f" ({differs})" if there.to_dict() or wanted.to_dict() else ""
     return [f"labels of {rule!r}, the adapter predicts those of {known!r}{what}"]
 
 

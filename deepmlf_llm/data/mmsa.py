@@ -147,13 +147,13 @@ def read_labels(
     for name, task in REGRESSION.items():
         if rows is None or width not in task.label_rows:
             continue
-        told = task.label_rows[width]
+        layout = task.label_rows[width]
         if reading.task.name != name:
             raise DataError(
-                f"{where}: expected one number a row, found {width}, which is how {told} are written: prepare it as "
+                f"{where}: expected one number a row, found {width}, which is how {layout} are written: prepare it as "
                 f"dataset {name}, or keep the column of the sentiment"
             )
-        note = f"{width} labels a row ({told}): the first was read"
+        note = f"{width} labels a row ({layout}): the first was read"
         if notes is not None and note not in notes:
             notes.append(note)
         values = rows[:, 0]
@@ -161,8 +161,8 @@ def read_labels(
         return read_numbers(values, where, ids)
     except DataError as error:
         if is_column(values) and any(isinstance(value, str) and _is_name(value) for value in values):
-            told = f"{reading.task.name!r} has {reading.task.describe()}"
-            raise DataError(f"{error}; {told}: names of classes are labels of another task") from None
+            rule = f"{reading.task.name!r} has {reading.task.describe()}"
+            raise DataError(f"{error}; {rule}: names of classes are labels of another task") from None
         raise
 
 

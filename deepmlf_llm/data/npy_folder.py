@@ -153,8 +153,8 @@ def _note_files(folder: Path, files: list[Path], orphans: int, notes: list[str])
 
 def _read_array(path: Path, folder: Path, digest: Any) -> np.ndarray:
     if not path.is_file():
-        told = "a link to what is not there" if path.is_symlink() else "no ordinary file"
-        raise DataError(f"{path}: is {told}")
+        kind = "a link to what is not there" if path.is_symlink() else "no ordinary file"
+        raise DataError(f"{path}: is {kind}")
     kind = file_kind(path)
     if kind.name not in (NPY, NPZ):
         raise DataError(f"{path}: no plain numpy array: is {kind.what}")
@@ -164,10 +164,10 @@ def _read_array(path: Path, folder: Path, digest: Any) -> np.ndarray:
     try:
         array = _from_zip(content) if kind.name == NPZ else np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header can fail in any way
-        told = f"{type(error).__name__}: {error}"[:200]
-        if "allow_pickle" in told:
-            told = "an object array, which is a pickle: save the numbers, np.save(path, x.astype(np.float32))"
-        raise DataError(f"{path}: no plain numpy array ({told})") from None
+        reason = f"{type(error).__name__}: {error}"[:200]
+        if "allow_pickle" in reason:
+            reason = "an object array, which is a pickle: save the numbers, np.save(path, x.astype(np.float32))"
+        raise DataError(f"{path}: no plain numpy array ({reason})") from None
     return read_frames(array, f"{path}:")
 
 

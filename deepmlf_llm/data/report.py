@@ -36,8 +36,8 @@ def _labels(manifest: Manifest) -> str:
 def _counts(labels: dict[str, Any]) -> str:
     """The labels of a split, in words."""
     if "classes" in labels:
-        told = ", ".join(f"{count} {name}" for name, count in labels["classes"].items())
-        return told + (f", {labels['none']} of no class" if "none" in labels else "")
+        counted = ", ".join(f"{count} {name}" for name, count in labels["classes"].items())
+        return counted + (f", {labels['none']} of no class" if "none" in labels else "")
     return (
         f"polarity {labels['min']:.4g} to {labels['max']:.4g}, mean {labels['mean']:.3f}; {labels['negative']} "
         f"negative, {labels['neutral']} neutral, {labels['positive']} positive"

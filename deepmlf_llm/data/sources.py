@@ -110,8 +110,8 @@ def _load(path: Path) -> Any:
             whole = file.read() == b"."
         if whole:
             raise
-        told = f"it has {path.stat().st_size} bytes and does not end as a pickle does: download or copy it again"
-        raise DataError(f"{error}; {told}") from None
+        reason = f"it has {path.stat().st_size} bytes and does not end as a pickle does: download or copy it again"
+        raise DataError(f"{error}; {reason}") from None
 
 
 def _text_keys(tree: Any) -> Any:

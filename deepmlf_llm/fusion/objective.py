@@ -131,8 +131,8 @@ def loss_terms(
         if name in alone.rated:
             terms.append(LossTerm(name, judge.total(name, found, present), counts[name], config.lambda_av))
     if predictions.verbalised is not None:
-        told = judge.total("verbalised", predictions.verbalised)
-        terms.append(LossTerm("verbalised", told, counts["verbalised"], 1.0))
+        verbalised = judge.total("verbalised", predictions.verbalised)
+        terms.append(LossTerm("verbalised", verbalised, counts["verbalised"], 1.0))
     terms += _auxiliary_terms(config, predictions, labels, counts)
     if next_token is not None:
         terms.append(LossTerm("lm", next_token(), counts["lm"], config.gamma))

@@ -167,9 +167,9 @@ class _Job:
             values = self.columns.read(row.values)
             identity = values.get("id")
             features = {name: values.get(name) for name in self.predictor.config.modalities}
-            told = {"standardised": True} if self.source.prepared else {}
+            options = {"standardised": True} if self.source.prepared else {}
             text: Any = values.get("text")
-            return identity, self.predictor.prepare(text, features, **told)
+            return identity, self.predictor.prepare(text, features, **options)
         except DataError as error:
             return identity if identity is not None else _identity(row, self.columns), str(error)
         finally:

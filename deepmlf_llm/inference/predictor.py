@@ -119,8 +119,8 @@ class SentimentPredictor:
             raise DataError(f"these features do not fit the model: {'; '.join(problems)}")
         for name, rows in features.items():
             if name not in known:
-                told = f"this model knows {', '.join(known)}" if known else "this model reads text alone"
-                raise DataError(f"{name!r}{suggest(name, known)}: {told}")
+                expected = f"this model knows {', '.join(known)}" if known else "this model reads text alone"
+                raise DataError(f"{name!r}{suggest(name, known)}: {expected}")
             if rows is not None and len(rows) != len(text):
                 raise DataError(f"{name}: {len(rows)} sequences for {len(text)} texts")
         items = []
@@ -214,5 +214,5 @@ def _find_compiler() -> None:
 
 def _made_by(facts: Any) -> str:
     """What the training features were, for an error message."""
-    told = FeatureRecipe.of(facts).describe() or provenance_of(facts).get("source")
-    return f" (features: {told})" if told else ""
+    made_by = FeatureRecipe.of(facts).describe() or provenance_of(facts).get("source")
+    return f" (features: {made_by})" if made_by else ""

@@ -245,8 +245,8 @@ def _in_order_of(reference: Predictions, run: Predictions) -> tuple[Predictions,
         if set(wanted) != set(given):
             lacks = [identity for identity in wanted if identity not in set(given)]
             extra = [identity for identity in given if identity not in set(wanted)]
-            told = [f"{len(ids)} {what}: {_some(ids)}" for ids, what in ((lacks, "missing"), (extra, "more")) if ids]
-            return run, f"other utterances ({'; '.join(told)})"
+            differs = [f"{len(ids)} {what}: {_some(ids)}" for ids, what in ((lacks, "missing"), (extra, "more")) if ids]
+            return run, f"other utterances ({'; '.join(differs)})"
         if len(set(given)) < len(given) or len(given) != len(wanted):
             return run, "ids that stand more than once, in another order"
         place = {identity: row for row, identity in enumerate(given)}

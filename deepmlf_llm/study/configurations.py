@@ -82,8 +82,8 @@ def varied(configurations: Sequence[Configuration]) -> list[str]:
     placement of the MM Blocks do not say all."""
     names = list(dict.fromkeys(name for c in configurations for name in c.values))
     found = [name for name in names if _count(configurations, name) > 1]
-    told = ("layers", "blocks", "placement")
-    if "fusion_layers" in found and _count(configurations, *told) == _count(configurations, *told, "fusion_layers"):
+    known = ("layers", "blocks", "placement")
+    if "fusion_layers" in found and _count(configurations, *known) == _count(configurations, *known, "fusion_layers"):
         found.remove("fusion_layers")
     return found
 

@@ -245,6 +245,6 @@ def described_ranges() -> str:
     ranges: dict[tuple[float, float], list[str]] = {}
     for name, task in REGRESSION.items():
         ranges.setdefault((task.low, task.high), []).append(name)
-    told = ", ".join(f"{' and '.join(sets)} [{low:g}, {high:g}]" for (low, high), sets in ranges.items())
+    numbers = ", ".join(f"{' and '.join(sets)} [{low:g}, {high:g}]" for (low, high), sets in ranges.items())
     classes = [name for name in TASKS if name not in REGRESSION]
-    return f"{told}; classes: {', '.join(classes)}"
+    return f"{numbers}; classes: {', '.join(classes)}"

@@ -106,8 +106,8 @@ class StartingAdapter:
         """
         known = task_of(self.config.dataset, self.config.task)
         scales = isinstance(known, RegressionTask) and isinstance(task, RegressionTask)
-        if not scales and (told := task.differences(known)):
-            raise AdapterError(f"{self._source}: the data have labels of {told}, which the adapter was trained on")
+        if not scales and (differs := task.differences(known)):
+            raise AdapterError(f"{self._source}: the data have labels of {differs}, which the adapter was trained on")
 
     @property
     def _source(self) -> str:

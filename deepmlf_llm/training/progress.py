@@ -109,7 +109,7 @@ def evaluation_line(logs: dict[str, Any]) -> str | None:
     """What an evaluation found; None for any other entry of the log."""
     if f"{_EVALUATION}f1_weighted" in logs:
         shares = {"F1 weighted": "f1_weighted", "macro": "f1_macro", "accuracy": "acc"}
-        return "validation " + "  ".join(f"{told} {logs[_EVALUATION + name]:.4f}" for told, name in shares.items())
+        return "validation " + "  ".join(f"{shown} {logs[_EVALUATION + name]:.4f}" for shown, name in shares.items())
     if f"{_EVALUATION}mae" not in logs:
         return None
     corr = logs.get(f"{_EVALUATION}corr", math.nan)

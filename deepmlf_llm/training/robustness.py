@@ -116,10 +116,10 @@ def table(conditions: Sequence[Condition], metric: str) -> tuple[list[str], list
     rows = []
     for c in conditions:
         difference, bounds = c.change[metric]
-        told = "" if bounds is None else f" [{bounds[0]:+.4f}, {bounds[1]:+.4f}]"
+        spread = "" if bounds is None else f" [{bounds[0]:+.4f}, {bounds[1]:+.4f}]"
         values = (c.score.metrics[name] for name in names)
         rows.append(
-            [c.name, *(str(c.absent[name]) for name in absent), *map(_number, values), f"{difference:+.4f}{told}"]
+            [c.name, *(str(c.absent[name]) for name in absent), *map(_number, values), f"{difference:+.4f}{spread}"]
         )
     return ["condition", *(f"without {name}" for name in absent), *names, f"change of {metric}"], rows
 

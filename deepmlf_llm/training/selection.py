@@ -52,8 +52,8 @@ def select(trainer: Any, validation: Any, dataset: str, launch: Launch) -> tuple
     if len(candidates) == 1:
         return best_found, None
     copy_into(trainer.model, tensors)
-    told = ", ".join(f"{name} {facts[metric]:.4f}" for name, facts in candidates.items())
-    say(f"{metric} on validation: {told}; taken: {won}", launch)
+    compared = ", ".join(f"{name} {facts[metric]:.4f}" for name, facts in candidates.items())
+    say(f"{metric} on validation: {compared}; taken: {won}", launch)
     return best_found, {"metric": metric, "taken": won, "candidates": candidates}
 
 
