@@ -9,10 +9,15 @@ from typing import Any
 from deepmlf_llm.errors import MissingPackageError
 
 EXTRAS = {
+    "PIL": "media",
+    "av": "media",
     "bitsandbytes": "quant",
+    "cv2": "faces",
     "datasets": "train",
     "deepspeed": "train",
+    "faster_whisper": "asr",
     "gguf": "quant",
+    "gradio": "demo",
     "h5py": "data",
     "matplotlib": "study",
     "pyarrow": "study",
@@ -22,7 +27,12 @@ EXTRAS = {
 }
 """Module -> the extra of this package that installs it."""
 
-_PACKAGES = {"sklearn": "scikit-learn"}  # where module and package have different names
+_PACKAGES = {  # where module and package have different names
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "faster_whisper": "faster-whisper",
+    "sklearn": "scikit-learn",
+}
 
 
 def installed(module: str) -> bool:

@@ -13,12 +13,14 @@ COMMANDS = {
     "train": "train an adapter, or go on with a run that was cut",
     "summarise": "mean, deviation, best and worst of several runs",
     "pretrain-av": "train the AV encoder alone, for `train --av_encoder_from`",
+    "extract-features": "from clips (sound, video) to features, by a recipe that the model carries",
     "prepare": "read a data set once, check it, write it as Arrow with a manifest",
     "evaluate": "metrics of an adapter on labelled data",
     "baseline": "what a model has to beat: constant, ridge, lora_text, bam",
     "ablate": "variants of one recipe, and what each change does",
     "compare": "runs against each other, with intervals and p-values",
-    "predict": "polarity for a file of utterances",
+    "predict": "polarity for a file of utterances, or of a clip over time",
+    "demo": "a page on this machine: a clip in, its polarity over time out",
     "merge": "an adapter and its base model in one directory",
     "study": "a grid of runs and its report",
     "configs": "list the shipped settings, or copy one out",
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
-        print(_USAGE.format(commands="\n".join(f"  {name:13}{text}" for name, text in COMMANDS.items())))
+        print(_USAGE.format(commands="\n".join(f"  {name:17}{text}" for name, text in COMMANDS.items())))
         return 0
     if name == "--version":
         import deepmlf_llm

@@ -14,6 +14,12 @@ settings.
 Exit codes: 0 all rows are good, 3 some are bad, 2 none is good, or nothing could be predicted.
 
 deepmlf predict --adapter runs/x/adapter --input clips.jsonl --output polarity.jsonl
+
+With --video a clip is read by the recipe that the model carries, and its polarity told over time: one row a span of
+speech, with what the text alone and sound and sight alone say. A model whose features came from elsewhere (COVAREP,
+FACET) cannot take clips, and says so. With --text alone there is only the text.
+
+deepmlf predict --adapter runs/x/adapter --video clip.mp4 --json clip.json --srt clip.srt --plot clip.svg
 """
 
 import json
@@ -21,6 +27,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
+from deepmlf_llm.commands.clip_prediction import add_clip_options, predict_clip
 from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, program, run_recipe
 
 
@@ -28,12 +35,12 @@ def build_parser() -> RecipeParser:
     parser = RecipeParser(prog=program("predict"), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--adapter", required=True, help="directory of an adapter, of a run or of a merged model, or a hub id")
-    add("--input", type=Path, required=True, help="utterances: .jsonl, .parquet, or any data; see above")
-    add("--output", type=Path, required=True, help="predictions: .jsonl; must not exist yet")
+    add("--input", type=Path, help="utterances: .jsonl, .parquet, or any data; see above")
+    add("--output", type=Path, help="predictions: .jsonl; must not exist yet")
     add("--split", metavar="NAME", help="of an input that has splits (default: all, one after the other)")
     add_rename(parser, "read a key of the rows under another name, as visual=vision")
     add("--ignore", nargs="+", default=[], metavar="KEY", help="keys of the rows that are not read, whatever they hold")
-    add("--text", help="transcript of a single clip, where its file has none")
+    add("--text", help="transcript of a single clip or of --video; without those the one text to predict")
     add("--base_model", help="hub id or path of the base model (default: the one the adapter names)")
     add("--batch_size", type=int, default=32, metavar="N", help="utterances a batch (default: 32)")
     add("--dtype", type=one_of("auto", "float32", "bfloat16"), default="auto", help="of the base model (default: auto)")
@@ -46,11 +53,17 @@ def build_parser() -> RecipeParser:
     )
     add("--compile", action="store_true", help="run the language model through torch.compile; needs g++")
     add("--strict", action="store_true", help="stop at the first bad row, with exit code 2")
+    add_clip_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.video is not None or (options.text is not None and options.input is None):
+        return predict_clip(options)
+    if options.input is None or options.output is None:
+        parser.error("expected --input and --output, or --video, or --text")
     from deepmlf_llm.adapters.hub import local_directory
     from deepmlf_llm.data.columns import Columns
     from deepmlf_llm.data.inputs import open_input

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.tasks.classification import ClassificationTask, class_counts
 from deepmlf_llm.tasks.registry import Task, task_of
@@ -51,16 +52,19 @@ class Corpus:
 
     Attributes:
         splits: "train", "valid", "test" -> utterances; one at least.
-        source: kind ("mmsa", "word_tuples", "split_files", "jsonl", "npy_folder", "csd", "embedded"), name (never a
-            whole path) and sha256 of what was read.
+        source: kind ("mmsa", "word_tuples", "split_files", "jsonl", "npy_folder", "clip_folder", "csd", "embedded"),
+            name (never a whole path) and sha256 of what was read.
         notes: what the user should know and no number says, one sentence each.
         task: what the labels mean, with the classes that were found; None: it was not asked for.
+        modalities: modality -> how its features were made, where the source says: dim, frame_rate, features,
+            provenance (:mod:`deepmlf_llm.data.facts`).
     """
 
     splits: dict[str, Utterances]
     source: dict[str, str]
     notes: list[str] = field(default_factory=list)
     task: Task | None = None
+    modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def check_modality_names(names: Iterable[str]) -> None:
@@ -95,6 +99,13 @@ def check_corpus(corpus: Corpus, dataset: str | Task) -> dict[str, int]:
             raise DataError(f"{name}: split {split!r} has no real frame in any modality ({', '.join(rows.features)})")
     _note_oddities(corpus, task)
     return _common_dimensions(corpus)
+
+
+def check_recipe(corpus: Corpus, trained: Mapping[str, Any]) -> None:
+    """Raises DataError where a source says that its features were made otherwise than those of the training were."""
+    shared = {name: facts for name, facts in trained.items() if name in corpus.modalities}
+    if problems := feature_problems(shared, corpus.modalities):
+        raise DataError(f"{corpus.source['name']}: these features do not fit the model: {'; '.join(problems)}")
 
 
 def _check_labels(labels: np.ndarray, ids: list[str], low: float, high: float, where: str) -> None:

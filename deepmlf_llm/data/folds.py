@@ -66,7 +66,7 @@ def fold_corpus(corpus: Corpus, fold: Fold) -> Corpus:
     chosen = {"train": ~(tested | validated), "valid": validated, "test": tested}
     splits = {split: _take(corpus, [rows[place] for place in np.flatnonzero(which)]) for split, which in chosen.items()}
     note = f"fold {fold} over videos; the splits of the source were put together for it"
-    return Corpus(splits, corpus.source, [*corpus.notes, note], corpus.task)
+    return Corpus(splits, corpus.source, [*corpus.notes, note], corpus.task, corpus.modalities)
 
 
 def assign_videos(videos: Sequence[str], folds: int, source: str = "data") -> dict[str, int]:

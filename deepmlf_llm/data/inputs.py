@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.data.columns import ColumnError, Columns
-from deepmlf_llm.data.corpus import Corpus
+from deepmlf_llm.data.corpus import Corpus, check_recipe
 from deepmlf_llm.data.file_kind import PICKLE, file_kind
 from deepmlf_llm.data.labelled import check_prepared, unread_features
 from deepmlf_llm.data.manifest import FILE_NAME
@@ -82,6 +82,7 @@ def open_input(path: Path, columns: Columns, trained: Any, split: str | None = N
     read: list[str] | None = None if columns.modalities else []
     task = task_of(trained.dataset, trained.task)
     corpus = open_source(path, task, modalities=read, rename=renamed, labelled=False)
+    check_recipe(corpus, trained.modalities)
     chosen = list(corpus.splits) if split is None else [split]
     if split is not None and split not in corpus.splits:
         known = ", ".join(corpus.splits)

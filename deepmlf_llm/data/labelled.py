@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deepmlf_llm.data.clean import standardise
-from deepmlf_llm.data.corpus import Corpus
+from deepmlf_llm.data.corpus import Corpus, check_recipe
 from deepmlf_llm.data.dataset import PolarityDataset
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.data.manifest import FILE_NAME
@@ -150,6 +150,7 @@ def split_as_trained(corpus: Corpus, split: str, modalities: Mapping[str, Any], 
             model has no standardisation that says what they mean.
     """
     name = corpus.source["name"]
+    check_recipe(corpus, modalities)
     if split not in corpus.splits:
         raise DataError(f"{name}: no split {split!r}; it has {', '.join(corpus.splits)}")
     rows = corpus.splits[split]

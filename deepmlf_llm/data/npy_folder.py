@@ -69,7 +69,9 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
     features = {}
     for name, key in reading.keys(present, str(directory), notes).items():
         features[name] = _read_modality(folders[key], table, digest, notes)
-    splits = {split: _split(table, features, split, reading, table_path) for split in SPLITS if split in table.splits}
+    splits = {
+        split: table_split(table, features, split, reading, table_path) for split in SPLITS if split in table.splits
+    }
     source = {"kind": "npy_folder", "name": directory.resolve().name, "sha256": digest.hexdigest()}
     return Corpus(splits, source, notes)
 
@@ -184,9 +186,10 @@ def _from_zip(content: bytes) -> np.ndarray:
         return arrays[arrays.files[0]]
 
 
-def _split(
+def table_split(
     table: LabelTable, features: dict[str, list[np.ndarray]], split: str, reading: Reading, path: Path
 ) -> Utterances:
+    """The rows of one split with their features; ``path``: of the table, for messages."""
     chosen = [index for index, of in enumerate(table.splits) if of == split]
     rows = [table.rows[index] for index in chosen]
     numbers = {column: np.array(values)[chosen] for column, values in table.numbers.items()}

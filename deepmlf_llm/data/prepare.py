@@ -204,11 +204,13 @@ def _prepare_modality(
         _, counts = standardise(ragged.values, standardisation, out=ragged.values)
         cleaned[split] = counts.to_dict()
         features[split][name] = ragged
+    known = corpus.modalities.get(name, {})
+    source = {"source": corpus.source["name"], "sha256": corpus.source["sha256"]}
     return {
         "dim": dim,
-        "frame_rate": float(settings.frame_rates[name]) if name in settings.frame_rates else None,
-        "features": {"kind": PRECOMPUTED},
-        "provenance": {"source": corpus.source["name"], "sha256": corpus.source["sha256"]},
+        "frame_rate": float(settings.frame_rates[name]) if name in settings.frame_rates else known.get("frame_rate"),
+        "features": known.get("features", {"kind": PRECOMPUTED}),
+        "provenance": {**known.get("provenance", {}), **source},
         "standardisation": standardisation.to_dict(),
         "frames": length_statistics({split: ragged.lengths for split, ragged in raw.items()}),
         "absent": {split: int((ragged.lengths == 0).sum()) for split, ragged in raw.items()},

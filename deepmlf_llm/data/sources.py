@@ -6,6 +6,7 @@ a pickle of word tuples            ``{"train" | "dev" | "test": [((words, visual
 one pickle or JSON Lines a split   a folder with ``train.pkl``, ``valid.pkl``, ``test.pkl`` (or ``.jsonl``, or folders)
 JSON Lines                         one object an utterance, with its split in ``mode``, or all of one split
 a folder of clips                  ``label.csv`` and ``<modality>/*.npy``
+extracted features of clips        ``features.json``, ``label.csv`` and ``clips/*.npz``
 a folder of ``.csd`` files         CMU-MultimodalSDK's labels, words and features, with ``splits.json``
 =================================  ==================================================================================
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from deepmlf_llm.data.class_labels import resolve_labels
+from deepmlf_llm.data.clip_folder import RECIPE, read_clip_folder
 from deepmlf_llm.data.corpus import Corpus, Utterances, check_corpus
 from deepmlf_llm.data.csd import SUFFIX, read_csd_folder
 from deepmlf_llm.data.file_kind import FORMATS, JSON_LINES, PICKLE, file_kind
@@ -180,6 +182,8 @@ def _read_folder(path: Path, reading: Reading) -> Corpus:
     names = {entry.name for entry in path.iterdir()}
     if "manifest.json" in names:
         raise DataError(f"{path}: is a data directory, prepared already; a source is expected here")
+    if RECIPE in names:
+        return read_clip_folder(path, reading)
     if TABLE in names:
         return read_npy_folder(path, reading)
     if any(name.lower().endswith(SUFFIX) for name in names):

@@ -7,7 +7,7 @@ import shutil
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from deepmlf_llm.inference.predictions import ClassPrediction, Prediction, predi
 from deepmlf_llm.model.merged import tokenizer_beside
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.tasks.registry import task_of
+
+if TYPE_CHECKING:
+    from deepmlf_llm.inference.clips import ClipResult
 
 TEXT_CACHE_BYTES = 1 << 30  # kept streams are dropped past this, so that a long job stays bounded
 
@@ -131,6 +134,24 @@ class SentimentPredictor:
             except DataError as error:
                 raise DataError(f"utterance {index}: {error}") from error
         return self.predict_prepared(items)
+
+    def predict_clip(
+        self, path: str | Path, text: str | None = None, window: float | str = "speech", **reading: Any
+    ) -> ClipResult:
+        """Polarity of a file of sound or video over time, read by the recipe that the model carries.
+
+        Args:
+            path: of the file.
+            text: its transcript.
+            window: spans of speech, or so many seconds.
+            reading: of :class:`~deepmlf_llm.inference.clips.ClipReader`, which is better kept for many clips.
+
+        Raises:
+            DataError: the model's features come from elsewhere, or the file gives none.
+        """
+        from deepmlf_llm.inference.clips import ClipReader
+
+        return ClipReader(self, **reading).read(path, text, window)
 
     def prepare(self, text: str, features: Mapping[str, Any], standardised: bool = False) -> dict[str, Any]:
         """One utterance as the model reads it: token ids, standardised float32 frames.
