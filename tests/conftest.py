@@ -26,9 +26,11 @@ hypothesis.settings.register_profile("repository", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repository")
 
 
-# A shell starts what is in its background with SIGINT ignored; tests of interrupts need it, here and in children.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what is in its background with SIGINT ignored, and nohup with SIGHUP; tests of signals need them, here
+# and in children.
+for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _action)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

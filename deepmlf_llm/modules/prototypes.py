@@ -31,7 +31,7 @@ class OrdinalPrototypes(nn.Module):
         super().__init__()
         self.values = tuple(values)
         low, high = F.normalize(torch.randn(2, width), dim=-1)
-        along = torch.linspace(0, 1, len(self.values))[:, None]
+        along = torch.linspace(0, 1, len(self.values), device=low.device)[:, None]
         self.weight = nn.Parameter(F.normalize((1 - along) * low + along * high, dim=-1))
 
     def forward(self, state: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deepmlf_llm.errors import RunError
@@ -53,16 +54,23 @@ def tensors_only(source: str | Path | None = None) -> Iterator[None]:
 
 
 def _listed_types() -> list[Any]:
-    """DeepSpeed's own in its checkpoints: records and enumerations, whose construction does nothing."""
+    """numpy's arrays, and of DeepSpeed its own in its checkpoints: records and enumerations, whose construction does
+    nothing."""
     import sys
 
     if "deepspeed" not in sys.modules:
-        return []
+        return _numpys()
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, ZeroStageEnum, fragment_address]
+    return [*_numpys(), LossScaler, ZeroStageEnum, fragment_address]
+
+
+def _numpys() -> list[tuple[Any, str]]:
+    """What makes an array: it moved from numpy 1 to 2, and a checkpoint of either is read with the other."""
+    rebuild = np.empty(0).__reduce__()[0]
+    return [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
 
 
 def check_owner(run: Path, checkpoints: list[Path]) -> None:

@@ -7,6 +7,8 @@ import re
 import pytest
 
 import deepmlf_llm
+
+pytest.importorskip("griffe", reason="needs the tools of the documentation")
 from scripts.docstrings import as_markdown, help_and_default
 
 

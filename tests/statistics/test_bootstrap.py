@@ -87,9 +87,11 @@ def test_intervals_are_scipys() -> None:
 
     options = {"paired": True, "vectorized": True, "n_resamples": 20_000, "method": "percentile"}
     pair = (predictions.astype(np.float64), labels.astype(np.float64))
-    theirs = stats.bootstrap(pair, correlation, rng=np.random.default_rng(0), **options).confidence_interval
+    theirs = stats.bootstrap(pair, correlation, random_state=np.random.default_rng(0), **options).confidence_interval
     errors = (np.abs(pair[0] - pair[1]),)
-    error = stats.bootstrap(errors, np.mean, rng=np.random.default_rng(0), n_resamples=20_000, method="percentile")
+    error = stats.bootstrap(
+        errors, np.mean, random_state=np.random.default_rng(0), n_resamples=20_000, method="percentile"
+    )
     ours = metric_intervals(predictions, labels, "mosi", 20_000)
     assert ours["corr"] == pytest.approx([theirs.low, theirs.high], abs=2e-3)
     assert ours["mae"] == pytest.approx(error.confidence_interval, abs=4e-3)

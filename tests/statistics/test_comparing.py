@@ -37,7 +37,9 @@ def test_the_interval_of_a_difference_is_that_of_paired_utterances(made):
     a, b = made(1, 1.0), made(2, 0.9)
     found = compare([entry("a", a), entry("b", b)], resamples=20_000).differences[0]
     changes = np.abs(b.head() - b.labels) - np.abs(a.head() - a.labels)
-    theirs = stats.bootstrap((changes,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
+    theirs = stats.bootstrap(
+        (changes,), np.mean, n_resamples=20_000, method="percentile", random_state=np.random.default_rng(1)
+    )
     assert found.difference == pytest.approx(changes.mean(), abs=1e-6)
     assert found.interval == pytest.approx(theirs.confidence_interval, abs=5e-3)
 
