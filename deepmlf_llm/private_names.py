@@ -34,6 +34,7 @@ _LORA = "peft.tuners.lora.model:LoraModel"
 _TUNER_LAYER = "peft.tuners.tuners_utils:BaseTunerLayer"
 _TRAINER = "transformers.trainer:Trainer"
 _MODEL = "transformers.modeling_utils:PreTrainedModel"
+_ZERO = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
 
 PRIVATE_NAMES = (
     PrivateName(
@@ -112,6 +113,17 @@ PRIVATE_NAMES = (
         _TRAINER, "_load_best_model", "we load the selected adapter", "training/checkpoint_trainer.py", ("self",),
     ),
     PrivateName(
+        _TRAINER, "_save_optimizer_and_scheduler", "a checkpoint has the optimizer's state whole, whoever split it",
+        "training/checkpoint_trainer.py", ("self", "output_dir"),
+    ),
+    PrivateName(
+        _TRAINER, "_prepare_for_training", "an engine gets its share of that state, not files of its own",
+        "training/checkpoint_trainer.py", ("self", "max_steps", "train_dataloader", "resume_from_checkpoint"),
+    ),
+    PrivateName(
+        _TRAINER, "_load_optimizer_and_scheduler", "the same", "training/checkpoint_trainer.py", ("self", "checkpoint"),
+    ),
+    PrivateName(
         _TRAINER, "_set_signature_columns_if_needed", "the collator picks what the model reads", "training/trainer.py",
         ("self",),
     ),
@@ -138,12 +150,19 @@ PRIVATE_NAMES = (
         _TRAINER, "_globalstep_last_logged", "as above", "training/checkpoint_trainer.py", on_instances=True,
     ),
     PrivateName(
-        "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer", "_global_grad_norm",
+        _ZERO, "_global_grad_norm",
         "whether the gradient of a step is finite, before the update", "training/trainer.py", on_instances=True,
     ),
     PrivateName(
         "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3", "_global_grad_norm", "the same",
         "training/trainer.py", on_instances=True,
+    ),
+    PrivateName(
+        _ZERO, "_lazy_init_hp_params_optimizer_state", "the optimizer's state is put into DeepSpeed's flat pieces",
+        "training/optimizer_state.py", ("self",),
+    ),
+    PrivateName(
+        _ZERO, "_hp_optimizer_states_linked", "as above", "training/optimizer_state.py", on_instances=True,
     ),
     PrivateName(
         "transformers.models.auto.auto_factory:_BaseAutoModelClass", "_model_mapping",

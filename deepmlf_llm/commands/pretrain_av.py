@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from deepmlf_llm.commands.screen import VERBOSE, log_beside
 from deepmlf_llm.commands.shell import print_metrics, run_recipe
-from deepmlf_llm.commands.train import DRY_RUN, TRUST_RUN
+from deepmlf_llm.commands.train import DRY_RUN, RESUME, TRUST_RUN, take_option
 from deepmlf_llm.training.launch import detect, errors_reported_once
 
 DEMO = "demo_av_encoder"
@@ -30,10 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     dry_run, trust_run = bool(DRY_RUN & set(argv)), bool(TRUST_RUN & set(argv))
     argv = [word for word in argv if word not in {*DRY_RUN, *TRUST_RUN, VERBOSE}]
     with errors_reported_once():
+        argv, resume = take_option(argv, RESUME, "auto, never or a checkpoint's directory")
         settings = parse_settings(argv, default_config=DEMO)
         from deepmlf_llm.training.av_run import pretrain_av_encoder
 
-        result = pretrain_av_encoder(settings, dry_run=dry_run, opened=log_beside, trust_run=trust_run)
+        result = pretrain_av_encoder(
+            settings, dry_run=dry_run, opened=log_beside, trust_run=trust_run, resume=resume or "auto"
+        )
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
         print_metrics("Best AV encoder by validation", {"valid": metrics["validation"], "test": metrics["test"]})

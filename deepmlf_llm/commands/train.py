@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DRY_RUN, TRUST_RUN = {"--dry-run", "--dry_run"}, {"--trust-run", "--trust_run"}
-SEEDS = "--seeds"
+SEEDS, RESUME = "--seeds", "--resume"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,16 +39,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = [word for word in argv if word not in {*DRY_RUN, *TRUST_RUN, VERBOSE}]
     with errors_reported_once():
         argv, seeds = take_seeds(argv)
+        argv, resume = take_option(argv, RESUME, "auto, never or a checkpoint's directory")
         settings = parse_settings(argv, default_config=DEMO)
         if seeds is not None:
+            if resume not in (None, "auto"):
+                raise ConfigError(f"{SEEDS} with {RESUME} {resume}: each seed goes on where it was cut; leave it out")
             train_seeds(settings, seeds, dry_run, trust_run)
             return
         from deepmlf_llm.training.run import run_training
 
-        result = run_training(settings, dry_run=dry_run, opened=log_beside, trust_run=trust_run)
+        result = run_training(
+            settings, dry_run=dry_run, opened=log_beside, trust_run=trust_run, resume=resume or "auto"
+        )
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
         print_metrics("Best adapter by validation", {"valid": metrics["validation"], "test": metrics["test"]})
+
+
+def take_option(argv: list[str], name: str, expected: str) -> tuple[list[str], str | None]:
+    """The command line without ``NAME VALUE`` or ``NAME=VALUE``, and the value; None without it. The last one counts.
+
+    Raises:
+        ConfigError: no value.
+    """
+    rest, value, words = [], None, list(argv)
+    while words:
+        word = words.pop(0)
+        given, equals, text = word.partition("=")
+        if given != name:
+            rest.append(word)
+            continue
+        if not equals:
+            text = words.pop(0) if words and not words[0].startswith("--") else ""
+        if not text:
+            raise ConfigError(f"{name}: expected {expected}")
+        value = text
+    return rest, value
 
 
 def take_seeds(argv: list[str]) -> tuple[list[str], list[int] | None]:

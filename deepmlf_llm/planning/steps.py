@@ -19,8 +19,27 @@ class Steps:
     total: int
 
 
+def steps_per_epoch(utterances: int, step: int, processes: int, accumulated: int) -> int:
+    """Optimizer steps of an epoch: as few as hold everything, but none so small that a batch of a process is empty.
+
+    Args:
+        utterances: in the training split.
+        step: most utterances a step.
+        processes: how many train together.
+        accumulated: batches a step and process; fewer where there are not utterances enough.
+    """
+    cells = processes * max(1, min(accumulated, utterances // processes))
+    return max(1, min(math.ceil(utterances / step), utterances // cells))
+
+
 def planned_steps(
-    utterances: int, per_device: int, processes: int, accumulated: int, epochs: float, max_steps: int = -1
+    utterances: int,
+    per_device: int,
+    processes: int,
+    accumulated: int,
+    epochs: float,
+    max_steps: int = -1,
+    step: int | None = None,
 ) -> Steps:
     """Steps of a run, as transformers' Trainer counts them.
 
@@ -31,7 +50,11 @@ def planned_steps(
         accumulated: batches a step and process.
         epochs: may be a fraction; a step that has begun is made.
         max_steps: overrides ``epochs`` when positive.
+        step: most utterances a step; default: as many as the batches have room for.
     """
-    batches = math.ceil(utterances / (per_device * processes))
-    per_epoch = max(1, math.ceil(batches / accumulated))
+    if step is None:
+        batches = math.ceil(utterances / (per_device * processes))
+        per_epoch = max(1, math.ceil(batches / accumulated))
+    else:
+        per_epoch = steps_per_epoch(utterances, step, processes, accumulated)
     return Steps(per_epoch, max_steps if max_steps > 0 else math.ceil(epochs * per_epoch))

@@ -155,9 +155,8 @@ class _Planner:
         with torch.device("meta"):
             model = DeepMLFModel(shape, config)
         model.enable_text_cache(settings.text_cache if settings.text_cache == "none" else "memory")  # refuses if wrong
-        per_device, accumulated = settings.resolve_batch(self.grid.processes)
         geometry = StepGeometry(
-            utterances=per_device * accumulated * self.grid.processes,
+            utterances=settings.step_size(self.grid.processes),
             text_tokens=self._text_tokens(base, settings, config.text, data),
             frames={name: _median_frames(data, name) for name in config.modalities},
         )

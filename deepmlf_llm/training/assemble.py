@@ -184,7 +184,8 @@ def make_trainer(
     from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer
 
-    batches = batches_of(splits["train"], arguments, launch, settings.group_by_length and tokenizer is not None)
+    by_length = settings.group_by_length and tokenizer is not None
+    batches = batches_of(splits["train"], settings, arguments, launch, by_length)
     metric, higher = arguments.metric_for_best_model, arguments.greater_is_better
     trainer = (AVEncoderTrainer if tokenizer is None else DeepMLFTrainer)(
         model=model,
@@ -205,12 +206,13 @@ def make_trainer(
         average_last=settings.average_last,
         ema_decay=settings.ema_decay,
         stop_asked=lambda: stop.asked,
+        seeds_steps=not settings.first_order,
     )
     show_progress(trainer, bar=not arguments.disable_tqdm)
     return trainer
 
 
-def batches_of(train: Any, arguments: Any, launch: Launch, by_length: bool) -> BalancedBatches:
+def batches_of(train: Any, settings: RunSettings, arguments: Any, launch: Launch, by_length: bool) -> BalancedBatches:
     """This process's batches of the training split; with ``by_length``, texts of like length together."""
     return BalancedBatches(
         len(train),
@@ -219,6 +221,8 @@ def batches_of(train: Any, arguments: Any, launch: Launch, by_length: bool) -> B
         launch.rank,
         arguments.seed if arguments.data_seed is None else arguments.data_seed,
         train.lengths if by_length else None,
+        1 if settings.first_order else arguments.gradient_accumulation_steps,
+        None if settings.first_order else settings.step_size(launch.processes),
     )
 
 

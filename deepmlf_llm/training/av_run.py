@@ -32,13 +32,14 @@ def pretrain_av_encoder(
     dry_run: bool = False,
     opened: Callable[[Path], None] | None = None,
     trust_run: bool = False,
+    resume: str = "auto",
 ) -> dict[str, Any]:
     """Trains an AV encoder alone, or goes on with the same run; every process of a launcher calls it.
 
     The run's directory gets ``av_encoder/``, which ``av_encoder_from`` of a later run takes.
 
     Args:
-        settings, data, dry_run, opened, trust_run: as for :func:`~deepmlf_llm.training.run.run_training`.
+        settings, data, dry_run, opened, trust_run, resume: as for :func:`~deepmlf_llm.training.run.run_training`.
 
     Returns:
         What ``result.json`` holds: as there, without a base model, fusion layers and gates.
@@ -50,7 +51,7 @@ def pretrain_av_encoder(
     check_av_settings(settings)
 
     def begin(launch: Launch, deepspeed: dict[str, Any] | None, stop: StopRequest) -> _AVRun:
-        return _AVRun(settings, data, launch, deepspeed, opened, stop, trust_run)
+        return _AVRun(settings, data, launch, deepspeed, opened, stop, trust_run, resume=resume)
 
     return carry_out(begin, settings, dry_run)
 

@@ -10,19 +10,22 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from deepmlf_llm.errors import RunError
+from deepmlf_llm.planning.steps import steps_per_epoch
 
 INDEX = "utterance_index"
 """Key of a training batch: which utterances of the split it holds [b]."""
 GROUPED_BATCHES = 50
-"""Batches within which utterances are sorted by length: short rows meet short rows, and epochs still differ."""
+"""Steps within which utterances are sorted by length: short rows meet short rows, and epochs still differ."""
 
 
 class BalancedBatches(Sampler[list[int]]):
-    """Batches of one process. All processes' k-th batches together are one part of an even split of the shuffled data.
+    """Batches of one process. All processes' batches of a step together are one part of an even split of the shuffled
+    data.
 
-    The parts differ by at most one utterance in size (so there is no tiny last batch), each part is dealt out to the
-    processes in turn (so their batches differ by at most one too, and hold texts of the same lengths), and the parts
-    depend on seed, epoch and total size only: 2 processes x 16 see the same parts as 1 process x 32.
+    The parts differ by at most one utterance in size (so there is no tiny last step). Which utterances a step has is a
+    function of seed, epoch and position, and of how many a step may have, alone: a part is cut into the batches of its
+    step, and each batch is dealt out to the processes in turn (so theirs differ by at most one too, and hold texts of
+    the same lengths). 2 processes x 16 see the same steps as 1 process x 32, or as 1 process with 8 batches of 4.
 
     Args:
         size: utterances in the data set.
@@ -30,7 +33,9 @@ class BalancedBatches(Sampler[list[int]]):
         processes: how many there are.
         rank: which of them this is.
         seed: of the order.
-        lengths: of each utterance; given, batches group similar ones.
+        lengths: of each utterance; given, steps group similar ones.
+        accumulated: batches a step and process.
+        step: most utterances a step; default: as many as its batches have room for.
 
     Raises:
         RunError: fewer utterances than processes.
@@ -44,22 +49,25 @@ class BalancedBatches(Sampler[list[int]]):
         rank: int = 0,
         seed: int = 0,
         lengths: Sequence[int] | None = None,
+        accumulated: int = 1,
+        step: int | None = None,
     ) -> None:
         if size < processes:
             raise RunError(f"the training split has {size} utterances for {processes} processes: start fewer processes")
         self.size, self.processes, self.rank, self.seed = size, processes, rank, seed
-        # As few parts as hold everything, but none so small that a process would have nothing in it.
-        self.num_parts = min(-(-size // (per_process * processes)), size // processes)
+        step = per_process * processes * accumulated if step is None else step
+        self.num_parts = steps_per_epoch(size, step, processes, accumulated)
+        self.batches_per_step = min(accumulated, size // processes)
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.num_parts
+        return self.num_parts * self.batches_per_step
 
     @property
     def smallest(self) -> int:
         """Utterances in the smallest batch of any process."""
-        return (self.size // self.num_parts) // self.processes
+        return self.size // self.num_parts // self.batches_per_step // self.processes
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order; the same epoch gives the same batches."""
@@ -67,10 +75,11 @@ class BalancedBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for part in self.parts():
-            yield part[self.rank :: self.processes].tolist()
+            for batch in np.array_split(part, self.batches_per_step):
+                yield batch[self.rank :: self.processes].tolist()
 
     def parts(self) -> list[np.ndarray]:
-        """The batches of all processes together, in order."""
+        """The steps of all processes together, in order."""
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(self.size)
         if self.lengths is None:

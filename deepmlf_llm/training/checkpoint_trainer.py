@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 
+from deepmlf_llm.adapters import files
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.files import write_aside
-from deepmlf_llm.training import checkpoints
+from deepmlf_llm.training import checkpoints, optimizer_state
 from deepmlf_llm.training.averaging import MovingAverage, trained_tensors
 from deepmlf_llm.training.callbacks import AfterEachStep
 from deepmlf_llm.training.gradients import average_running_statistics
 from deepmlf_llm.training.launch import wait_for_everyone
-from deepmlf_llm.training.losses import LossWindow
+from deepmlf_llm.training.losses import LossWindow, mean_window
 from deepmlf_llm.training.trusted import tensors_only
 
 
@@ -87,7 +92,36 @@ class CheckpointingTrainer(Trainer):
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(best)
         with tensors_only(best):
-            self._load_best_model()
+            if self.is_deepspeed_enabled:
+                put_weights(self.model, files.read_adapter(best)[1])
+            else:
+                self._load_best_model()
+
+    # ---- the optimizer's state, whole ----
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups in the optimizer's order, by the weights of the model."""
+        raise NotImplementedError
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under DeepSpeed as without it: one whole state, so that any number of processes can go on from it."""
+        if not self.is_deepspeed_enabled or not optimizer_state.can_gather(self.deepspeed):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = optimizer_state.gather(self.deepspeed, self.optimizer_groups())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / optimizer_state.FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As in Trainer; DeepSpeed's own way of loading is left out where the checkpoint has the whole state."""
+        checkpoint = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        if checkpoint is None or not self.is_deepspeed_enabled or not optimizer_state.holds_optimizer(checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        optimizer_state.scatter(self.deepspeed, self.optimizer_groups(), optimizer_state.read(checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -133,13 +167,14 @@ class CheckpointingTrainer(Trainer):
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.ema is not None and self.state.global_step > 0:
             self.ema.load(directory, trained_tensors(self.model))
-        file = directory / self._window_file
-        if self.state.global_step == 0 or not file.is_file():
+        windows = [json.loads(file.read_text()) for file in sorted(directory.glob("log_window_*.json"))]
+        if self.state.global_step == 0 or not windows:
             return
-        stored = json.loads(file.read_text())
-        self._globalstep_last_logged = stored["logged"]
-        self._tr_loss += stored["loss"]
-        self.window.load(stored)
+        if len(windows) == self.args.world_size:
+            windows = [json.loads((directory / self._window_file).read_text())]
+        self._globalstep_last_logged = windows[0]["logged"]
+        self._tr_loss += sum(window["loss"] for window in windows) / len(windows)
+        self.window.load(mean_window(windows))
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """As in Trainer, which under ZeRO-3 gathers trained weights only; every process calls it."""
@@ -155,15 +190,39 @@ class CheckpointingTrainer(Trainer):
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
 
+def put_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Gives the weights of the adapter these values, on every process, however an engine has split them.
+
+    Args:
+        model: a :class:`~deepmlf_llm.model.DeepMLFModel`.
+        tensors: by the keys of an adapter's file.
+    """
+    members = trained_tensors(model)
+    split = [tensor for tensor in members.values() if hasattr(tensor, "ds_id")]
+    with gathered(split, write=True), torch.no_grad():
+        for name, tensor in members.items():
+            tensor.copy_(tensors[name])
+
+
+@contextmanager
+def gathered(parameters: list[Any], write: bool = False) -> Iterator[None]:
+    """Inside, weights that ZeRO-3 has split are whole; with ``write`` what the first process sets counts for all."""
+    if not parameters:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None):
+        yield
+
+
 def frozen_shards(model: nn.Module) -> dict[str, Tensor]:
     """Weights of the adapter that are not trained (a frozen AV encoder), whole, where ZeRO-3 has split them."""
     parameters = dict(model.named_parameters())
     split = {n: p for n, p in parameters.items() if ".deepmlf." in n and not p.requires_grad and hasattr(p, "ds_id")}
     if not split:
         return {}
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(split.values())):
+    with gathered(list(split.values())):
         return {name: parameter.detach().cpu().clone() for name, parameter in split.items()}
 
 

@@ -172,6 +172,7 @@ def help_text(usage: str, shown: Callable[[str], bool] = lambda name: True, seve
     if several_seeds:
         lines += ["  --seeds LIST   0-4 or 0,1,2: a run with each of these seeds, in output_dir/seed-N, and a summary"]
     lines += ["  --dry-run      check everything and say what would be trained, write nothing"]
+    lines += ["  --resume FROM  auto (default): the newest whole checkpoint of output_dir; never; or .../checkpoint-N"]
     lines += ["  --trust_run    go on from checkpoints that other users could have written (files that run code never)"]
     lines += ["  --verbose      show what other libraries say as well; otherwise it goes to libraries.log of the run"]
     for owner, title in titles.items():

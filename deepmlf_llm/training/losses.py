@@ -6,7 +6,7 @@ With that a step over several batches and processes has exactly the gradient of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,3 +101,13 @@ class LossWindow:
             name: torch.tensor(value, dtype=getattr(torch, dtype), device=self.device)
             for name, (value, dtype) in state["sums"].items()
         }
+
+
+def mean_window(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The open windows of all processes as one that each of another number of them goes on with: what is logged is a
+    mean over the processes."""
+    if len(states) == 1:
+        return dict(states[0])
+    names = states[0]["sums"]
+    sums = {name: [sum(s["sums"][name][0] for s in states) / len(states), kind] for name, (_, kind) in names.items()}
+    return {"steps": states[0]["steps"], "sums": sums}

@@ -25,20 +25,24 @@ from deepmlf_llm.training.assemble import (
     resolve_base_model,
     selecting_metric,
 )
-from deepmlf_llm.training.checkpoints import all_checkpoints
+from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
 from deepmlf_llm.training.data import TrainingData, as_read, load_data, training_split
 from deepmlf_llm.training.environment import environment, parameter_counts
 from deepmlf_llm.training.kept_texts import keep_texts, say_size, texts_of
 from deepmlf_llm.training.launch import Launch, say
 from deepmlf_llm.training.lifetime import carry_out
+from deepmlf_llm.training.optimizer_state import holds_optimizer
 from deepmlf_llm.training.result import fusion_facts, measured, opening_lines, train_facts
-from deepmlf_llm.training.run_directory import ADAPTER, RunDirectory
+from deepmlf_llm.training.resuming import AUTO as AUTO_RESUME
+from deepmlf_llm.training.resuming import check_resume, is_elsewhere, notes_of, take_checkpoint
+from deepmlf_llm.training.run_directory import ADAPTER, ORDER, RunDirectory
+from deepmlf_llm.training.run_identity import identity
 from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.shared_base import SharedBase
-from deepmlf_llm.training.starting import Start, fact_name, find_start, restore_frozen, start_of
+from deepmlf_llm.training.starting import Start, fact_name, find_start, restore, start_of
 from deepmlf_llm.training.stopping import RunStopped, StopRequest, keep_talking
-from deepmlf_llm.training.trainer_arguments import make_arguments
+from deepmlf_llm.training.trainer_arguments import make_arguments, zero_stage
 
 RUNS = Path("runs")
 
@@ -50,6 +54,7 @@ def run_training(
     opened: Callable[[Path], None] | None = None,
     trust_run: bool = False,
     shared: SharedBase | None = None,
+    resume: str = AUTO_RESUME,
 ) -> dict[str, Any]:
     """Trains an adapter, or goes on with the same run; every process of a launcher calls it.
 
@@ -61,6 +66,7 @@ def run_training(
         trust_run: go on from checkpoints that others than this user could have written; they are read as tensors only
             all the same.
         shared: of the runs of this process, which have the same settings but for the seed and the directory.
+        resume: where it goes on from, see :func:`~deepmlf_llm.training.resuming.check_resume`.
 
     Returns:
         What ``result.json`` holds: status, config, seed, metrics (validation, test), heads (each modality's own),
@@ -72,7 +78,7 @@ def run_training(
     """
 
     def begin(launch: Launch, deepspeed: dict[str, Any] | None, stop: StopRequest) -> _Run:
-        return _Run(settings, data, launch, deepspeed, opened, stop, trust_run, shared)
+        return _Run(settings, data, launch, deepspeed, opened, stop, trust_run, shared, resume)
 
     return carry_out(begin, settings, dry_run)
 
@@ -99,8 +105,9 @@ class _Run:
         stop: StopRequest,
         trust_run: bool = False,
         shared: SharedBase | None = None,
+        resume: str = AUTO_RESUME,
     ) -> None:
-        self.shared = shared
+        self.shared, self.resume = shared, resume
         self.launch, self.deepspeed, self.opened = launch, deepspeed, opened
         self.stop, self.trust_run = stop, trust_run
         self.has_stopped_together = False
@@ -111,6 +118,7 @@ class _Run:
         self.config = method_config(self.settings, self.data)
         self.start = self._start()
         self.directory.check()
+        check_resume(resume, self.directory)
 
     def _base(self, settings: RunSettings) -> str:
         """Name of the base model."""
@@ -126,7 +134,8 @@ class _Run:
 
     def _start(self) -> Start | None:
         """The weights to begin with; None for fresh ones, and in a run that goes on, which needs no others."""
-        goes_on = bool(all_checkpoints(self.directory.path)) or self.directory.finished() is not None
+        goes_on = bool(all_checkpoints(self.directory.path)) or is_elsewhere(self.resume, self.directory)
+        goes_on |= self.directory.finished() is not None
         start = find_start(self.settings, needed=not goes_on)
         if start is None:
             return None
@@ -136,16 +145,21 @@ class _Run:
         return None if goes_on else start
 
     def _place(self, settings: RunSettings) -> tuple[RunSettings, RunDirectory]:
-        """Where the run is or will be; one of the first version is gone on with as it was begun."""
-        facts = {"processes": self.launch.processes, "base_model": self.base_name, "data": self.data.fingerprint}
-        facts["deepspeed"] = self.deepspeed
-        for understood in (settings.of_first_runs(), settings):
-            fingerprint = understood.fingerprint(self.launch.processes, self.base_name, self.data.fingerprint)
-            named = settings.output_dir or RUNS / default_name(settings, self.base_name, self.data, fingerprint)
-            path = Path(named)
+        """Where the run is or will be; one of an earlier version is gone on with as it was begun."""
+        processes, data = self.launch.processes, self.data.fingerprint
+        facts = {"processes": processes, "base_model": self.base_name, "data": data, "deepspeed": self.deepspeed}
+        name = identity(settings, processes, self.base_name, data)
+        for understood, by_name in ((settings.of_first_runs(), False), (settings, False), (settings, True)):
+            fingerprint = understood.fingerprint(processes, self.base_name, data)
+            default = default_name(settings, self.base_name, self.data, name if by_name else fingerprint)
+            path = Path(settings.output_dir or RUNS / default)
             directory = RunDirectory(path, understood.to_dict(), fingerprint, facts, self.product)
             if directory.holds_this_run():
                 break
+        understood.first_order = directory.order != ORDER
+        size = len(self.train_split)  # type: ignore[arg-type]
+        steps = understood.planned_steps(size, processes).per_epoch
+        directory.facts["step"] = {"utterances": understood.step_size(processes), "per_epoch": steps}
         return understood, directory
 
     def result(self) -> dict[str, Any]:
@@ -158,6 +172,9 @@ class _Run:
         began = time.monotonic()
         arguments, model, tokenizer, splits = self.load()
         with self.directory.claimed(self.launch.is_main):
+            if self.launch.is_main:
+                for note in take_checkpoint(self.resume, self.directory, self.trust_run):
+                    say(note, self.launch)
             launching.wait_for_everyone()
             own = (self.settings, self.config, arguments, model, tokenizer, splits)
             trainer = make_trainer(*own, self.launch, self.directory, self.stop)
@@ -180,7 +197,7 @@ class _Run:
     def plan(self) -> dict[str, Any]:
         """What the run would be."""
         arguments, model, _, splits = self.load()
-        if not all_checkpoints(self.directory.path):
+        if not (all_checkpoints(self.directory.path) or is_elsewhere(self.resume, self.directory)):
             self.begin_with(model)
         self.describe(model, arguments)
         steps = self.settings.planned_steps(len(splits["train"]), self.launch.processes)
@@ -215,11 +232,14 @@ class _Run:
 
     def describe(self, model: Any, arguments: Any) -> None:
         """What is about to be trained, in a few lines."""
-        say(opening_lines(model, arguments, self.launch, self.directory.path, self._step_size(arguments)), self.launch)
+        say(opening_lines(model, arguments, self.launch, self.directory.path, self._step_size()), self.launch)
 
-    def _step_size(self, arguments: Any) -> int:
-        size: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        return size * self.launch.processes
+    def _step_size(self) -> int:
+        return self.settings.step_size(self.launch.processes)
+
+    def _worlds(self) -> dict[str, Any]:
+        """In what worlds the run trained, where there was more than one."""
+        return {"worlds": self.directory.worlds} if len(self.directory.worlds) > 1 else {}
 
     def begin_with(self, model: Any) -> None:
         """The weights to begin with; not in a run that goes on, whose checkpoint has them further on."""
@@ -243,9 +263,14 @@ class _Run:
             say(note, self.launch)
         if checkpoint is not None:
             say(f"going on from {checkpoint.name}", self.launch)
-            restore_frozen(trainer.model, checkpoint)
+            for note in notes_of(self.directory.changed, self.settings):
+                say(note, self.launch)
+            restore(trainer.model, checkpoint, whole=self.deepspeed is not None and holds_optimizer(checkpoint))
         else:
             self.begin_with(trainer.model)
+        if self.launch.is_main:
+            world = {"processes": self.launch.processes, "zero_stage": zero_stage(self.deepspeed)}
+            self.directory.enter_world(0 if checkpoint is None else step_of(checkpoint) or 0, **world)
         with self.stop.graceful():
             output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if trainer.stops():
@@ -270,7 +295,7 @@ class _Run:
             "seed": trainer.args.seed,
             **measured(validation, test),
             **({} if selection is None else {"selection": selection}),
-            "train": train_facts(trainer, output, began, self.launch, self._step_size(trainer.args)),
+            "train": train_facts(trainer, output, began, self.launch, self._step_size()) | self._worlds(),
             "data": {**self.data.facts, "used": used},
             "environment": environment(),
         }

@@ -21,10 +21,13 @@ from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json, read_yaml
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite
-from deepmlf_llm.training.run_identity import differences, in_words
+from deepmlf_llm.training.run_identity import Difference, differences, in_words
 from deepmlf_llm.training.trusted import check_owner
 
+ORDER = 2
+"""How a run's utterances are ordered and its random numbers drawn: by step. 1: by batch, as the first runs did."""
 CONFIG, FACTS, RESULT, ADAPTER, LOCK = "config.yaml", "run.json", "result.json", "adapter", ".lock"
+_STARTS = ("init_from", "av_encoder_from")  # facts that are digests, None where the file is gone
 _BEFORE_THE_FIRST_STEP = {CONFIG, FACTS, LOCK, METRICS_FILE, "libraries.log", "tensorboard"}
 _LEFT_BY_KILLS = re.compile(r"\.checkpoint-\d+-.*|\.{1,2}(adapter|av_encoder)\.(partial|old).*|\..+\.partial")
 
@@ -53,7 +56,11 @@ class RunDirectory:
         self.fingerprint = fingerprint
         self.facts = dict(facts or {})
         self.product = product
+        self.changed: list[Difference] = []
+        """In what the run goes on otherwise than it was begun; found by :meth:`check`."""
+        self.worlds: list[dict[str, Any]] = []
         self._begun = False
+        self._order = ORDER
 
     @property
     def adapter(self) -> Path:
@@ -63,7 +70,7 @@ class RunDirectory:
         """Refuses a place that is not this run's; writes nothing.
 
         Raises:
-            RunError: the directory holds something else, or another run (the message names what differs).
+            RunError: the directory holds something else, or another run (the message names what differs and may not).
         """
         if not self.path.exists():
             return
@@ -76,12 +83,27 @@ class RunDirectory:
             if any(e.name not in known and not _LEFT_BY_KILLS.fullmatch(e.name) for e in self.path.iterdir()):
                 raise RunError(f"output_dir={name}: holds something that is no run; choose another")
             return
-        of_start = ("init_from", "av_encoder_from")  # digests, None where the file is gone
-        starts = [{facts.get(name) for facts in (stored, self.facts)} - {None} for name in of_start]
-        if stored["fingerprint"] != self.fingerprint or max(map(len, starts)) > 1:
+        starts = [{facts.get(start) for facts in (stored, self.facts)} - {None} for start in _STARTS]
+        if stored["fingerprint"] == self.fingerprint and max(map(len, starts)) < 2:
+            return
+        found = self._differences(stored)
+        refused = [difference for difference in found or [] if not difference.is_of_the_world]
+        if not found or refused:
+            words = "its settings cannot be read" if found is None else in_words(refused)
+            words = words or "of another version: nothing of it differs that is named in its files"
+            raise RunError(f"output_dir={name}: holds another run ({words}); choose another directory")
+        if self.order != ORDER:
             raise RunError(
-                f"output_dir={name}: holds another run ({self._difference(stored)}); choose another directory"
+                f"output_dir={name}: its run was begun by an earlier version and goes on only as it was begun "
+                f"({in_words(found)})"
             )
+        self.changed = found
+
+    @property
+    def order(self) -> int:
+        """:data:`ORDER`, or that of the run that is here."""
+        stored = self._stored_facts()
+        return ORDER if stored is None or not stored.get("begun", True) else int(stored.get("order", 1))
 
     def holds_this_run(self) -> bool:
         """Whether this very run was begun here before."""
@@ -147,8 +169,7 @@ class RunDirectory:
             for entry in self.path.iterdir():
                 if _LEFT_BY_KILLS.fullmatch(entry.name):
                     forget(entry)
-            stored = self._stored_facts()
-            self._begun = stored is not None and stored.get("begun", True)
+            self.recall()
             if not self._begun:
                 self._write_facts()
             yield
@@ -159,10 +180,28 @@ class RunDirectory:
         finally:
             lock.release()
 
+    def recall(self) -> None:
+        """Reads what the run that is here has noted of itself."""
+        stored = self._stored_facts()
+        self._begun = stored is not None and stored.get("begun", True)
+        self.worlds = stored.get("worlds", []) if stored is not None and self._begun else []
+        self._order = self.order
+
     def begin(self) -> None:
         """After the first step: from now on the directory is this run's. The process that claimed it calls this."""
         if not self._begun:
             self._begun = True
+            self._write_facts()
+
+    def enter_world(self, step: int, **world: Any) -> None:
+        """Notes in what world the run trains from ``step`` on, where that is another one than before."""
+        known = [known for known in self.worlds if known["from_step"] < step]
+        if not known or {**known[-1], "from_step": step} != {"from_step": step, **world}:
+            known.append({"from_step": step, **world})
+        if known != self.worlds or self.changed:
+            before = self._stored_facts() or {}
+            self.facts |= {start: before[start] for start in _STARTS if before.get(start) and not self.facts.get(start)}
+            self.worlds = known
             self._write_facts()
 
     def _withdraw(self, was_there: bool) -> None:
@@ -207,14 +246,14 @@ class RunDirectory:
     def _write_facts(self) -> None:
         text = yaml.safe_dump({k: v for k, v in self.settings.items() if v is not None}, sort_keys=False)
         write_aside(self.path / CONFIG, text)
-        record = {"schema": 1, "begun": self._begun, "fingerprint": self.fingerprint, **self.facts}
+        record = {"schema": 1, "begun": self._begun, "fingerprint": self.fingerprint, "order": self._order}
+        record |= {**self.facts, "worlds": self.worlds}
         write_aside(self.path / FACTS, json.dumps(record, indent=1) + "\n")
 
-    def _difference(self, stored_facts: Mapping[str, Any]) -> str:
-        """Names what differs from the run that is here, with both values."""
+    def _differences(self, stored_facts: Mapping[str, Any]) -> list[Difference] | None:
+        """In what the run that is here differs, with both values; None where its settings cannot be read."""
         try:
             stored = read_yaml(self.path / CONFIG) or {}
         except (OSError, ValueError):
-            return "its settings cannot be read"
-        found = differences(stored, self.settings, stored_facts, self.facts)
-        return in_words(found) or "of another version: nothing of it differs that is named in its files"
+            return None
+        return differences(stored, self.settings, stored_facts, self.facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -26,10 +27,14 @@ class Schedule(TrainerCallback):
         batches: of this process.
         accumulated: batches a step.
         began: called when training begins, or goes on.
+        seeds_steps: whether the random numbers of a step depend on seed, step and process alone, and not on what came
+            before.
     """
 
-    def __init__(self, batches: BalancedBatches, accumulated: int, began: Callable[[], None]) -> None:
-        self.batches, self.began = batches, began
+    def __init__(
+        self, batches: BalancedBatches, accumulated: int, began: Callable[[], None], seeds_steps: bool = True
+    ) -> None:
+        self.batches, self.began, self.seeds_steps = batches, began, seeds_steps
         self.steps = -(-len(batches) // accumulated)
         self.stop_asked = False  # set by the trainer, on all processes in the same step
         self._waiting = _NOTHING  # log, evaluate, save
@@ -44,6 +49,10 @@ class Schedule(TrainerCallback):
         if state.global_step >= state.max_steps:
             raise RunIsOver
         self.batches.set_epoch(state.global_step // self.steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.seeds_steps:
+            set_seed(seed_of_step(args.seed, state.global_step, args.process_index))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:
@@ -74,3 +83,8 @@ class Schedule(TrainerCallback):
         """A window of the log never straddles a scheduled checkpoint."""
         control.should_log |= control.should_save or control.should_evaluate
         return control
+
+
+def seed_of_step(seed: int, step: int, rank: int) -> int:
+    """Of dropout and of all else that a process draws in a step: another one for each, in 32 bits."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

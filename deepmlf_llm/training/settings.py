@@ -37,6 +37,8 @@ class RunSettings(RunKeys):
 
     def __post_init__(self) -> None:
         self._given_batch_size = False
+        self.first_order = False
+        """Whether the order of utterances is that of the first runs, cut by batches and not by steps."""
         problems = Problems(ConfigError, "settings")
         problems.messages.extend(rule_problems(self))
         problems.raise_if_any()
@@ -132,13 +134,13 @@ class RunSettings(RunKeys):
     def changed(self, **values: Any) -> RunSettings:
         """The same settings but for these."""
         settings = dataclasses.replace(self, **values)
-        settings._given_batch_size = self._given_batch_size
+        settings._given_batch_size, settings.first_order = self._given_batch_size, self.first_order
         return settings
 
     def with_trainer(self, **values: Any) -> RunSettings:
         """The same settings with other values of the Trainer."""
         settings = dataclasses.replace(self, trainer={**self.trainer, **values})
-        settings._given_batch_size = self._given_batch_size
+        settings._given_batch_size, settings.first_order = self._given_batch_size, self.first_order
         return settings
 
     def fingerprint(self, processes: int, base_model: str, data: str) -> str:
@@ -149,11 +151,7 @@ class RunSettings(RunKeys):
             base_model: what ``base_model`` stands for here (``auto`` depends on what is installed).
             data: fingerprint of the data.
         """
-        all_of_it = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
-        missing, as_before = object(), {**FIRST_RUNS, **LATER_RUN_KEYS}
-        kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != as_before.get(k, missing)})
-        if not self.missing:
-            del kept["missing"], kept["mask_seed"]
+        kept = self.decided()
         engine = shipped.locate(shipped.DEEPSPEED, self.deepspeed) if self.deepspeed else None
         if engine is not None and engine.is_file():
             kept["deepspeed"] = read_json(engine)
@@ -162,10 +160,19 @@ class RunSettings(RunKeys):
         text = json.dumps(kept, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def resolve_batch(self, processes: int) -> tuple[int, int]:
-        """Utterances a batch and process, and batches a step: the same step size on any number of processes.
+    def decided(self) -> dict[str, Any]:
+        """All that changes what is computed, nested, without what is as it was before there was a key for it."""
+        all_of_it = {name: value for name, value in self.to_dict().items() if name not in VOLATILE}
+        missing, as_before = object(), {**FIRST_RUNS, **LATER_RUN_KEYS}
+        kept = _nest({k: v for k, v in flatten(all_of_it).items() if v != as_before.get(k, missing)})
+        if not self.missing:
+            del kept["missing"], kept["mask_seed"]
+        return kept
 
-        Rounded up where ``batch_size`` cannot be split evenly.
+    def resolve_batch(self, processes: int) -> tuple[int, int]:
+        """Most utterances a batch and process, and batches a step.
+
+        Rounded up where ``batch_size`` cannot be split evenly; a step has no more than ``batch_size`` all the same.
 
         Raises:
             ConfigError: ``batch_size`` and ``per_device_train_batch_size`` were both given and disagree.
@@ -182,6 +189,16 @@ class RunSettings(RunKeys):
             )
         return per_device, accumulated
 
+    def step_size(self, processes: int) -> int:
+        """Most utterances a step: ``batch_size``, on any number of processes, or what the batches that are given make.
+
+        Raises:
+            ConfigError: as :meth:`resolve_batch`.
+        """
+        per_device, accumulated = self.resolve_batch(processes)
+        given = self.trainer.get("per_device_train_batch_size") is not None
+        return per_device * accumulated * processes if given or self.first_order else self.batch_size
+
     def planned_steps(self, utterances: int, processes: int) -> Steps:
         """Optimizer steps of the run; ``utterances`` are those of the training split.
 
@@ -191,7 +208,8 @@ class RunSettings(RunKeys):
         per_device, accumulated = self.resolve_batch(processes)
         values = self.trainer_values()
         epochs, most = values["num_train_epochs"], values.get("max_steps", -1)
-        return planned_steps(utterances, per_device, processes, accumulated, epochs, most)
+        step = None if self.first_order else self.step_size(processes)
+        return planned_steps(utterances, per_device, processes, accumulated, epochs, most, step)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

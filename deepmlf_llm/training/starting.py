@@ -113,27 +113,29 @@ def find_start(settings: RunSettings, needed: bool) -> Start | None:
         return None
 
 
-def restore_frozen(model: Any, checkpoint: Path) -> None:
-    """What a checkpoint's adapter holds and nobody trains (a frozen AV encoder): DeepSpeed's own files lack it.
+def restore(model: Any, checkpoint: Path, whole: bool = False) -> None:
+    """What a checkpoint's adapter holds and its engine's files lack: what nobody trains (a frozen AV encoder), or all.
 
     Args:
         model: a new :class:`~deepmlf_llm.model.DeepMLFModel`, before an engine splits it.
         checkpoint: directory of it.
+        whole: trained weights too: the engine has no files of its own there.
 
     Raises:
         AdapterError: the adapter there is damaged, or of another model.
     """
     if all(parameter.requires_grad for parameter in model.parameters()):
         return  # the AV encoder alone
-    members = adapter_tensors(model, model.base_model.active_stack_name).items()
-    frozen = {key: p for key, p in members if isinstance(p, nn.Parameter) and not p.requires_grad}
-    if not frozen:
+    members = adapter_tensors(model, model.base_model.active_stack_name)
+    if not whole:
+        members = {k: p for k, p in members.items() if isinstance(p, nn.Parameter) and not p.requires_grad}
+    if not members:
         return
     stored = files.read_adapter(checkpoint)[1]
-    files.check_tensors({key: tensor for key, tensor in stored.items() if key in frozen}, frozen, checkpoint)
+    files.check_tensors({key: tensor for key, tensor in stored.items() if key in members}, members, checkpoint)
     with torch.no_grad():
-        for key, parameter in frozen.items():
-            parameter.copy_(stored[key])
+        for key, tensor in members.items():
+            tensor.copy_(stored[key])
 
 
 def fact_name(settings: RunSettings) -> str:

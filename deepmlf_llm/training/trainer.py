@@ -50,6 +50,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         group_settings: group of :meth:`DeepMLFModel.parameter_groups` -> ``lr`` and ``weight_decay`` that differ from
             the arguments' own.
         stop_asked: whether this process was asked to stop; looked at before each step, agreed on by all processes.
+        seeds_steps: as for :class:`~deepmlf_llm.training.schedule.Schedule`.
         others: as in :class:`CheckpointingTrainer` and ``transformers.Trainer``.
     """
 
@@ -60,6 +61,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         augmentation: Augmentation | None = None,
         group_settings: Mapping[str, Mapping[str, float]] | None = None,
         stop_asked: Callable[[], bool] = lambda: False,
+        seeds_steps: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -75,7 +77,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
         self._evaluated: Any = None
         self.predicted: tuple[dict[str, np.ndarray], np.ndarray] = ({}, np.empty(0))  # by the last evaluation
         if batches is not None:
-            self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore)
+            self.schedule = Schedule(batches, self.args.gradient_accumulation_steps, self._restore, seeds_steps)
             self.add_callback(self.schedule)
         compute = kwargs.get("compute_metrics")
         self.split_metrics: Any = compute

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepmlf_llm.errors import RunError
+from deepmlf_llm.planning.steps import steps_per_epoch
 from deepmlf_llm.training.batching import BalancedBatches, LongestFirst
 
 sizes = st.tuples(st.integers(1, 200), st.integers(1, 40), st.integers(1, 4)).filter(lambda s: s[0] >= s[2])
@@ -41,6 +42,43 @@ def test_more_processes_see_the_same_steps(size: tuple[int, int, int]) -> None:
     alone = [set(batch) for batch in batches(utterances, per_process * processes, 1, 0)]
     shared = zip(*(batches(utterances, per_process, processes, rank) for rank in range(processes)), strict=True)
     assert [set().union(*together) for together in shared] == alone
+
+
+worlds = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@given(st.integers(1, 150), st.integers(1, 24), worlds, worlds, st.booleans())
+def test_a_step_has_the_same_utterances_in_any_world(
+    size: int, step: int, world: tuple[int, int], other: tuple[int, int], grouped: bool
+) -> None:
+    """(processes, batches a step and process): the order is a function of seed, epoch and position alone."""
+
+    def steps(processes: int, accumulated: int) -> list[set[int]]:
+        lengths = np.random.default_rng(0).integers(1, 50, size) if grouped else None
+        per_process = -(-step // (processes * accumulated))
+        made = []
+        for rank in range(processes):
+            sampler = BalancedBatches(size, per_process, processes, rank, 3, lengths, accumulated, step)
+            sampler.set_epoch(5)
+            rows = list(sampler)
+            assert all(0 < len(batch) <= max(per_process, 2) for batch in rows)
+            assert min(map(len, rows)) >= sampler.smallest
+            assert len(rows) == len(sampler) == sampler.num_parts * sampler.batches_per_step
+            cut = sampler.batches_per_step
+            made.append([set().union(*rows[at : at + cut]) for at in range(0, len(rows), cut)])
+        return [set().union(*together) for together in zip(*made, strict=True)]
+
+    if size >= max(world[0], other[0]):
+        counts = {steps_per_epoch(size, step, *w) for w in (world, other)}
+        found = [steps(*world), steps(*other)]
+        assert {len(steps) for steps in found} == counts
+        if len(counts) == 1:
+            assert found[0] == found[1]
+
+
+def test_a_step_is_no_larger_than_asked_where_processes_do_not_divide_it() -> None:
+    sampler = BalancedBatches(96, 11, 3, step=32)
+    assert [len(part) for part in sampler.parts()] == [32, 32, 32]
 
 
 def test_epochs_differ_and_repeat() -> None:

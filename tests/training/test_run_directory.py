@@ -30,7 +30,7 @@ def test_a_new_run_writes_its_settings_and_comes_back(tmp_path: Path) -> None:
     assert yaml.safe_load((path / "config.yaml").read_text()) == {"seed": 1, "gate": "tanh"}
     stored = json.loads((path / "run.json").read_text())
     facts = {"processes": 1, "data": "1-2-3", "base_model": "tiny"}
-    assert stored == {"schema": 1, "begun": True, "fingerprint": "f", **facts}
+    assert stored == {"schema": 1, "begun": True, "fingerprint": "f", "order": 2, **facts, "worlds": []}
     claim(directory(path, seed=1, gate="tanh"))
 
 
@@ -79,26 +79,62 @@ def test_adapter_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert not run.adapter_aside.exists()
 
 
+STEP = {"utterances": 8, "per_epoch": 5}
+
+
 def test_facts_that_differ_are_named_with_both_values(tmp_path: Path) -> None:
-    engine = {"zero_optimization": {"stage": 2, "overlap_comm": False}}
-    claim(directory(tmp_path, facts={"deepspeed": engine, "init_from": "aa"}, seed=1, objective={"gamma": 0.1}))
+    same: dict[str, Any] = {"init_from": "aa", "step": STEP}
+    claim(directory(tmp_path, facts=same, seed=1, objective={"gamma": 0.1}))
     cases: dict[str, dict[str, Any]] = {
-        r"the number of processes: 1 there, 2 here": {"processes": 2},
         r"the data: another valid split": {"data": "1-9-3"},
         r"the data: '1-2-3' there, 'mine' here": {"data": "mine"},
         r"base_model: 'tiny' there, 'big' here": {"base_model": "big"},
-        r"DeepSpeed's zero_optimization.stage=2 there, 3 here": {
-            "deepspeed": {"zero_optimization": {"stage": 3, "overlap_comm": False}}
-        },
-        r"DeepSpeed: used there, not used here": {"deepspeed": None},
         r"init_from: 'aa' there, 'bb' here": {"init_from": "bb"},
+        r"utterances a step, at most: 8 there, 12 here": {"processes": 3, "step": {**STEP, "utterances": 12}},
+        r"steps an epoch: 5 there, 4 here": {"processes": 8, "step": {**STEP, "per_epoch": 4}},
     }
-    same: dict[str, Any] = {"deepspeed": engine, "init_from": "aa"}
     for words, facts in cases.items():
         with pytest.raises(RunError, match=rf"holds another run \({words}"):
             directory(tmp_path, "g", {**same, **facts}, seed=1, objective={"gamma": 0.1}).check()
-    with pytest.raises(RunError, match=r"objective.gamma=0.1 there, 0.2 here; the number of processes"):
-        directory(tmp_path, "g", {**same, "processes": 4}, seed=1, objective={"gamma": 0.2}).check()
+    with pytest.raises(RunError, match=r"\(the data: '1-2-3' there, 'x' here; objective.gamma=0.1 there"):
+        directory(tmp_path, "g", {**same, "data": "x", "processes": 4}, seed=1, objective={"gamma": 0.2}).check()
+
+
+def test_a_run_may_go_on_in_another_world(tmp_path: Path) -> None:
+    """What differs is noted, and the run that goes on leaves its own world for the next one to compare with."""
+    two = {"deepspeed": {"zero_optimization": {"stage": 2}}, "init_from": "aa", "step": STEP}
+    claim(directory(tmp_path, facts=two, seed=1, batch_size=8))
+    other = {**two, "deepspeed": {"zero_optimization": {"stage": 3}}, "processes": 2, "init_from": None}
+    moved = directory(tmp_path, "g", other, seed=1, batch_size=32, per_device_train_batch_size=4)
+    moved.check()
+    assert {difference.name for difference in moved.changed} == {
+        *("processes", "deepspeed", "batch_size", "per_device_train_batch_size"),
+    }
+    with moved.claimed(main=True):
+        moved.enter_world(12, processes=2, zero_stage=3)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    assert (stored["processes"], stored["fingerprint"], stored["init_from"]) == (2, "g", "aa")
+    assert stored["worlds"] == [{"from_step": 12, "processes": 2, "zero_stage": 3}]
+    back = directory(tmp_path, "g", other, seed=1, batch_size=32, per_device_train_batch_size=4)
+    back.check()
+    assert back.changed == []
+    none = directory(tmp_path, "h", {**two, "deepspeed": None}, seed=1, batch_size=8)
+    none.check()
+    assert "the engine: ZeRO 3 there, no DeepSpeed here" in [difference.words for difference in none.changed]
+    moved = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    away = directory(tmp_path, "i", {**two, "deepspeed": moved}, seed=1, batch_size=8)
+    away.check()
+    assert any("ZeRO 3 and optimizer on cpu here" in difference.words for difference in away.changed)
+
+
+def test_a_run_of_an_earlier_version_stays_in_its_world(tmp_path: Path) -> None:
+    claim(directory(tmp_path, seed=1))
+    facts = json.loads((tmp_path / "run.json").read_text())
+    del facts["order"], facts["worlds"]
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert directory(tmp_path, seed=1).order == 1
+    with pytest.raises(RunError, match=r"goes on only as it was begun \(the number of processes: 1"):
+        directory(tmp_path, "g", {"processes": 2}, seed=1).check()
 
 
 def test_a_run_without_a_first_step_leaves_no_claim(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from deepmlf_llm.training.assemble import method_config
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
-from deepmlf_llm.training.starting import restore_frozen
+from deepmlf_llm.training.starting import restore
 
 from .conftest import DIMS
 from .test_run import run_until, weights_of
@@ -123,12 +123,12 @@ def test_a_checkpoint_gives_the_frozen_encoder_back(
     values = {"av_encoder_from": str(stage1), "freeze_av_encoder": True, "max_steps": 1}
     run_training(toy_settings(**values), toy_data)
     fresh = DeepMLFModel(load_base_model("tiny-llama"), method_config(toy_settings(**values), toy_data))
-    restore_frozen(fresh, tmp_path / "run" / "checkpoint-1")
+    restore(fresh, tmp_path / "run" / "checkpoint-1")
     told = read_av_encoder(stage1 / "av_encoder").tensors
     assert all(torch.equal(value, told[name]) for name, value in fresh.active_stack.av_encoder.state_dict().items())
     trained = DeepMLFModel(load_base_model("tiny-llama"), method_config(toy_settings(), toy_data))
     before = trained.active_stack.av_encoder.join.weight.clone()
-    restore_frozen(trained, tmp_path / "run" / "checkpoint-1")  # its engine's files have it
+    restore(trained, tmp_path / "run" / "checkpoint-1")  # its engine's files have it
     assert torch.equal(trained.active_stack.av_encoder.join.weight, before)
 
 

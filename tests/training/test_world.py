@@ -1,0 +1,192 @@
+"""A run that goes on with another number of processes, another ZeRO stage, another micro-batch; and with the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deepmlf_llm.data.demo import embedded_dataset
+from deepmlf_llm.errors import RunError
+from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
+from deepmlf_llm.training.data import TrainingData
+from deepmlf_llm.training.metrics_log import read_metrics
+from deepmlf_llm.training.run import run_training
+from deepmlf_llm.training.settings import RunSettings
+
+from .test_run import run_until, weights_of
+
+MakeSettings = Callable[..., RunSettings]
+# BatchNorm and dropout see batches and processes; without them a step is the same in any world.
+WORLDLESS = {"head_norm": "layer", "av_encoder.dropout": 0}
+SMALL = {
+    **WORLDLESS, "base_model": "tiny-llama", "batch_size": 8, "max_steps": 4, "fusion_layers": "last:1",
+    "num_fusion_tokens": 2, "report_to": "none", "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps",
+    "eval_steps": 2, "logging_steps": 1, "save_total_limit": "null", "av_encoder.num_layers": 1, "warmup_steps": 0,
+}  # fmt: skip
+
+
+def start(folder: Path, cases: dict[str, Any]) -> dict[str, Any]:
+    """The cases, one after another, by a program that imports everything once."""
+    program = str(Path(__file__).with_name("worlds.py"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, program, str(folder), json.dumps(cases)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[Path, dict[str, Any]]:
+    """Two processes under ZeRO-2 to their end; from their checkpoint of step 2 the same two, one under ZeRO-3, and one
+    without an engine that takes two batches a step."""
+    folder = tmp_path_factory.mktemp("worlds")
+    own = {**SMALL, "data": str(embedded_dataset(folder / "data", sizes=(32, 8, 8)))}
+    ds = {stage: str(repository / "ds_configs" / f"{stage}.json") for stage in ("zero2", "zero3")}
+    cases = {
+        "whole": {"processes": 2, "settings": {**own, "deepspeed": ds["zero2"]}},
+        "same": {"processes": 2, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero2"]}},
+        "zero3": {"processes": 1, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero3"]}},
+        "plain": {"processes": 1, "from": ["whole", 2], "settings": {**own, "gradient_accumulation_steps": 2}},
+    }
+    found = start(folder, cases)
+    for name, ended in found.items():
+        assert not any(ended["codes"]), (name, ended["output"])
+    return folder, found
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def test_the_same_world_goes_on_to_the_bit(worlds: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = worlds
+    whole, same = (adapter(folder / name) for name in ("whole", "same"))
+    assert all(torch.equal(same[name], tensor) for name, tensor in whole.items())
+    states = [torch.load(folder / name / "checkpoint-4" / "optimizer.pt") for name in ("whole", "same")]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    for one, other in zip(states[0]["state"].values(), states[1]["state"].values(), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not list((folder / "whole" / "checkpoint-2").glob("global_step*"))
+
+
+@pytest.mark.parametrize("name", ["zero3", "plain"])
+def test_another_world_goes_on_to_rounding(worlds: tuple[Path, dict[str, Any]], name: str) -> None:
+    """Adam divides by the root of tiny numbers, so rounding is seen in weights whose gradient is near 0."""
+    folder, found = worlds
+    whole, other = (adapter(folder / run) for run in ("whole", name))
+    learning_rate = 5e-4
+    for key, tensor in whole.items():
+        assert (other[key] - tensor).abs().max() < 0.05 * learning_rate, key
+    lines = [read_metrics(folder / run / "metrics.jsonl") for run in ("whole", name)]
+    losses = [[line["loss"] for line in log if line["kind"] == "train"] for log in lines]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert "in another world: " in found[name]["output"][0]
+    history = json.loads((folder / name / "result.json").read_text())["train"]["worlds"]
+    assert [(world["from_step"], world["processes"]) for world in history] == [(0, 2), (2, 1)]
+    moments = [torch.load(folder / run / "checkpoint-4" / "optimizer.pt")["state"] for run in ("whole", name)]
+    assert len(moments[0]) == len(moments[1]) > 10
+    for one, two in zip(moments[0].values(), moments[1].values(), strict=True):
+        assert two["exp_avg"].shape == one["exp_avg"].shape
+        assert two["exp_avg"] == pytest.approx(one["exp_avg"], abs=1e-5)
+        assert float(two["step"]) == float(one["step"]) == 4
+
+
+@pytest.mark.parametrize("accumulated", [2, 8])
+def test_any_cut_of_a_step_gives_the_same_run(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, cheap_runs: None, accumulated: int
+) -> None:
+    """Ten steps of 8 utterances at once, or in batches of 4 or of one."""
+    values = {name.replace(".", "__"): value for name, value in WORLDLESS.items()}
+    once = toy_settings(**values, output_dir=str(tmp_path / "once"))
+    cut = toy_settings(**values, output_dir=str(tmp_path / "cut"), gradient_accumulation_steps=accumulated)
+    logs = []
+    for settings in (once, cut):
+        run_training(settings, toy_data)
+        logs.append(read_metrics(Path(str(settings.output_dir)) / "metrics.jsonl"))
+    losses = [[line["loss"] for line in log if line["kind"] == "train"] for log in logs]
+    assert len(losses[0]) == 10
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+    assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-6)
+
+
+def test_a_default_directory_is_found_again_by_another_micro_batch(
+    toy_settings: MakeSettings,
+    toy_data: TrainingData,
+    tmp_path: Path,
+    cheap_runs: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    schedule = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "output_dir": None}
+    run_until(monkeypatch, toy_settings(**schedule), toy_data, 3)
+    run_training(toy_settings(**schedule, gradient_accumulation_steps=4), toy_data)
+    said = capsys.readouterr().out
+    assert "gradient_accumulation_steps=1 there, 4 here" in said
+    assert "BatchNorm in the task head sees other batches" in said
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_resume_never_and_from_a_checkpoint(
+    toy_settings: MakeSettings,
+    toy_data: TrainingData,
+    tmp_path: Path,
+    cheap_runs: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``never`` begins no second run over one; a checkpoint elsewhere begins a directory; an earlier one of the run's
+    own is gone back to, and later ones are kept under another name."""
+    values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "save_total_limit": None}
+    first = toy_settings(**values, output_dir=str(tmp_path / "first"))
+    run_training(first, toy_data, resume="never")
+    whole, steps = weights_of(first), [step_of(path) for path in all_checkpoints(tmp_path / "first")]
+    with pytest.raises(RunError, match=r"--resume never: .*first holds a run"):
+        run_training(first, toy_data, resume="never")
+
+    second = toy_settings(**values, output_dir=str(tmp_path / "second"))
+    earlier = str(tmp_path / "first" / "checkpoint-2")
+    run_training(second, toy_data, resume=earlier)
+    assert "checkpoint-2 of" in capsys.readouterr().out
+    assert all(torch.equal(weights_of(second)[name], tensor) for name, tensor in whole.items())
+    lines = [
+        [{k: v for k, v in line.items() if "runtime" not in k and "per_second" not in k} for line in read_metrics(path)]
+        for path in (tmp_path / "first" / "metrics.jsonl", tmp_path / "second" / "metrics.jsonl")
+    ]
+    assert lines[0] == lines[1]
+
+    (tmp_path / "first" / "result.json").unlink()
+    run_training(first, toy_data, resume=earlier)
+    assert "checkpoint-6 is set aside as checkpoint-6.later" in capsys.readouterr().out
+    assert (tmp_path / "first" / "checkpoint-4.later" / "checkpoint.json").is_file()
+    assert [step_of(path) for path in all_checkpoints(tmp_path / "first")] == steps
+    assert all(torch.equal(weights_of(first)[name], tensor) for name, tensor in whole.items())
+
+    third = str(tmp_path / "third")
+    for resume, words in {
+        "nowhere": "--resume nowhere: no checkpoint; expected auto, never or a directory",
+        str(tmp_path): "no checkpoint",
+        earlier: r"holds another run \(seed=42 there, 7 here\)",
+    }.items():
+        with pytest.raises(RunError, match=words):
+            run_training(toy_settings(**values, seed=7, output_dir=third), toy_data, resume=resume)
+    assert not Path(third).exists()
+
+
+def test_draws_of_a_step_depend_on_seed_step_and_process() -> None:
+    from deepmlf_llm.training.schedule import seed_of_step
+
+    seeds = [seed_of_step(seed, step, rank) for seed in (0, 1) for step in range(50) for rank in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[0] == int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0])
