@@ -5,6 +5,7 @@ What a launcher does is done here: the environment of each process, and the end 
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -23,6 +24,11 @@ from deepmlf_llm.commands import train
 from deepmlf_llm.commands.shell import run_recipe
 from deepmlf_llm.training.launch import free_port
 
+_IMPORTED = "\n-- imported --\n"  # behind it a process leaves the names of its modules
+_HEAVY = {
+    *("accelerate", "bitsandbytes", "deepmlf_llm", "deepspeed", "gguf", "matplotlib", "numpy", "pandas", "peft"),
+    *("pyarrow", "rich", "safetensors", "scipy", "sklearn", "tokenizers", "torch", "transformers"),
+}
 GRACE = 30.0  # seconds that the others have when one process has failed, as under torchrun
 
 
@@ -60,13 +66,26 @@ def import_all() -> None:
     assert all((accelerate, bitsandbytes, deepspeed, transformers, metrics, run))
 
 
+def import_like(names: Sequence[str]) -> None:
+    """Imports what a run has imported on its way, so that the next one finds it there."""
+    for name in names:
+        if name not in sys.modules and name.partition(".")[0] in _HEAVY:
+            with suppress(Exception):
+                importlib.import_module(name)
+
+
 def words_of(settings: Mapping[str, Any]) -> list[str]:
     """Settings as a command line."""
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 def run(
-    words: Sequence[str], processes: int = 1, timeout: float = 240, kill_others: bool = True, folder: Path | None = None
+    words: Sequence[str],
+    processes: int = 1,
+    timeout: float = 240,
+    kill_others: bool = True,
+    folder: Path | None = None,
+    send: tuple[float, int | None, int] | None = None,
 ) -> Ended:
     """``deepmlf train`` with these words, on so many processes of this machine.
 
@@ -76,6 +95,7 @@ def run(
         timeout: seconds until all are killed.
         kill_others: end them where one has failed, after :data:`GRACE`.
         folder: where they work; default: here.
+        send: after so many seconds, to this process (None: all), this signal.
     """
     port, began = free_port(), time.monotonic()
     logs = [tempfile.TemporaryFile("w+", errors="replace") for _ in range(processes)]  # noqa: SIM115 - closed below
@@ -93,12 +113,19 @@ def run(
             for other in running:
                 os.kill(other, signal.SIGKILL)
         else:
+            if send is not None and now - began > send[0]:
+                for other, rank in running.items():
+                    if send[1] in (None, rank):
+                        os.kill(other, send[2])
+                send = None
             time.sleep(0.02)
     output = []
     for log in logs:
         log.seek(0)
-        output.append(log.read())
+        text, _, names = log.read().partition(_IMPORTED)
+        output.append(text)
         log.close()
+        import_like(names.split())
     return Ended(codes, output, seconds, cpu)
 
 
@@ -135,4 +162,5 @@ def _fork(words: Sequence[str], rank: int, processes: int, port: int, log: Any, 
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
+            os.write(log.fileno(), (_IMPORTED + "\n".join(sorted(sys.modules))).encode())
         os._exit(code)

@@ -13,6 +13,9 @@ from difflib import get_close_matches
 class DeepMLFError(Exception):
     """The user's input is at fault; the message says which part of it and what to do."""
 
+    exit_code = 2
+    """Of a command that ends with it."""
+
 
 class ConfigError(DeepMLFError, ValueError):
     """A setting is unknown, out of range, or contradicts another one."""

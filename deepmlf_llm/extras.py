@@ -24,6 +24,7 @@ EXTRAS = {
     "scipy": "train",
     "sklearn": "train",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
 }
 """Module -> the extra of this package that installs it."""
 

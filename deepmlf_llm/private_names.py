@@ -169,6 +169,10 @@ PRIVATE_NAMES = (
         "which architectures need no code of their own", "backbones/foreign_code.py",
     ),
     PrivateName(
+        "torch.testing._internal.distributed.fake_pg", "FakeStore", "a dry run for processes that are not there",
+        "training/launch.py",
+    ),
+    PrivateName(
         "transformers.configuration_utils:PreTrainedConfig", "_name_or_path", "adapters name their base by it",
         "backbones/loading.py", on_instances=True,
     ),

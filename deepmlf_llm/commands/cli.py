@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "runs against each other, with intervals and p-values",
     "predict": "polarity for a file of utterances, or of a clip over time",
     "demo": "a page on this machine: a clip in, its polarity over time out",
+    "extract": "the adapter of a checkpoint, without its run",
     "merge": "an adapter and its base model in one directory",
     "study": "a grid of runs and its report",
     "configs": "list the shipped settings, or copy one out",

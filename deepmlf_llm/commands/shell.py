@@ -24,11 +24,12 @@ def run_recipe(main: Callable[[], int | None]) -> int:
     permission or a name too long, wherever it comes up; any other exception is a defect and keeps its traceback. Other
     libraries' lines go to a log, see :mod:`deepmlf_llm.commands.screen`.
     """
+    code = BAD_INPUT
     with quiet_screen(Path(sys.argv[0]).stem, verbose=VERBOSE in sys.argv[1:]):
         try:
             return main() or 0
         except DeepMLFError as error:
-            message = str(error)
+            message, code = str(error), error.exit_code
         except Exception as error:
             if error_number(error) not in NEVER_OURS:
                 raise
@@ -37,7 +38,7 @@ def run_recipe(main: Callable[[], int | None]) -> int:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
     print(f"error: {one_line(message)}", file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
 def program(command: str) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEMO = "demo"
 DRY_RUN, TRUST_RUN = {"--dry-run", "--dry_run"}, {"--trust-run", "--trust_run"}
 SEEDS, RESUME = "--seeds", "--resume"
+FAULT, WORLD = "--simulate_fault", "--world"
+LARGEST_WORLD = 4096
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with errors_reported_once():
         argv, seeds = take_seeds(argv)
         argv, resume = take_option(argv, RESUME, "auto, never or a checkpoint's directory")
+        argv, faults = take_option(argv, FAULT, "faults such as kill:rank1:step12")
+        argv, world = take_option(argv, WORLD, "a number of processes")
         settings = parse_settings(argv, default_config=DEMO)
         if seeds is not None:
             if resume not in (None, "auto"):
@@ -48,12 +52,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         from deepmlf_llm.training.run import run_training
 
-        result = run_training(
-            settings, dry_run=dry_run, opened=log_beside, trust_run=trust_run, resume=resume or "auto"
-        )
+        given = {"dry_run": dry_run, "opened": log_beside, "trust_run": trust_run, "resume": resume or "auto"}
+        result = run_training(settings, faults=faults, world=parse_world(world), **given)
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
         print_metrics("Best adapter by validation", {"valid": metrics["validation"], "test": metrics["test"]})
+
+
+def parse_world(text: str | None) -> int | None:
+    """Of ``--world N``.
+
+    Raises:
+        ConfigError: no such number.
+    """
+    if text is None:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_WORLD:
+        raise ConfigError(f"{WORLD} {text}: expected a number of processes, 1 to {LARGEST_WORLD}")
+    return int(text)
 
 
 def take_option(argv: list[str], name: str, expected: str) -> tuple[list[str], str | None]:

@@ -17,6 +17,7 @@ from deepmlf_llm.tasks.metrics import metric_names
 from deepmlf_llm.tasks.registry import Task
 from deepmlf_llm.training.batching import BalancedBatches
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
+from deepmlf_llm.training.faults import Faults
 from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
@@ -24,6 +25,7 @@ from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.shared_base import SharedBase
 from deepmlf_llm.training.stopping import StopRequest
 from deepmlf_llm.training.trainer_arguments import zero_stage
+from deepmlf_llm.training.watch import PeerWatch
 
 REAL_BASE, TOY_BASE = "smollm2-135m", "tiny-llama"
 
@@ -125,6 +127,7 @@ def load_base(
         DeepMLFError: the base cannot be loaded, or does not take these settings.
     """
     from deepmlf_llm.backbones import load_base_model, load_tokenizer
+    from deepmlf_llm.backbones.loading import cpu_or_cuda_dtype
 
     with arguments.main_process_first(desc="base model"):  # it may convert or download
         tokenizer = load_tokenizer(base_name, settings.revision)
@@ -138,7 +141,7 @@ def load_base(
         attn_implementation=settings.attn_implementation,
         revision=settings.revision,
         # ZeRO-3 can split packed weights only where they are stored in the dtype of the others.
-        storage_dtype=("bfloat16" if torch.cuda.is_available() else "float32") if packed else None,
+        storage_dtype=str(cpu_or_cuda_dtype(settings.dtype)).removeprefix("torch.") if packed else None,
         num_layers=settings.num_layers,
         init_seed=arguments.seed if settings.lm_init == "random" else None,
     )
@@ -174,6 +177,8 @@ def make_trainer(
     launch: Launch,
     directory: RunDirectory,
     stop: StopRequest,
+    watch: PeerWatch | None = None,
+    faults: Faults | None = None,
 ) -> Any:
     """The trainer of a run, its batches, groups and callbacks; without a tokenizer that of the AV encoder alone."""
     from deepmlf_llm.data.collate import Collator
@@ -206,9 +211,13 @@ def make_trainer(
         average_last=settings.average_last,
         ema_decay=settings.ema_decay,
         stop_asked=lambda: stop.asked,
+        save_every=settings.save_every,
+        most_skipped=settings.max_skipped_steps,
+        watch=watch,
+        faults=faults,
         seeds_steps=not settings.first_order,
     )
-    show_progress(trainer, bar=not arguments.disable_tqdm)
+    show_progress(trainer, not arguments.disable_tqdm, settings.step_size(launch.processes))
     return trainer
 
 

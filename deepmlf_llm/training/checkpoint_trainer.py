@@ -19,6 +19,8 @@ from deepmlf_llm.files import write_aside
 from deepmlf_llm.training import checkpoints, optimizer_state
 from deepmlf_llm.training.averaging import MovingAverage, trained_tensors
 from deepmlf_llm.training.callbacks import AfterEachStep
+from deepmlf_llm.training.faults import Faults
+from deepmlf_llm.training.finite import FiniteSteps
 from deepmlf_llm.training.gradients import average_running_statistics
 from deepmlf_llm.training.launch import wait_for_everyone
 from deepmlf_llm.training.losses import LossWindow, mean_window
@@ -32,10 +34,12 @@ class CheckpointingTrainer(Trainer):
         keep_checkpoints: beside the best one; None keeps all.
         average_last: evaluations whose weights are averaged at the end, each of which is saved and kept until then.
         ema_decay: of an exponential moving average of the trained weights; 0: none is made.
+        faults: what is simulated.
         others: as in ``transformers.Trainer``.
     """
 
     window: LossWindow
+    finite: FiniteSteps
 
     def __init__(
         self,
@@ -43,10 +47,14 @@ class CheckpointingTrainer(Trainer):
         keep_checkpoints: int | None = None,
         average_last: int = 0,
         ema_decay: float = 0.0,
+        faults: Faults | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.keep_checkpoints = keep_checkpoints
+        self.faults = faults
+        if faults is not None:
+            self.add_callback(faults)
         self.average_last = average_last
         self.ema = MovingAverage(ema_decay) if ema_decay else None
         if self.ema is not None:
@@ -134,6 +142,8 @@ class CheckpointingTrainer(Trainer):
         wait_for_everyone()
         with checkpoints.being_written(directory, checkpoint_bytes(model)):
             super()._save_checkpoint(model, trial)
+            if self.faults is not None:
+                self.faults.check_room(self.state.global_step)
             write_aside(directory / self._window_file, json.dumps(self._window_state()))
             if self.ema is not None:
                 self.ema.agree()
@@ -159,7 +169,8 @@ class CheckpointingTrainer(Trainer):
 
     def _window_state(self) -> dict[str, Any]:
         """The steps since the last line of the log, so that stopping between two lines changes neither."""
-        return {"logged": self._globalstep_last_logged, "loss": float(self._tr_loss), **self.window.state()}
+        state = {"logged": self._globalstep_last_logged, "loss": float(self._tr_loss), **self.window.state()}
+        return {**state, "skipped": self.finite.skipped}
 
     def _restore(self) -> None:
         """At the beginning of a resumed run, what Trainer does not know: the moving average and the open window of the
@@ -173,6 +184,7 @@ class CheckpointingTrainer(Trainer):
         if len(windows) == self.args.world_size:
             windows = [json.loads((directory / self._window_file).read_text())]
         self._globalstep_last_logged = windows[0]["logged"]
+        self.finite.skipped = windows[0].get("skipped", 0)
         self._tr_loss += sum(window["loss"] for window in windows) / len(windows)
         self.window.load(mean_window(windows))
 

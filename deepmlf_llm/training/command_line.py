@@ -170,9 +170,14 @@ def help_text(usage: str, shown: Callable[[str], bool] = lambda name: True, seve
     lines = [usage, ""]
     lines += ["  --config FILE  YAML of the keys below, or FILE,FILE (the later one counts); options override it"]
     if several_seeds:
+        lines += ["  --world N      with --dry-run: plan for N processes, though this is one"]
         lines += ["  --seeds LIST   0-4 or 0,1,2: a run with each of these seeds, in output_dir/seed-N, and a summary"]
     lines += ["  --dry-run      check everything and say what would be trained, write nothing"]
     lines += ["  --resume FROM  auto (default): the newest whole checkpoint of output_dir; never; or .../checkpoint-N"]
+    if several_seeds:
+        lines += [
+            "  --simulate_fault F  kill:rank1:step12, hang:.., nan:.., full_disk:..: to try a cluster (docs/runs.md)"
+        ]
     lines += ["  --trust_run    go on from checkpoints that other users could have written (files that run code never)"]
     lines += ["  --verbose      show what other libraries say as well; otherwise it goes to libraries.log of the run"]
     for owner, title in titles.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,14 +48,44 @@ def _zero_contradictions(zero: Mapping[str, Any]) -> list[str]:
     if devices["offload_optimizer"] != "none" and stage == 0:
         problems.append("zero_optimization.offload_optimizer needs stage 1, 2 or 3")
     for name, device in devices.items():
-        if device == "nvme" and not zero[name].get("nvme_path"):
-            problems.append(f"zero_optimization.{name}: device 'nvme' needs nvme_path")
+        if device == "nvme":
+            problems += _nvme_problems(name, zero[name].get("nvme_path"), stage)
     ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1.0)
     if ratio < 1 and stage != 3:
         problems.append(f"zero_optimization.offload_optimizer.ratio={ratio} needs stage 3, not {stage}")
     if zero.get("compute_grad_norm") is False:
         problems.append("zero_optimization.compute_grad_norm: the norm of the gradient is clipped and logged here")
     return problems
+
+
+def _nvme_problems(name: str, path: str | None, stage: int) -> list[str]:
+    section = f"zero_optimization.{name}"
+    if not path:
+        return [f"{section}: device 'nvme' needs nvme_path"]
+    if stage != 3:
+        return [f"{section}: device 'nvme' needs stage 3, not {stage}; say 'cpu', or --ds zero3_nvme"]
+    if not os.path.isdir(path) or not os.access(path, os.W_OK):
+        return [
+            f"{section}.nvme_path={path}: no directory that can be written to; copy the file, and name one on the NVMe "
+            "disk of every machine"
+        ]
+    return []
+
+
+def async_io_problem(config: Mapping[str, Any]) -> str | None:
+    """Why DeepSpeed cannot read and write an NVMe disk here, where the configuration asks for it."""
+    zero = config.get("zero_optimization", {})
+    if not any((zero.get(name) or {}).get("device") == "nvme" for name in ("offload_param", "offload_optimizer")):
+        return None
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    if builder is not None and builder.is_compatible(verbose=False):
+        return None
+    return (
+        "device 'nvme' needs DeepSpeed's async_io, which cannot be built here: it takes a compiler and libaio "
+        "(apt install libaio-dev); say 'cpu', or --ds zero3_offload"
+    )
 
 
 def _enabled(config: Mapping[str, Any], section: str) -> bool:

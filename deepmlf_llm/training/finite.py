@@ -96,10 +96,12 @@ class FiniteSteps:
     Args:
         dataset: the training split.
         modalities: names.
+        most_skipped: steps that may be left out because they are not finite.
     """
 
-    def __init__(self, dataset: Any, modalities: Sequence[str]) -> None:
-        self.dataset, self.modalities = dataset, list(modalities)
+    def __init__(self, dataset: Any, modalities: Sequence[str], most_skipped: int = 0) -> None:
+        self.dataset, self.modalities, self.most_skipped = dataset, list(modalities), most_skipped
+        self.skipped = 0
         self._batches: list[_Batch] = []
         self.checked = -1
 
@@ -113,7 +115,7 @@ class FiniteSteps:
                 rows[part] = values.isfinite().reshape(len(values), -1).all(dim=1)
         self._batches.append(_Batch(finite, list(losses), rows, list(indices)))
 
-    def check(self, step: int, model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
+    def check(self, step: int, model: nn.Module, gradients: Mapping[str, Tensor]) -> str | None:
         """Before the update of a step, on every process; does nothing when it was called for this step before.
 
         Args:
@@ -121,16 +123,19 @@ class FiniteSteps:
             model: for what can be said about weights.
             gradients: name -> whether the gradient of that group is finite, a scalar.
 
+        Returns:
+            None, or why the step is to be left out: it is not finite, and some may be skipped yet.
+
         Raises:
             DataError: a feature or a label is at fault.
             RunError: the loss or the gradient is not finite for another reason.
         """
         if step == self.checked:
-            return
+            return None
         self.checked = step
         batches, self._batches = self._batches, []
         if not batches:
-            return
+            return None
         parts = batches[0].parts
         good = torch.stack([batch.finite for batch in batches]).all(dim=0)
         of_groups = [finite.reshape(1).to(good.device) for finite in gradients.values()]
@@ -139,10 +144,14 @@ class FiniteSteps:
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
         values = flags.tolist()
         if not any(values):
-            return
+            return None
         bad_parts = [name for name, bad in zip(parts, values, strict=False) if bad]
         bad_groups = [name for name, bad in zip(gradients, values[len(parts) :], strict=True) if bad]
-        raise self._explain(step, model, batches, bad_parts, bad_groups)
+        error = self._explain(step, model, batches, bad_parts, bad_groups)
+        if self.skipped >= self.most_skipped:
+            raise error
+        self.skipped += 1
+        return f"{error}; left out ({self.skipped} of at most {self.most_skipped})"
 
     def _explain(
         self, step: int, model: nn.Module, batches: list[_Batch], parts: list[str], groups: list[str]

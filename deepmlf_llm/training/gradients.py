@@ -103,6 +103,15 @@ def average_running_statistics(model: nn.Module) -> None:
     average_over_processes(model.named_buffers())
 
 
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """BatchNorm's running mean, variance and counter, of one module."""
+    if not isinstance(module, nn.BatchNorm1d):
+        return []
+    return [
+        buffer for buffer in (module.running_mean, module.running_var, module.num_batches_tracked) if buffer is not None
+    ]
+
+
 def average_over_processes(buffers: Iterable[tuple[str, Tensor]]) -> None:
     """The same of buffers by name; others than running statistics stay."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:

@@ -18,6 +18,8 @@ VOLATILE = {
     "dataloader_prefetch_factor",
     "dataloader_persistent_workers",
     "save_total_limit",
+    "save_every",
+    "log_to",
     "ddp_timeout",
 }
 """Keys that may differ between a run and its continuation: they change nothing that is computed."""
@@ -67,5 +69,6 @@ LATER_RUN_KEYS: dict[str, Any] = {
     "cmixup_labels": "av",
     "ema_decay": 0.0,
     "average_last": 0,
+    "max_skipped_steps": 0,
 }
 """The run's own keys that came later -> the value with which nothing is changed; the same holds for them."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from deepmlf_llm.errors import DeepMLFError
+from deepmlf_llm.errors import ConfigError, DeepMLFError
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,34 @@ def detect() -> Launch:
         local_rank=int(environment.get("LOCAL_RANK", 0)),
         processes=int(environment["WORLD_SIZE"]),
     )
+
+
+def check_launcher() -> None:
+    """Refuses a launcher that would choose the engine itself.
+
+    Raises:
+        ConfigError: ``accelerate launch`` with FSDP or DeepSpeed.
+    """
+    for variable, engine in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
+            raise ConfigError(
+                f"{variable}={os.environ[variable]}: started by accelerate with {engine}. FSDP is not supported here, "
+                "and DeepSpeed is asked for by --ds zero2; use torchrun, deepspeed, or accelerate without an engine"
+            )
+
+
+def pretend_world(processes: int) -> Launch:
+    """Makes this process the first of so many that are not there: a process group whose operations do nothing.
+
+    For a dry run: what depends on the number of processes is checked as it would be among them.
+    """
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(alone, MASTER_PORT=str(free_port()))
+    dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
+    return Launch("python", processes=processes)
 
 
 def prepare_environment(launch: Launch, with_deepspeed: bool) -> None:

@@ -70,6 +70,7 @@ class LossWindow:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._sums: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
         self.steps = 0
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
@@ -77,15 +78,25 @@ class LossWindow:
         for name, part in parts.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + part
 
+    def end_step(self, counts: bool = True) -> None:
+        """After the batches of a step; one that was left out does not count."""
+        if counts:
+            self.steps += 1
+        else:
+            self._sums = dict(self._before)
+        self._before = dict(self._sums)
+
     def drain(self) -> dict[str, float]:
-        """Means over steps and processes; the window starts again."""
+        """Means over steps and processes, nothing where all of them were left out; the window starts again."""
         names = sorted(self._sums)
+        if not names:
+            return {}
         sums = torch.stack([self._sums[name] for name in names])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
             sums = sums / torch.distributed.get_world_size()
         values = (sums / max(self.steps, 1)).tolist()
-        self._sums.clear()
+        self._sums, self._before = {}, {}
         self.steps = 0
         return dict(zip(names, values, strict=True))
 
@@ -101,6 +112,7 @@ class LossWindow:
             name: torch.tensor(value, dtype=getattr(torch, dtype), device=self.device)
             for name, (value, dtype) in state["sums"].items()
         }
+        self._before = dict(self._sums)
 
 
 def mean_window(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -110,4 +122,4 @@ def mean_window(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(states[0])
     names = states[0]["sums"]
     sums = {name: [sum(s["sums"][name][0] for s in states) / len(states), kind] for name, (_, kind) in names.items()}
-    return {"steps": states[0]["steps"], "sums": sums}
+    return {**states[0], "sums": sums}

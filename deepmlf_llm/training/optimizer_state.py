@@ -167,7 +167,7 @@ def _fresh(flat: Tensor, group: Mapping[str, Any], states: Sequence[Mapping[str,
     return made
 
 
-def _give(parameter: nn.Parameter, name: str, value: Tensor) -> None:
+def _give(parameter: Any, name: str, value: Tensor) -> None:
     """Puts this process' share of one weight's state in its place."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 

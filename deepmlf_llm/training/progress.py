@@ -6,6 +6,8 @@ import math
 import time
 from typing import Any
 
+import psutil
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -13,21 +15,28 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from deepmlf_llm.training.launch import pause
 
 _EVALUATION = "eval_"
+MINUTE = 60.0  # seconds
 
 
-def show_progress(trainer: Any, bar: bool) -> None:
-    """Ours in the place of the Trainer's own, which prints raw dictionaries."""
+def show_progress(trainer: Any, bar: bool, utterances: int = 0) -> None:
+    """Ours in the place of the Trainer's own, which prints raw dictionaries; ``utterances`` are those of a step."""
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
-    trainer.add_callback(BarProgress() if bar else PlainProgress())
+    trainer.add_callback(BarProgress() if bar else PlainProgress(utterances=utterances))
 
 
 class PlainProgress(TrainerCallback):
     """Progress where there is no terminal: a line an evaluation, and between them one now and then
-    (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` apart."""
+    (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` and at most about a minute apart.
 
-    def __init__(self, seconds: float = 20.0) -> None:
-        self.seconds = seconds
+    Args:
+        seconds: at least between two lines.
+        utterances: of a step.
+    """
+
+    def __init__(self, seconds: float = 20.0, utterances: int = 0) -> None:
+        self.seconds, self.utterances = seconds, utterances
+        self._loss: float | None = None
         self._last = 0.0
         self._began = 0.0
         self._first_step = 0
@@ -39,20 +48,42 @@ class PlainProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or logs is None:
             return
-        now = time.monotonic()
+        self._loss = logs.get("loss", self._loss)
         line = evaluation_line(logs)
-        if line is None and "loss" in logs and now - self._last >= pause(now - self._began, self.seconds):
-            line = f"loss {logs['loss']:.4f}  {self._left(state, now)}"
         if line is not None:
-            self._last = now
+            self._last = time.monotonic()
             print(f"{where(state)}  {line}", flush=True)
+        elif "loss" in logs:
+            self._tell(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._tell(state)
+
+    def _tell(self, state: Any) -> None:
+        """A line, where the last one is long enough ago."""
+        now = time.monotonic()
+        if now - self._last < pause(now - self._began, self.seconds, MINUTE):
+            return
+        self._last = now
+        loss = [] if self._loss is None else [f"loss {self._loss:.4f}"]
+        print("  ".join([where(state), *loss, self._left(state, now)]).rstrip(), flush=True)
 
     def _left(self, state: Any, now: float) -> str:
         done = state.global_step - self._first_step
         if done <= 0:
             return ""
-        left = (now - self._began) / done * (state.max_steps - state.global_step)
-        return f"{done / (now - self._began):.2f} steps/s, at most {left / 60:.1f} min left"
+        speed = done / (now - self._began)
+        parts = [f"{speed:.2f} steps/s"] + ([f"{speed * self.utterances:.1f} utterances/s"] if self.utterances else [])
+        left = (state.max_steps - state.global_step) / speed
+        return ", ".join([*parts, memory_in_use(), f"at most {left / 60:.1f} min left"])
+
+
+def memory_in_use() -> str:
+    """Of this process: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB of the GPU"
+    return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
 
 
 class BarProgress(TrainerCallback):

@@ -43,6 +43,7 @@ def train_facts(trainer: Any, output: Any, began: float, launch: Launch, step_si
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "best_step": trainer.state.best_global_step,
+        **({"skipped_steps": trainer.finite.skipped} if trainer.finite.skipped else {}),
         "seconds": round(output.metrics.get("train_runtime", 0.0), 1),
         "total_seconds": round(time.monotonic() - began, 1),
         "steps_per_second": output.metrics.get("train_steps_per_second"),

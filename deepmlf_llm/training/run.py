@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import torch
 
 from deepmlf_llm.adapters.card import add_results
 from deepmlf_llm.backbones.vocabulary import check_ids, embedding_rows
-from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.errors import ConfigError, RunError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.predictions import FILE
 from deepmlf_llm.training import launch as launching
 from deepmlf_llm.training.assemble import (
     TOY_BASE,
+    batches_of,
     load_model,
     make_trainer,
     method_config,
@@ -28,6 +31,7 @@ from deepmlf_llm.training.assemble import (
 from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
 from deepmlf_llm.training.data import TrainingData, as_read, load_data, training_split
 from deepmlf_llm.training.environment import environment, parameter_counts
+from deepmlf_llm.training.faults import Fault, Faults, parse_faults
 from deepmlf_llm.training.kept_texts import keep_texts, say_size, texts_of
 from deepmlf_llm.training.launch import Launch, say
 from deepmlf_llm.training.lifetime import carry_out
@@ -43,8 +47,10 @@ from deepmlf_llm.training.shared_base import SharedBase
 from deepmlf_llm.training.starting import Start, fact_name, find_start, restore, start_of
 from deepmlf_llm.training.stopping import RunStopped, StopRequest, keep_talking
 from deepmlf_llm.training.trainer_arguments import make_arguments, zero_stage
+from deepmlf_llm.training.watch import PeerWatch
 
 RUNS = Path("runs")
+STALLED = 0.8  # of a collective operation's timeout, after which the process that stands still is named
 
 
 def run_training(
@@ -55,6 +61,8 @@ def run_training(
     trust_run: bool = False,
     shared: SharedBase | None = None,
     resume: str = AUTO_RESUME,
+    faults: str | None = None,
+    world: int | None = None,
 ) -> dict[str, Any]:
     """Trains an adapter, or goes on with the same run; every process of a launcher calls it.
 
@@ -67,6 +75,8 @@ def run_training(
             all the same.
         shared: of the runs of this process, which have the same settings but for the seed and the directory.
         resume: where it goes on from, see :func:`~deepmlf_llm.training.resuming.check_resume`.
+        faults: what is simulated, see :mod:`~deepmlf_llm.training.faults`.
+        world: of a dry run: plan it for so many processes.
 
     Returns:
         What ``result.json`` holds: status, config, seed, metrics (validation, test), heads (each modality's own),
@@ -78,9 +88,9 @@ def run_training(
     """
 
     def begin(launch: Launch, deepspeed: dict[str, Any] | None, stop: StopRequest) -> _Run:
-        return _Run(settings, data, launch, deepspeed, opened, stop, trust_run, shared, resume)
+        return _Run(settings, data, launch, deepspeed, opened, stop, trust_run, shared, resume, parse_faults(faults))
 
-    return carry_out(begin, settings, dry_run)
+    return carry_out(begin, settings, dry_run, world)
 
 
 def default_name(settings: RunSettings, base_name: str, data: TrainingData, fingerprint: str) -> str:
@@ -106,8 +116,10 @@ class _Run:
         trust_run: bool = False,
         shared: SharedBase | None = None,
         resume: str = AUTO_RESUME,
+        faults: Sequence[Fault] = (),
     ) -> None:
         self.shared, self.resume = shared, resume
+        self.faults = Faults(list(faults), launch.rank) if faults else None
         self.launch, self.deepspeed, self.opened = launch, deepspeed, opened
         self.stop, self.trust_run = stop, trust_run
         self.has_stopped_together = False
@@ -177,7 +189,8 @@ class _Run:
                     say(note, self.launch)
             launching.wait_for_everyone()
             own = (self.settings, self.config, arguments, model, tokenizer, splits)
-            trainer = make_trainer(*own, self.launch, self.directory, self.stop)
+            watch = PeerWatch(self.launch, STALLED * arguments.ddp_timeout)
+            trainer = make_trainer(*own, self.launch, self.directory, self.stop, watch, self.faults)
             self.describe(model, arguments)
             if self.settings.text_cache != "none":
                 model.to(arguments.device)
@@ -185,7 +198,8 @@ class _Run:
             if self.opened is not None:
                 self.opened(self.directory.path)
             output = self.train(trainer)
-            result = self.conclude(trainer, splits, output, began)
+            with watch.watching():
+                result = self.conclude(trainer, splits, output, began)
             if self.launch.is_main:
                 self.directory.write_result(result)
                 trainer.drop_averaged()
@@ -202,11 +216,30 @@ class _Run:
         self.describe(model, arguments)
         steps = self.settings.planned_steps(len(splits["train"]), self.launch.processes)
         say(f"{steps.total} steps, {steps.per_epoch} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
+        self.check_batches(arguments, splits["train"])
         held = 0
         if self.settings.text_cache != "none":
             held = say_size(model, texts_of(splits), self.launch)
         facts = {"steps": steps.total, "parameters": parameter_counts(model), "text_cache_bytes": held}
         return {"status": "planned", "config": self.settings.to_dict(), "train": facts}
+
+    def check_batches(self, arguments: Any, train: Any) -> None:
+        """Whether all processes have as many batches, none of them empty, and each utterance once an epoch.
+
+        Raises:
+            RunError: they have not.
+        """
+        seen, lengths = 0, set()
+        for rank in range(self.launch.processes):
+            launch = dataclasses.replace(self.launch, rank=rank)
+            by_length = self.settings.group_by_length and hasattr(train, "lengths")
+            batches = list(batches_of(train, self.settings, arguments, launch, by_length))
+            seen += sum(map(len, batches))
+            lengths.add((len(batches), min(map(len, batches)) > 0))
+        if len(lengths) != 1 or seen != len(train) or not lengths.pop()[1]:
+            raise RunError(f"{self.launch.processes} processes would not share {len(train)} utterances evenly")
+        if self.launch.processes > 1:
+            say(f"{self.launch.processes} processes have the same number of batches, each utterance once", self.launch)
 
     def load(self) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Arguments, model, tokenizer, splits: all that can be refused, before anything is written."""
@@ -271,14 +304,16 @@ class _Run:
         if self.launch.is_main:
             world = {"processes": self.launch.processes, "zero_stage": zero_stage(self.deepspeed)}
             self.directory.enter_world(0 if checkpoint is None else step_of(checkpoint) or 0, **world)
-        with self.stop.graceful():
+        faulty = nullcontext() if self.faults is None else self.faults.of_writes()
+        with self.stop.graceful(), faulty, trainer.watch.watching():
             output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            if trainer.stops():
+            self.has_stopped_together = trainer.stops()
+            if self.has_stopped_together:
                 keep_talking()
                 trainer.save_where_it_is()
-                self.has_stopped_together = True
-                say(f"stopped at step {trainer.state.global_step}: the same command goes on from there", self.launch)
-                raise RunStopped(self.stop.number or signal.SIGTERM)
+        if self.has_stopped_together:
+            say(f"stopped at step {trainer.state.global_step}: the same command goes on from there", self.launch)
+            raise RunStopped(self.stop.number or signal.SIGTERM)
         return output
 
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:

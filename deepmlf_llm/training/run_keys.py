@@ -22,6 +22,7 @@ from deepmlf_llm.config.rules import (
 )
 from deepmlf_llm.data.corruption import one_level_each
 
+LOGS = {"jsonl", "tensorboard", "wandb"}
 TEXT_CACHES = ("none", "memory", "disk")
 EMBEDDED = "embedded"
 AUTO = "auto"
@@ -147,6 +148,22 @@ class RunKeys:
     average_last: int = setting(
         "last evaluations whose weights are averaged; taken at the end if better on validation; 0 = none",
         integer(0, 1000),
+        0,
+    )
+    save_every: float | None = setting(
+        "minutes between checkpoints, beside those of save_strategy; default: none",
+        optional(number(0, 1e6, above=True)),
+        None,
+    )
+    log_to: list[str] | None = setting(
+        "where the log goes: jsonl (metrics.jsonl, always written), tensorboard, wandb; default: tensorboard where "
+        "installed",
+        optional(Rule(lambda value: _NAMES.good(value) and set(value) <= LOGS, "a list of jsonl, tensorboard, wandb")),
+        None,
+    )
+    max_skipped_steps: int = setting(
+        "steps whose loss or gradient is not finite that are left out; the one after them ends the run",
+        integer(0, 1 << 31),
         0,
     )
     warmup_epochs: float = setting("epochs of linear warm-up", number(0, 1e6), 1.0)

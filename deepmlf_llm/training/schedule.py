@@ -36,6 +36,7 @@ class Schedule(TrainerCallback):
     ) -> None:
         self.batches, self.began, self.seeds_steps = batches, began, seeds_steps
         self.steps = -(-len(batches) // accumulated)
+        self.save_asked = False  # likewise
         self.stop_asked = False  # set by the trainer, on all processes in the same step
         self._waiting = _NOTHING  # log, evaluate, save
 
@@ -62,7 +63,12 @@ class Schedule(TrainerCallback):
             self._waiting = (control.should_log, control.should_evaluate, control.should_save)
             control.should_log = control.should_evaluate = control.should_save = False
             return control
-        return self._close_window(control)
+        control = self._close_window(control)
+        control.should_save |= self.save_asked  # its window of the log stays open, and nothing is computed otherwise
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.save_asked = False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         log, evaluate, save = self._waiting
@@ -72,7 +78,7 @@ class Schedule(TrainerCallback):
         control.should_evaluate = evaluate or (control.should_evaluate and not cut)
         control.should_save = save or (control.should_save and not cut)
         control = self._close_window(control)
-        control.should_save |= self.stop_asked
+        control.should_save |= self.stop_asked or self.save_asked
         return control
 
     def _is_last_of_epoch(self, state: Any) -> bool:

@@ -79,6 +79,8 @@ class RunSettings(RunKeys):
         found = []
         if self.init_from is not None and self.av_encoder_from is not None:
             found.append("init_from and av_encoder_from: the adapter has an AV encoder of its own; give one of them")
+        if self.log_to is not None and self.trainer.get("report_to") is not None:
+            found.append("log_to and report_to say the same: give one of them")
         if self.lm_init == "random" and self.quantization != "none":
             found.append(f"quantization={self.quantization!r} with lm_init='random': random weights are not quantized")
         if self.method.get("freeze_av_encoder"):

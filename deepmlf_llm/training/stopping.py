@@ -1,6 +1,7 @@
 """Signals that ask a run to end: a checkpoint first, then an orderly end, on all processes at the same step.
 
-SIGTERM, SIGINT (Ctrl-C) and SIGHUP count, unless the program was started with one of them ignored (``nohup``).
+SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 (``sbatch --signal``) count, unless the program was started with one of
+them ignored (``nohup``).
 Launchers and terminals pass one request on several times, so what comes within :data:`GRACE` of the first is the same
 request; a later one ends the process at once. Outside of training, where there is nothing to save, the first one does.
 
@@ -24,7 +25,7 @@ from deepmlf_llm.training.launch import Launch
 
 GRACE = 1.0  # seconds
 _LOOK = 0.5  # seconds between two looks for the launcher
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
 class RunStopped(SystemExit):

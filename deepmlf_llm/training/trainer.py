@@ -8,6 +8,7 @@ hold trainable weights only and survive a kill.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from deepmlf_llm.training.augmentation import Augmentation
 from deepmlf_llm.training.batching import INDEX, BalancedBatches, CollatedWithIndex, Indexed, LongestFirst
 from deepmlf_llm.training.callbacks import RunIsOver
 from deepmlf_llm.training.checkpoint_trainer import CheckpointingTrainer
+from deepmlf_llm.training.faults import Faults
 from deepmlf_llm.training.finite import (
     FiniteSteps,
     broken_inputs,
@@ -34,11 +36,18 @@ from deepmlf_llm.training.finite import (
     said_by_all,
     some,
 )
-from deepmlf_llm.training.gradients import AV_GROUP, BEHIND_ZERO, FirstGradients, average_running_statistics
+from deepmlf_llm.training.gradients import (
+    AV_GROUP,
+    BEHIND_ZERO,
+    FirstGradients,
+    average_running_statistics,
+    running_statistics,
+)
 from deepmlf_llm.training.head_metrics import heads_of, said_by_heads
 from deepmlf_llm.training.losses import LossWindow, logged_parts, step_counts
 from deepmlf_llm.training.schedule import Schedule
 from deepmlf_llm.training.trusted import tensors_only
+from deepmlf_llm.training.watch import PeerWatch
 
 
 class DeepMLFTrainer(CheckpointingTrainer):
@@ -50,6 +59,10 @@ class DeepMLFTrainer(CheckpointingTrainer):
         group_settings: group of :meth:`DeepMLFModel.parameter_groups` -> ``lr`` and ``weight_decay`` that differ from
             the arguments' own.
         stop_asked: whether this process was asked to stop; looked at before each step, agreed on by all processes.
+        save_every: minutes between checkpoints, beside those of the arguments' schedule.
+        most_skipped: steps that may be left out because they are not finite.
+        watch: looks whether the other processes live; told of progress.
+        faults: what is simulated.
         seeds_steps: as for :class:`~deepmlf_llm.training.schedule.Schedule`.
         others: as in :class:`CheckpointingTrainer` and ``transformers.Trainer``.
     """
@@ -61,10 +74,16 @@ class DeepMLFTrainer(CheckpointingTrainer):
         augmentation: Augmentation | None = None,
         group_settings: Mapping[str, Mapping[str, float]] | None = None,
         stop_asked: Callable[[], bool] = lambda: False,
+        save_every: float | None = None,
+        most_skipped: int = 0,
+        watch: PeerWatch | None = None,
+        faults: Faults | None = None,
         seeds_steps: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, faults=faults, **kwargs)
+        self.watch, self.save_every = watch, save_every
+        self._saved_at = time.monotonic()
         self.batches = batches
         self.augmentation = augmentation
         self.stop_asked = stop_asked
@@ -72,7 +91,10 @@ class DeepMLFTrainer(CheckpointingTrainer):
         self.model_accepts_loss_kwargs = True  # compute_loss weighs the batches of a step itself
         self.window = LossWindow(self.args.device)
         self.first_gradients: FirstGradients | None = None
-        self.finite = FiniteSteps(self.train_dataset, self.modalities)
+        self.finite = FiniteSteps(self.train_dataset, self.modalities, most_skipped)
+        self._skipped: str | None = None  # why DeepSpeed's update of this step is left out
+        self._held_back: list[tuple[Any, Tensor | None]] = []
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # buffers, and what they were before the step
         self.schedule: Schedule | None = None
         self._evaluated: Any = None
         self.predicted: tuple[dict[str, np.ndarray], np.ndarray] = ({}, np.empty(0))  # by the last evaluation
@@ -122,6 +144,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             optimizer = optimizer_class(self.optimizer_groups(), **options)
             optimizer.register_step_pre_hook(self._before_update)
+            optimizer.register_step_post_hook(self._after_update)
             self.optimizer = optimizer
         return self.optimizer
 
@@ -179,7 +202,7 @@ class DeepMLFTrainer(CheckpointingTrainer):
             for batch in batches
             for row, name in broken_inputs(batch, self.modalities)
         ]
-        any_broken, any_stop = self._of_any_process(bool(broken), self.stop_asked())
+        any_broken, any_stop, save = self._of_any_process(bool(broken), self.stop_asked(), self._is_due())
         if any_broken:
             raise DataError(
                 f"step {self.state.global_step + 1}: values that are not finite, in {some(said_by_all(broken))}; fix "
@@ -187,6 +210,17 @@ class DeepMLFTrainer(CheckpointingTrainer):
             )
         if self.schedule is not None:
             self.schedule.stop_asked |= any_stop
+            self.schedule.save_asked |= save
+
+    def _is_due(self) -> bool:
+        """Whether minutes ask for a checkpoint, by the clock of the first process."""
+        if self.save_every is None or not self.is_world_process_zero():
+            return False
+        return time.monotonic() - self._saved_at >= 60 * self.save_every
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self._saved_at = time.monotonic()
 
     def stops(self) -> bool:
         """After training, on every process: whether any was asked to stop, after the last step too."""
@@ -213,6 +247,8 @@ class DeepMLFTrainer(CheckpointingTrainer):
         """The model's own loss; in training, this batch's part of the step's."""
         indices = inputs.pop(INDEX, None)
         outputs = model(**inputs, loss_counts=num_items_in_batch if model.training else None)
+        if model.training and self.faults is not None and self.faults.poisoned:
+            poison(outputs)
         loss = outputs.loss
         if num_items_in_batch is not None and model.training:
             self.window.add(logged_parts(loss, outputs.losses))
@@ -227,32 +263,70 @@ class DeepMLFTrainer(CheckpointingTrainer):
         Raises:
             RunError, DataError: not finite, or a group of weights without a gradient.
         """
+        if self.watch is not None:
+            self.watch.progress(self.state.global_step)
+        self._remember_statistics()
         loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
-            if self.is_deepspeed_enabled:  # which has made the update, or left it out where the gradient was not finite
-                self._check_finite(self.deepspeed.get_global_grad_norm())
-            else:
-                self.finite.check(
-                    self.state.global_step + 1, self.model, gradients_by_group(self.optimizer.param_groups)
-                )
-            self.window.steps += 1
-            if self.first_gradients is not None:
-                self.first_gradients.check(self.state.global_step + 1)
+        if not self.accelerator.sync_gradients:
+            return loss
+        step = self.state.global_step + 1
+        if self.is_deepspeed_enabled:  # which has made the update, or left it out where the gradient was not finite
+            skipped = self._skipped or self._check_finite(self.deepspeed.get_global_grad_norm())
+            self._skipped = None
+        else:
+            skipped = self.finite.check(step, self.model, gradients_by_group(self.optimizer.param_groups))
+        self.window.end_step(counts=skipped is None)
+        if skipped is not None:
+            self._leave_out(skipped)
+            loss = torch.zeros_like(loss)
+        elif self.first_gradients is not None:
+            self.first_gradients.check(step)
+        self._statistics = []
         return loss
 
-    def _before_update(self, *_: Any) -> None:
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Inside the optimizer's step; under DeepSpeed the only place between gradient and update."""
-        if self.is_deepspeed_enabled:
-            self._check_finite(getattr(self.deepspeed.optimizer, "_global_grad_norm", None))
+        if not self.is_deepspeed_enabled:
+            return
+        found = self._check_finite(getattr(self.deepspeed.optimizer, "_global_grad_norm", None))
+        self._skipped = self._skipped or found
+        if self._skipped is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self._held_back = [(parameter, parameter.grad) for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
 
-    def _check_finite(self, norm: Any) -> None:
+    def _after_update(self, *_: Any) -> None:
+        """Gives gradients back that were held back: DeepSpeed adds up the next ones in the same memory."""
+        for parameter, gradient in self._held_back:
+            parameter.grad = gradient
+        self._held_back = []
+
+    def _check_finite(self, norm: Any) -> str | None:
         gradients = {"the weights": torch.tensor(is_finite_norm(norm))}
-        self.finite.check(self.state.global_step + 1, self.model, gradients)
+        return self.finite.check(self.state.global_step + 1, self.model, gradients)
+
+    def _remember_statistics(self) -> None:
+        """Running statistics as they are before the step, which one that is left out must not have changed."""
+        if self.finite.most_skipped and not self._statistics:
+            live = (buffer for module in self.model.modules() for buffer in running_statistics(module))
+            self._statistics = [(buffer, buffer.clone()) for buffer in live]
+
+    def _leave_out(self, reason: str) -> None:
+        """The optimizer finds no gradient, and changes neither weights nor its own state."""
+        if self.is_world_process_zero():
+            print(reason, flush=True)
+        if not self.is_deepspeed_enabled:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        for buffer, before in self._statistics:
+            buffer.copy_(before)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss, means over the steps since the last line and over all processes."""
         if "loss" in logs:
-            logs.update(self.window.drain())
+            logs.update(self.window.drain() or {"loss": math.nan})
         super().log(logs, start_time)
 
     # ---- evaluation ----
@@ -288,6 +362,8 @@ class DeepMLFTrainer(CheckpointingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Any, Any]:
         """Loss, what each head says [b], labels: nothing else is kept."""
+        if self.watch is not None:
+            self.watch.progress(self.state.global_step)
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
@@ -295,6 +371,16 @@ class DeepMLFTrainer(CheckpointingTrainer):
         loss = None if outputs.loss is None else outputs.loss.detach()
         labels = [inputs[name] for name in ("labels", UNIMODAL) if name in inputs]
         return loss, polarities, labels[0] if len(labels) == 1 else tuple(labels) or None
+
+
+def poison(outputs: Any) -> None:
+    """Makes a part of a batch's loss, and what its first utterance is predicted, not finite: a simulated fault."""
+    outputs.loss = outputs.loss * torch.nan
+    part = next(iter(outputs.losses))
+    outputs.losses = {**outputs.losses, part: outputs.losses[part].detach() * torch.nan}
+    first = torch.zeros(len(outputs.polarity), dtype=torch.bool, device=outputs.polarity.device)
+    first[0] = True
+    outputs.polarity = torch.where(first.reshape(-1, *[1] * (outputs.polarity.dim() - 1)), torch.nan, outputs.polarity)
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

@@ -15,7 +15,7 @@ from deepmlf_llm.errors import ConfigError, Problems
 from deepmlf_llm.extras import installed, require
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.tasks.metrics import higher_is_better
-from deepmlf_llm.training.deepspeed_agreement import contradictions
+from deepmlf_llm.training.deepspeed_agreement import async_io_problem, contradictions
 from deepmlf_llm.training.deepspeed_schema import AUTO, schema_problems, unknown_to
 from deepmlf_llm.training.launch import detect, on_terminal
 from deepmlf_llm.training.settings import RunSettings
@@ -66,6 +66,8 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         "quantization='int8' works under DeepSpeed on CUDA with ZeRO 1 or 2 only: use nf4",
     )
     problems.raise_if_any()
+    problems.messages.extend(filter(None, [async_io_problem(config)]))
+    problems.raise_if_any()
     # What is left out is the run's to say; DeepSpeed's own defaults would contradict it.
     return {**dict.fromkeys((*_batch(settings), "gradient_clipping"), AUTO), **config}
 
@@ -87,6 +89,14 @@ def _batch(settings: RunSettings) -> dict[str, tuple[int, str]]:
 def zero_stage(config: dict[str, Any] | None) -> int:
     """ZeRO stage of a DeepSpeed configuration; 0 without one."""
     return int(config["zero_optimization"].get("stage", 0)) if config else 0
+
+
+def without_splitting(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The configuration for a plan among processes that are not there, and would not give their shares of the model."""
+    if zero_stage(config) != 3 or config is None:
+        return config
+    zero = {name: value for name, value in config["zero_optimization"].items() if name != "offload_param"}
+    return {**config, "zero_optimization": {**zero, "stage": 2}}
 
 
 def uses_bf16(settings: RunSettings) -> bool:
@@ -121,7 +131,7 @@ def make_arguments(
     bf16 = uses_bf16(settings)
     metric = values["metric_for_best_model"]
     values.setdefault("warmup_steps", min(math.ceil(settings.warmup_epochs * steps.per_epoch), steps.total // 2))
-    values.setdefault("report_to", "tensorboard" if installed("tensorboard") else "none")
+    values.setdefault("report_to", report_to(settings))
     values.setdefault("disable_tqdm", not on_terminal())
     values.setdefault("greater_is_better", higher_is_better(metric.removeprefix("eval_")))
     values.setdefault("dataloader_pin_memory", not cpu)
@@ -131,6 +141,7 @@ def make_arguments(
         values.setdefault("ddp_backend", "gloo")
     if values.get("gradient_checkpointing"):
         values.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    os.environ.setdefault("WANDB_DIR", str(output_dir))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output_dir / "tensorboard")  # else a folder named after the host
     values.update(
         output_dir=str(output_dir),
@@ -146,6 +157,20 @@ def make_arguments(
         return TrainingArguments(**values)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"TrainingArguments: {' '.join(str(error).split())}") from error
+
+
+def report_to(settings: RunSettings) -> list[str] | str:
+    """Where a run's log goes beside ``metrics.jsonl``, by the names of transformers.
+
+    Raises:
+        MissingPackageError: what is asked for is not installed.
+    """
+    if settings.log_to is None:
+        return "tensorboard" if installed("tensorboard") else "none"
+    wanted = [name for name in settings.log_to if name != "jsonl"]
+    for name in wanted:
+        require(name, f"log_to={name}")
+    return wanted or "none"
 
 
 def _with_precision(config: dict[str, Any] | None, bf16: bool) -> dict[str, Any] | None:

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.training.launch import check_launcher
 from deepmlf_llm.training.settings import RunSettings
-from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed, uses_bf16, zero_stage
+from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed, report_to, uses_bf16, zero_stage
 
-NAMES = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+NAMES = ("zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload")
 
 
 def settings(**values: Any) -> RunSettings:
@@ -38,7 +40,52 @@ def test_shipped_configurations(repository: Path, name: str) -> None:
 
 
 def test_no_others_are_shipped(repository: Path) -> None:
-    assert {p.stem for p in (repository / "ds_configs").iterdir()} == set(NAMES)
+    assert {p.stem for p in (repository / "ds_configs").iterdir()} == {*NAMES, "zero3_nvme"}
+
+
+def test_nvme_is_refused_before_anything_loads(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its directory, its stage, and for what DeepSpeed would have to build."""
+    with pytest.raises(ConfigError, match=r"nvme_path=/local_nvme: no directory that can be written to"):
+        read_deepspeed(settings(deepspeed="zero3_nvme"))
+    config = json.loads((repository / "ds_configs" / "zero3_nvme.json").read_text())
+    for name in ("offload_param", "offload_optimizer"):
+        config["zero_optimization"][name]["nvme_path"] = str(tmp_path)
+    path = tmp_path / "nvme.json"
+    path.write_text(json.dumps(config))
+    from deepspeed.accelerator import get_accelerator
+
+    for builds, words in ((False, r"needs DeepSpeed's async_io, .*libaio-dev"), (True, None)):
+        builder = SimpleNamespace(is_compatible=lambda verbose, builds=builds: builds)
+        monkeypatch.setattr(type(get_accelerator()), "create_op_builder", lambda self, name, made=builder: made)
+        if words is None:
+            assert read_deepspeed(settings(deepspeed=str(path))) is not None
+        else:
+            with pytest.raises(ConfigError, match=words):
+                read_deepspeed(settings(deepspeed=str(path)))
+    del config["zero_optimization"]["offload_param"]
+    config["zero_optimization"]["stage"] = 2
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="device 'nvme' needs stage 3, not 2"):
+        read_deepspeed(settings(deepspeed=str(path)))
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_an_engine_of_accelerates_choice_is_refused(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    check_launcher()
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ConfigError, match=r"started by accelerate with .*torchrun, deepspeed"):
+        check_launcher()
+
+
+def test_where_the_log_goes(tmp_path: Path) -> None:
+    assert report_to(RunSettings.from_dict({"log_to": "jsonl"})) == "none"
+    assert report_to(RunSettings.from_dict({"log_to": "jsonl,tensorboard"})) == ["tensorboard"]
+    with pytest.raises(ConfigError, match="log_to and report_to say the same"):
+        settings(log_to="jsonl")
+    with pytest.raises(ConfigError, match="a list of jsonl, tensorboard, wandb"):
+        RunSettings.from_dict({"log_to": "paper"})
 
 
 @pytest.mark.parametrize(

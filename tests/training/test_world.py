@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,15 +55,17 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[
     folder = tmp_path_factory.mktemp("worlds")
     own = {**SMALL, "data": str(embedded_dataset(folder / "data", sizes=(32, 8, 8)))}
     ds = {stage: str(repository / "ds_configs" / f"{stage}.json") for stage in ("zero2", "zero3")}
+    killed = {"words": ["--simulate_fault", "kill:rank1:step3"], "how": {"kill_others": False}}
     cases = {
         "whole": {"processes": 2, "settings": {**own, "deepspeed": ds["zero2"]}},
         "same": {"processes": 2, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero2"]}},
         "zero3": {"processes": 1, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero3"]}},
+        "killed": {"processes": 2, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero2"]}, **killed},
         "plain": {"processes": 1, "from": ["whole", 2], "settings": {**own, "gradient_accumulation_steps": 2}},
     }
     found = start(folder, cases)
     for name, ended in found.items():
-        assert not any(ended["codes"]), (name, ended["output"])
+        assert not any(ended["codes"]) or name == "killed", (name, ended["output"])
     return folder, found
 
 
@@ -101,6 +104,34 @@ def test_another_world_goes_on_to_rounding(worlds: tuple[Path, dict[str, Any]], 
         assert two["exp_avg"].shape == one["exp_avg"].shape
         assert two["exp_avg"] == pytest.approx(one["exp_avg"], abs=1e-5)
         assert float(two["step"]) == float(one["step"]) == 4
+
+
+def test_the_death_of_a_process_is_noticed_and_said_once(worlds: tuple[Path, dict[str, Any]]) -> None:
+    """By the other one, itself, without a launcher: within 30 seconds, with a code that says: try again."""
+    folder, found = worlds
+    killed = found["killed"]
+    assert killed["codes"] == [75, -9], killed["output"]
+    assert killed["seconds"][0] - killed["seconds"][1] < 30
+    said = "".join(killed["output"])
+    assert (
+        len(re.findall(r"error: process 1 \(.*, pid \d+\) has died after step 2; .* the same command goes on", said))
+        == 1
+    )
+    assert said.count("simulated fault: kill:rank1:step3") == 1
+    assert "Traceback" not in said
+    assert step_of(all_checkpoints(folder / "killed")[0]) == 2
+
+
+@pytest.mark.slow  # it stands still for a while
+def test_a_process_that_hangs_is_named(repository: Path, tmp_path: Path) -> None:
+    own = {**SMALL, "data": str(embedded_dataset(tmp_path / "data", sizes=(32, 8, 8))), "ddp_timeout": 15}
+    ds = str(repository / "ds_configs" / "zero2.json")
+    case = {"processes": 2, "settings": {**own, "deepspeed": ds}, "words": ["--simulate_fault", "hang:rank1:step2"]}
+    ended = start(tmp_path, {"hung": {**case, "how": {"kill_others": False}}})["hung"]
+    assert ended["codes"] == [75, 75], ended["output"]
+    assert "process 1 (" in ended["output"][0]
+    assert "stands still after step 1" in ended["output"][0]
+    assert max(ended["seconds"]) < 90
 
 
 @pytest.mark.parametrize("accumulated", [2, 8])
