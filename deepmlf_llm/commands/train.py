@@ -46,14 +46,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv, world = take_option(argv, WORLD, "a number of processes")
         settings = parse_settings(argv, default_config=DEMO)
         if seeds is not None:
-            if resume not in (None, "auto"):
-                raise ConfigError(f"{SEEDS} with {RESUME} {resume}: each seed goes on where it was cut; leave it out")
+            given = {RESUME: None if resume == "auto" else resume, FAULT: faults, WORLD: world}
+            if refused := [f"{name} {value}" for name, value in given.items() if value is not None]:
+                raise ConfigError(f"{SEEDS} with {', '.join(refused)}: of one run alone; leave it out")
             train_seeds(settings, seeds, dry_run, trust_run)
             return
         from deepmlf_llm.training.run import run_training
 
-        given = {"dry_run": dry_run, "opened": log_beside, "trust_run": trust_run, "resume": resume or "auto"}
-        result = run_training(settings, faults=faults, world=parse_world(world), **given)
+        result = run_training(
+            settings,
+            dry_run=dry_run,
+            opened=log_beside,
+            trust_run=trust_run,
+            resume=resume or "auto",
+            faults=faults,
+            world=parse_world(world),
+        )
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
         print_metrics("Best adapter by validation", {"valid": metrics["validation"], "test": metrics["test"]})
