@@ -24,7 +24,6 @@ EXTRAS = {
     "scipy": "train",
     "sklearn": "train",
     "tensorboard": "tensorboard",
-    "wandb": "wandb",
 }
 """Module -> the extra of this package that installs it."""
 

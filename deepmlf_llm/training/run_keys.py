@@ -47,6 +47,12 @@ _MISSING = optional(
         "a list of modality=share, shares 0 to 1, none twice",
     )
 )
+_LOG_TO = optional(
+    Rule(
+        lambda value: _NAMES.good(value) and set() < set(value) <= LOGS,
+        "a list of jsonl, tensorboard, wandb",
+    )
+)
 _RATE = optional(number(0, 1e3))
 _KERNELS = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -158,7 +164,7 @@ class RunKeys:
     log_to: list[str] | None = setting(
         "where the log goes: jsonl (metrics.jsonl, always written), tensorboard, wandb; default: tensorboard where "
         "installed",
-        optional(Rule(lambda value: _NAMES.good(value) and set(value) <= LOGS, "a list of jsonl, tensorboard, wandb")),
+        _LOG_TO,
         None,
     )
     max_skipped_steps: int = setting(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deepmlf_llm import shipped
-from deepmlf_llm.errors import ConfigError, Problems
+from deepmlf_llm.errors import ConfigError, MissingPackageError, Problems
 from deepmlf_llm.extras import installed, require
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.tasks.metrics import higher_is_better
@@ -168,8 +168,10 @@ def report_to(settings: RunSettings) -> list[str] | str:
     if settings.log_to is None:
         return "tensorboard" if installed("tensorboard") else "none"
     wanted = [name for name in settings.log_to if name != "jsonl"]
-    for name in wanted:
-        require(name, f"log_to={name}")
+    if "wandb" in wanted and not installed("wandb"):
+        raise MissingPackageError("log_to=wandb needs the package wandb: pip install wandb")
+    if "tensorboard" in wanted:
+        require("tensorboard", "log_to=tensorboard")
     return wanted or "none"
 
 

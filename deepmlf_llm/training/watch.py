@@ -132,7 +132,7 @@ class PeerWatch:
                 told[0] = self._state()
                 now_at = {rank: process["place"] for rank, process in told.items()}
                 advanced, places = (now, now_at) if now_at != places else (advanced, places)
-                if now - advanced > self.stalled_after:
+                if now - advanced > self.stalled_after and len(set(now_at.values())) > 1:  # else all are as slow
                     behind = min(now_at, key=now_at.__getitem__)
                     return self._end(self._words(behind, told[behind], "stands still"), store)
         return None

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.errors import ConfigError, MissingPackageError
+from deepmlf_llm.extras import installed
 from deepmlf_llm.training.launch import check_launcher
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed, report_to, uses_bf16, zero_stage
@@ -82,6 +83,9 @@ def test_an_engine_of_accelerates_choice_is_refused(monkeypatch: pytest.MonkeyPa
 def test_where_the_log_goes(tmp_path: Path) -> None:
     assert report_to(RunSettings.from_dict({"log_to": "jsonl"})) == "none"
     assert report_to(RunSettings.from_dict({"log_to": "jsonl,tensorboard"})) == ["tensorboard"]
+    if not installed("wandb"):
+        with pytest.raises(MissingPackageError, match="pip install wandb"):
+            report_to(RunSettings.from_dict({"log_to": "wandb"}))
     with pytest.raises(ConfigError, match="log_to and report_to say the same"):
         settings(log_to="jsonl")
     with pytest.raises(ConfigError, match="a list of jsonl, tensorboard, wandb"):
