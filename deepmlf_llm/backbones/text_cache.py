@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,16 +215,42 @@ class TextCache:
             input_ids[row, length - len(text) :] = torch.tensor(text)
             mask[row, length - len(text) :] = 1
         input_ids, mask = input_ids.to(device), mask.to(device)
-        layers = (self.depth or self.decoder.end or self.decoder.num_layers) - self.lowest
-        record = TextRecord(self.lowest, layers, self.storage)
+        record = self._record()
         # No autocast but our own: what is kept serves passes with and without it.
         with torch.autocast(device.type, torch.bfloat16, enabled=self._in_bfloat16):
             embeddings = self.decoder.embeddings(input_ids)
             states = read_noting(
                 self.decoder, embeddings, mask, self.depth, self.notes, lambda: RecordingCache(record.write)
             )
+        return self._recorded(texts, record, states)
+
+    def _record(self) -> TextRecord:
+        layers = (self.depth or self.decoder.end or self.decoder.num_layers) - self.lowest
+        return TextRecord(self.lowest, layers, self.storage)
+
+    def _recorded(self, texts: list[Text], record: TextRecord, states: Tensor) -> list[tuple[Text, Entry]]:
         entries = record.entries([*map(len, texts)], states, self.place, of_ends=self.depth is None)
         return list(zip(texts, entries, strict=True))
+
+    def new(self, texts: Sequence[Text]) -> bool:
+        """Whether a pass that reads these texts beside other tokens may write down what is to be kept of them, see
+        :meth:`writing`: each is there once, and none is kept."""
+        device = self.decoder.embeddings.weight.device.type
+        # As the cache itself reads them: without autocast, or in bf16 by its own choice.
+        alike = not torch.is_autocast_enabled(device) and not self._in_bfloat16
+        in_memory = isinstance(self.store, MemoryStore)
+        return alike and in_memory and not self.notes and len(self.store.missing(set(texts))) == len(texts)
+
+    @contextmanager
+    def writing(self, texts: list[Text]) -> Iterator[TextRecord]:
+        """Keeps, at its end, what a pass over these texts has written into the record.
+
+        Args:
+            texts: in the order of the pass's rows, which are padded on the left.
+        """
+        record = self._record()
+        yield record
+        self._keep(self._recorded(texts, record, record.states))
 
     def _assemble(self, entries: list[Entry], rows: list[Text], input_ids: Tensor) -> TextStream:
         batch, length = input_ids.shape

@@ -65,10 +65,11 @@ class TextRecord:
     def __init__(self, lowest: int, layers: int, storage: str | None) -> None:
         self.lowest, self.layers, self.storage = lowest, layers, storage
         self._written: tuple[Tensor, Tensor | None] | None = None
+        self.states = torch.empty(0)  # as for :meth:`entries`, where a pass puts them here
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Those of one LM layer [b x h x l x e]."""
-        if layer < self.lowest:
+        if not self.lowest <= layer < self.lowest + self.layers:
             return
         for part, given in enumerate((keys, values)):
             stored, scales = narrowed(given, self.storage)

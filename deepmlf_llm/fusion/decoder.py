@@ -22,6 +22,7 @@ from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.fusion.hooks import FusionState, Injection
 from deepmlf_llm.fusion.layer_mix import mixed_states
 from deepmlf_llm.fusion.objective import combine, loss_terms, next_token_sum
+from deepmlf_llm.fusion.one_pass import in_one_pass
 from deepmlf_llm.fusion.passes import PassInput, States, Text, choose_pass
 from deepmlf_llm.fusion.task_loss import task_loss
 from deepmlf_llm.fusion.token_cache import TokenCache
@@ -108,8 +109,10 @@ class FusedDecoder:
         text = Text(decoder, config, input_ids, mask, cache, augmented)
         full_mask = torch.cat([mask, mask.new_ones(len(mask), stack.num_tokens)], dim=1)
         run = choose_pass(decoder, config, cache is not None, kept, self.text_once)
-        reads = stack.topology.reads(tokens.device)
-        states = run(PassInput(text, tokens, full_mask, state, reads))
+        given = PassInput(text, tokens, full_mask, state, stack.topology.reads(tokens.device))
+        if not torch.is_grad_enabled():
+            run = in_one_pass(run, given, config, kept)
+        states = run(given)
         read = (states.tokens, states.last_text)
         if stack.layer_mix is not None:
             read = mixed_states(self.decoder, stack.layer_mix, state, states)

@@ -44,6 +44,7 @@ class FusionState:
         notes: LM layers behind whose MM Blocks the states are kept for the heads.
         noted: layer -> its states, of the fusion tokens and, where it runs with them, the last text token in front of
             them [b x (n or n + 1) x d].
+        entering: where somebody wants them, it gets the states in front of the first MM Block.
     """
 
     blocks: dict[int, MMBlock]
@@ -53,6 +54,7 @@ class FusionState:
     rows: Rows = PADDED
     notes: tuple[int, ...] = ()
     noted: dict[int, Tensor] = field(default_factory=dict)
+    entering: list[Tensor] | None = None
 
     @property
     def first(self) -> int:
@@ -61,10 +63,12 @@ class FusionState:
 
     def above(self, layer: int) -> FusionState:
         """For a pass in which MM Blocks up to ``layer``'s have run already."""
-        return replace(self, blocks={index: block for index, block in self.blocks.items() if index > layer})
+        return replace(self, blocks={i: block for i, block in self.blocks.items() if i > layer}, entering=None)
 
     def fuse(self, index: int, hidden: Tensor) -> Tensor:
         """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
+        if self.entering is not None and index == self.first:
+            self.entering.append(hidden)
         key_value = self.key_values.get(index)
         fused: Tensor = self.blocks[index](hidden, key_value, self.context_mask, self.num_tokens, self.rows)
         if index in self.notes:

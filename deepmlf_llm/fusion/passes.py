@@ -12,12 +12,15 @@ Rows are ``[pad .. text .. fusion]``: fusion tokens are always the last n positi
 - :class:`Split` (``ffw_scope="joint"``, or the text queries): the same below the first MM Block, then text and fusion
   tokens together.
 
+Where there is no graph and no text of a batch is kept, one pass does (``fusion/one_pass.py``).
+
 How the tokens come to the first MM Block is the entry's (``fusion/entry.py``). Where they enter there, the first of the
 three is :class:`WholeFromBlock`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -34,6 +37,7 @@ from deepmlf_llm.backbones import (
     run_layers,
     run_packed,
 )
+from deepmlf_llm.backbones.stream import RecordingCache
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.topology import POOLED
@@ -88,12 +92,17 @@ class Text:
             embeddings = embeddings + aug.embedding_noise * torch.randn_like(embeddings)
         return embeddings
 
+    def serving(self, depth: int | None, lowest: int = 0, notes: tuple[int, ...] = ()) -> TextCache | None:
+        """The cache, where it keeps what :meth:`stream` is asked for."""
+        # An adapter of another depth may have become active since the cache was made.
+        serves = self.cache is not None and self.cache.serves(self.decoder, depth, lowest, notes)
+        return self.cache if serves and not self.augmented else None
+
     def stream(self, depth: int | None, lowest: int = 0, notes: tuple[int, ...] = ()) -> TextStream:
         """Through the layers below ``depth`` (None: all, with states after ``notes`` too), without a graph; keys and
         values at least from ``lowest``."""
-        # An adapter of another depth may have become active since the cache was made.
-        if self.cache is not None and self.cache.serves(self.decoder, depth, lowest, notes) and not self.augmented:
-            return self.cache.read(self.input_ids, self.mask)
+        if (cache := self.serving(depth, lowest, notes)) is not None:
+            return cache.read(self.input_ids, self.mask)
         return read_text(self.decoder, self.embeddings(), self.mask, depth, notes)
 
 
@@ -107,6 +116,7 @@ class PassInput:
         mask: 1 where a position of ``[text ; fusion tokens]`` is real [b x (l + n)].
         state: for the MM Blocks.
         reads: True where a fusion token may read another [n x n]; None: as the LM has it.
+        record: gets each LM layer's keys and values of whole rows that are padded, where somebody wants them.
     """
 
     text: Text
@@ -114,6 +124,11 @@ class PassInput:
     mask: Tensor
     state: FusionState
     reads: Tensor | None = None
+    record: Callable[[int, Tensor, Tensor], None] | None = None
+
+    def recording(self) -> dict[str, RecordingCache]:
+        """An argument of :func:`run_layers`, where something is to be recorded."""
+        return {} if self.record is None else {"cache": RecordingCache(self.record)}
 
 
 class Pass(Protocol):
@@ -142,7 +157,8 @@ class Whole:
             state = replace(state, rows=rows)
             hidden = run_packed(self.decoder, inputs, given.mask, rows, fusion_state=state)
         else:
-            hidden = run_layers(self.decoder, inputs, given.mask, reads=given.reads, fusion_state=state)
+            more = {"reads": given.reads, "fusion_state": state, **given.recording()}
+            hidden = run_layers(self.decoder, inputs, given.mask, **more)
         return States.of_rows(hidden, state.num_tokens)
 
 
@@ -159,9 +175,10 @@ class WholeFromBlock:
 
     def __call__(self, given: PassInput) -> States:
         first, state = given.state.first, given.state
-        text = self._run(given.text.embeddings(), given.text.mask, last=first + 1)
+        text = self._run(given.text.embeddings(), given.text.mask, last=first + 1, **given.recording())
         fused = state.fuse(first, torch.cat([text, given.tokens], dim=1))
-        hidden = self._run(fused, given.mask, state.above(first), given.reads, first=first + 1)
+        above = {"first": first + 1, **given.recording()}
+        hidden = self._run(fused, given.mask, state.above(first), given.reads, **above)
         return States.of_rows(hidden, state.num_tokens)
 
     def _run(
@@ -191,8 +208,12 @@ class TextOnce:
     decoder: Decoder
     entry: TokenEntry
 
+    def reads(self, state: FusionState) -> tuple[int | None, int, tuple[int, ...]]:
+        """What it wants of the text: depth, lowest layer and notes, as of :meth:`Text.stream`."""
+        return None, self.entry.lowest(state.first), state.notes
+
     def __call__(self, given: PassInput) -> States:
-        stream = given.text.stream(None, self.entry.lowest(given.state.first), given.state.notes)
+        stream = given.text.stream(*self.reads(given.state))
         tokens = self.entry(given, stream)
         prefix = stream.prefix(given.text.input_ids.shape[1])
         tokens = _from_first_block(self.decoder, given, tokens, prefix)
@@ -210,9 +231,12 @@ class Split:
     decoder: Decoder
     entry: TokenEntry
 
+    def reads(self, state: FusionState) -> tuple[int | None, int, tuple[int, ...]]:
+        """As there."""
+        return state.first + 1, self.entry.lowest(state.first), ()
+
     def __call__(self, given: PassInput) -> States:
-        first = given.state.first
-        stream = given.text.stream(first + 1, self.entry.lowest(first))
+        stream = given.text.stream(*self.reads(given.state))
         tokens = self.entry(given, stream)
         hidden = _from_first_block(self.decoder, given, torch.cat([stream.states, tokens], dim=1))
         return States.of_rows(hidden, given.state.num_tokens)
@@ -238,10 +262,19 @@ def choose_pass(
         kept: fusion tokens below the first MM Block, if any are kept.
         text_once: False: always :class:`Whole` (or :class:`WholeFromBlock`).
     """
-    # Packed rows go without a mask, so tokens that a mask keeps apart stay padded.
-    packed = decoder.lm.config._attn_implementation in PACKING and config.token_topology == POOLED
-    changed, at_first_block = config.blocks_change_text, config.fusion_entry == "first_block"
+    packed, changed = takes_packed_rows(decoder, config), config.blocks_change_text
     if config.has_lm_lora or not text_once or (packed and changed and not keeps_text):
-        return (WholeFromBlock if at_first_block else Whole)(decoder, packed)
+        return whole_pass(decoder, config, packed)
+    at_first_block = config.fusion_entry == "first_block"
     entry = choose_entry(decoder, at_first_block, config.freeze_fusion_tokens, kept)
     return (Split if changed else TextOnce)(decoder, entry)
+
+
+def takes_packed_rows(decoder: Decoder, config: DeepMLFConfig) -> bool:
+    """Packed rows go without a mask, so tokens that a mask keeps apart stay padded."""
+    return decoder.lm.config._attn_implementation in PACKING and config.token_topology == POOLED
+
+
+def whole_pass(decoder: Decoder, config: DeepMLFConfig, packed: bool) -> Whole | WholeFromBlock:
+    """Text and fusion tokens together, from where these enter."""
+    return (WholeFromBlock if config.fusion_entry == "first_block" else Whole)(decoder, packed)
