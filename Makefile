@@ -12,6 +12,7 @@ else
 endif
 
 WORKERS ?= 2
+DEVICE ?= cpu
 LOWEST_TORCH ?= 2.6.0
 ARGS ?=
 # One thread a process: the tests and the demo run two processes.
@@ -32,8 +33,8 @@ demo: setup ## train, evaluate and predict on the embedded data set, no hub need
 demo-clip: setup ## render clips (synthetic), extract, train, predict an unseen clip over time; gets 0.2 GB more
 	@$(INTERPRETER) scripts/demo_clip.py $(ARGS)
 
-test: setup ## the whole test suite; ARGS="-k metrics" picks tests, WORKERS=n
-	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs $(ARGS)
+test: setup ## the whole test suite; ARGS="-k metrics" picks tests, WORKERS=n, DEVICE=cuda builds models there
+	@DEEPMLF_TEST_DEVICE=$(DEVICE) HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs $(ARGS)
 
 test-fast: setup ## the tests without those that take minutes
 	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs -m "not slow" $(ARGS)

@@ -1,0 +1,66 @@
+"""`make test DEVICE=cuda`: every test that builds a model in its own process builds it there.
+
+Commands that tests start choose their device themselves, as they do for users. In the folders of :data:`BY_HAND` tests
+also make by hand what models get, so there every new tensor lies on the device. Elsewhere our own code moves batches,
+and toys alone are put there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+VARIABLE = "DEEPMLF_TEST_DEVICE"
+BY_HAND = ("adapters", "backbones", "fusion", "model", "modules", "planning", "test_learning", "test_old_files")
+
+
+def chosen() -> str:
+    """The device that ``make test`` was asked for; ``"cpu"`` changes nothing."""
+    return os.environ.get(VARIABLE) or "cpu"
+
+
+def missing(device: str) -> str | None:
+    """Why no test can run on ``device``, in one sentence; None where it is there."""
+    if device.partition(":")[0] in ("cpu", "meta"):
+        return None
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return None
+    return f"DEVICE={device}: torch {torch.__version__} sees no such device here; leave DEVICE out to test on the CPU"
+
+
+@contextmanager
+def built_on(device: str, by_hand: bool) -> Iterator[None]:
+    """Toys, and with ``by_hand`` every new tensor, on ``device``."""
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._device import _device_constructors
+
+    from deepmlf_llm.backbones import loading
+
+    constructors = _device_constructors()
+
+    class OnDevice(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            kwargs = dict(kwargs or {})
+            if function not in constructors or kwargs.get("device") is not None:
+                return function(*args, **kwargs)
+            if kwargs.get("generator") is not None:  # of a CPU: the same draws on every device
+                return function(*args, **kwargs).to(device)
+            kwargs["device"] = device
+            return function(*args, **kwargs)
+
+    toy = loading.toy_model
+    loading.toy_model = lambda *args, **changes: toy(*args, **changes).to(device)
+    try:
+        if not by_hand:
+            yield
+            return
+        with OnDevice():
+            yield
+    finally:
+        loading.toy_model = toy
