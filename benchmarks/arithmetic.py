@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from measuring import Clock, print_markdown
+from measuring import Clock, seconds_of, summary
 from published_layout import PublishedLoop
 from torch.utils.flop_counter import FlopCounterMode
 from variants import SHARED_TEXT, OurLoop
+
+from deepmlf_llm.backbones.text_cache import BATCH_TOKENS, TextCache
 
 
 def flops(run: Callable[[], Any]) -> int:
@@ -23,44 +26,47 @@ def flops(run: Callable[[], Any]) -> int:
 def matmul_rate(rows: int, width: int, columns: int, dtype: torch.dtype, repeats: int = 100) -> float:
     """FLOP/s of [rows x width] @ [width x columns] on this CPU, the fastest of five goes."""
     a, b = torch.randn(rows, width).to(dtype), torch.randn(columns, width).to(dtype).t()
-    clock = Clock()
-    for timed in (False, *[True] * 5):
-        with clock if timed else Clock():
-            for _ in range(repeats):
-                a @ b
-    return 2 * rows * width * columns * repeats / min(clock.seconds)
+    return 2 * rows * width * columns / seconds_of(partial(torch.mm, a, b), repeats)
 
 
 def count_arithmetic(yardstick: PublishedLoop, ours: Mapping[str, OurLoop]) -> dict[str, Any]:
-    """FLOPs of a training step and of a batch's predictions, ours averaged over a pass, and this machine's matmul rate.
+    """FLOPs of a training step and of a batch's predictions, ours of the batch of middle length; the matmul rate here.
 
     The rate is that of the LM's up projection for all fusion tokens of a batch. Predictions are for texts met before.
     """
     training = {"yardstick": flops(yardstick.step)}
     inference = {"yardstick": flops(yardstick.predict)}
     for name, loop in ours.items():
-        training[name] = flops(loop.epoch) // len(loop.batches)
+        middle = len(loop.batches) // 2
+        training[name] = flops(partial(loop.step, middle))
         if name in SHARED_TEXT:
             loop.model.enable_text_cache("memory", fusion_tokens=True)
-            loop.predict_epoch()
-            inference[SHARED_TEXT[name]] = flops(loop.predict_epoch) // len(loop.batches)
+            for _ in range(2):
+                loop.predict(middle)
+            inference[SHARED_TEXT[name]] = flops(partial(loop.predict, middle))
     config = yardstick.model.lm.config
     sizes = (yardstick.batches.batch * yardstick.model.num_tokens, config.hidden_size, config.intermediate_size)
     rates = {name: matmul_rate(*sizes, getattr(torch, name)) for name in ("float32", "bfloat16")}
     return {"training": training, "inference": inference, "matmul_rate": rates}
 
 
-def show_arithmetic(result: Mapping[str, Any]) -> None:
-    """A table: FLOPs, their ratio, and the share of the measured time that they take at the matmul rate."""
-    rates, rows = result["arithmetic"]["matmul_rate"], []
-    for kind in ("training", "inference"):
-        counted, measured = result["arithmetic"][kind], result[kind]
-        for name, count in counted.items():
-            rate = rates["bfloat16" if name.endswith("_bf16") else "float32"]
-            seconds, step = count / rate, measured[name]["step_seconds"]["median"]
-            ratio = counted["yardstick"] / count
-            row = [f"{kind}, {name}", f"{count / 1e9:.0f}", f"{ratio:.1f}", f"{seconds:.2f}", f"{step:.2f}"]
-            rows.append([*row, f"{seconds / step:.0%}"])
-    print()
-    print_markdown(["arithmetic", "GFLOP", "yardstick / ours", "s at matmul rate", "s measured", "share"], rows)
-    print("\nMatmul rate: " + ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}" for name, rate in rates.items()) + ".")
+def measure_building(loop: OurLoop, texts: list[list[int]], storage: str | None = None) -> dict[str, float]:
+    """Reading texts into an empty cache: FLOP/s, and their share of the rate of the LM's up projection for a batch of
+    them, in the dtype of its projections."""
+    own, seen = loop.model.text_cache, []
+    config = own.decoder.lm.config
+
+    def build() -> None:
+        TextCache(own.decoder, own.depth, storage=storage or own.storage, lowest=own.lowest).add(texts)
+
+    up = own.decoder.ffw_parts(0).up
+    handle = up.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    counted, clock = flops(build), Clock()
+    handle.remove()
+    rates = []
+    for _ in range(3):
+        rates.append(matmul_rate(BATCH_TOKENS, config.hidden_size, config.intermediate_size, seen[0], repeats=10))
+        with clock:
+            build()
+    rate = counted / summary(clock.seconds)["median"]
+    return {"flop_per_second": rate, "share_of_matmul_rate": rate / summary(rates)["median"], "texts": len(texts)}

@@ -9,75 +9,83 @@ LoRA on the LM).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import Clock, environment, print_machine, print_markdown, summary, use_threads, write_json
+from measuring import Clock, benchmark_parser, environment, summary, use_threads, write_json
+from tables import latency, machine
 from variants import make_config
 from workload import Geometry, make_utterances
 
 from deepmlf_llm import DeepMLFModel
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.commands.shell import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import run_recipe
 from deepmlf_llm.inference.predictor import SentimentPredictor
 
-
-@dataclass(frozen=True)
-class Variant:
-    """A model to ask: how its base is loaded, whether the LM has LoRA, whether all is merged."""
-
-    dtype: str = "float32"
-    quantization: str = "none"
-    lm_lora: bool = False
-    merged: bool = False
-
-
-VARIANTS = {
-    "fp32": Variant(),
-    "bf16": Variant("bfloat16"),
-    "nf4": Variant(quantization="nf4"),
-    "fp32, LM LoRA": Variant(lm_lora=True),
-    "fp32, LM LoRA, merged": Variant(lm_lora=True, merged=True),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"dtype": "bfloat16"},
+    "nf4": {"quantization": "nf4"},
+    "int8": {"quantization": "int8"},
+    "fp32, compiled": {"compiled": True},
+    "bf16, compiled": {"dtype": "bfloat16", "compiled": True},
+    "fp32, LM LoRA": {"lm_lora": True},
+    "fp32, LM LoRA, merged": {"lm_lora": True, "merged": True},
+    **{f"fp32, texts in {name}": {"storage": name} for name in ("bfloat16", "float16", "int8")},
 }
+"""Name -> how the base is loaded (fp32 unless said), whether the LM has LoRA, whether all is merged, or compiled; the
+dtype of texts that are kept."""
+USUAL = ("fp32", "bf16", "nf4", "fp32, LM LoRA", "fp32, LM LoRA, merged")
 
 
-def make_model(variant: Variant, base_model: str, geometry: Geometry) -> Any:
-    """As after training, but for the values of its weights, on which no time depends."""
-    lm = load_base_model(base_model, quantization=variant.quantization, dtype=variant.dtype)
-    lora = {"r": 16, "target_modules": ["q_proj", "v_proj"]} if variant.lm_lora else {}
-    config = make_config(lm, geometry, "fusion", **lora)
-    model = DeepMLFModel(lm, config)
-    model = model.merge_and_unload() if variant.merged else model
-    return model.cuda() if torch.cuda.is_available() and variant.quantization == "none" else model
+def make_model(variant: Mapping[str, Any], base_model: str, geometry: Geometry) -> Any:
+    """As after training, but for the values of its weights, on which no time depends: the same in every variant."""
+    loaded = {"dtype": "float32", **{k: v for k, v in variant.items() if k in ("dtype", "quantization")}}
+    lm = load_base_model(base_model, **loaded)
+    lora = {"r": 16, "target_modules": ["q_proj", "v_proj"]} if variant.get("lm_lora") else {}
+    torch.manual_seed(0)
+    model: Any = DeepMLFModel(lm, make_config(lm, geometry, "fusion", **lora))
+    model = model.merge_and_unload() if variant.get("merged") else model
+    if variant.get("compiled"):
+        model.get_base_model().get_decoder().compile(dynamic=True)
+    return model.cuda() if torch.cuda.is_available() and "quantization" not in variant else model
 
 
 def measure(
-    model: Any, tokenizer: Any, utterances: Sequence[dict[str, Any]], singles: int, rounds: int
+    model: Any,
+    tokenizer: Any,
+    utterances: Sequence[dict[str, Any]],
+    singles: int,
+    rounds: int,
+    storage: str | None = None,
 ) -> dict[str, Any]:
-    """Milliseconds of single utterances and utterances a second in batches of 32, text new and met before."""
+    """Milliseconds of single utterances and utterances a second in batches of 32, text new and met before; what is
+    predicted for the utterances themselves, their texts met before."""
     one, many = SentimentPredictor(model, tokenizer, batch_size=1), SentimentPredictor(model, tokenizer, batch_size=32)
     random = np.random.default_rng(1)
     ask(many, utterances[:32])
+    for utterance in utterances[:3]:
+        ask(one, [utterance])
     latency, passes = {"new": Clock(), "met": Clock()}, {"new": Clock(), "met": Clock()}
     for utterance in utterances[:singles]:
-        forget(model)
+        forget(model, storage)
         with latency["new"]:
             ask(one, [utterance])
         other = other_take(utterance, random)
         with latency["met"]:
             ask(one, [other])
     for _ in range(rounds):
-        forget(model)
+        forget(model, storage)
         with passes["new"]:
             ask(many, utterances)
         others = [other_take(utterance, random) for utterance in utterances]
         with passes["met"]:
             ask(many, others)
+    again = ask(many, utterances)
     return {
+        "polarities": [prediction.polarity for prediction in again],
         "latency_ms": {text: percentiles(clock.seconds) for text, clock in latency.items()},
         "utterances_per_second": {
             text: summary([len(utterances) / seconds for seconds in clock.seconds]) for text, clock in passes.items()
@@ -85,15 +93,15 @@ def measure(
     }
 
 
-def ask(predictor: SentimentPredictor, utterances: Sequence[dict[str, Any]]) -> None:
+def ask(predictor: SentimentPredictor, utterances: Sequence[dict[str, Any]]) -> list[Any]:
     features = {name: [u[name] for u in utterances] for name in predictor.config.modalities}
-    predictor.predict([u["text"] for u in utterances], **features)
+    return predictor.predict([u["text"] for u in utterances], **features)
 
 
-def forget(model: Any) -> None:
+def forget(model: Any, storage: str | None = None) -> None:
     """Drops the text that is kept."""
     if not model.deepmlf_config.has_lm_lora:
-        model.enable_text_cache("memory", fusion_tokens=True)
+        model.enable_text_cache("memory", storage=storage, fusion_tokens=storage is None)
 
 
 def other_take(utterance: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
@@ -110,47 +118,31 @@ def percentiles(values: Sequence[float]) -> dict[str, Any]:
     return {"median": float(middle), "p95": float(high), "n": len(values)}
 
 
-def show(result: dict[str, Any]) -> None:
-    rows = []
-    for name, facts in result["variants"].items():
-        latency, rate = facts["latency_ms"], facts["utterances_per_second"]
-        cells = [f"{latency[text]['median']:.0f} / {latency[text]['p95']:.0f}" for text in ("new", "met")]
-        rows.append([name, *cells, *(f"{rate[text]['median']:.1f}" for text in ("new", "met"))])
-    columns = [
-        "model",
-        "one utterance, ms (median / p95)",
-        "text met before",
-        "utterances/s, batches of 32",
-        "text met before",
-    ]
-    print_markdown(columns, rows)
-    print_machine(result["environment"])
-
-
 def main() -> None:
-    parser = RecipeParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--base_model", help="a LLaMA-class base model; default: smollm2-135m (--quick: tiny-llama)")
-    parser.add_argument(
-        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="what is measured"
-    )
+    parser = benchmark_parser(__doc__.splitlines()[0], "smollm2-135m")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(USUAL), help="what is measured")
     parser.add_argument("--utterances", type=int, help="utterances of a timed pass; default: 128 (--quick: 8)")
     parser.add_argument("--rounds", type=int, default=3, help="timed passes")
-    parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS or one a core")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
     args = parser.parse_args()
     use_threads(args.threads)
     base_model = args.base_model or ("tiny-llama" if args.quick else "smollm2-135m")
     count = args.utterances or (8 if args.quick else 128)
     geometry, tokenizer = Geometry(), load_tokenizer(base_model)
     utterances = make_utterances(count, geometry)
-    variants = {}
+    variants: dict[str, Any] = {}
+    first = None
     for name in args.variants:
         model = make_model(VARIANTS[name], base_model, geometry)
-        facts = measure(model, tokenizer, utterances, min(count, 32), args.rounds)
-        variants[name] = {**facts, "model": asdict(VARIANTS[name])}
+        facts = measure(model, tokenizer, utterances, min(count, 32), args.rounds, VARIANTS[name].get("storage"))
+        said = np.array(facts.pop("polarities"))
+        first = said if first is None else first
+        apart = np.abs(said - first)
+        facts["difference"] = {"mean": float(apart.mean()), "largest": float(apart.max())}
+        variants[name] = {**facts, "spread": float(said.std()), "model": VARIANTS[name]}
+        if args.output:
+            write_json(args.output, {"variants": variants})  # a run that is cut loses nothing
     result = {"base_model": base_model, "utterances": count, "variants": variants, "environment": environment()}
-    show(result)
+    print(f"{latency(result)}\n\n{machine(result)}")
     if args.output:
         write_json(args.output, result)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deepmlf_llm.commands.shell import RecipeParser
+from deepmlf_llm.errors import RunError
 from deepmlf_llm.files import write_aside
 from deepmlf_llm.training.environment import environment as program_environment
 
@@ -24,29 +25,19 @@ peak is what was alive at once and not what the allocator kept. It costs time, s
 
 
 class Clock:
-    """Collects the wall time of blocks, and how much of it the kernel took (page faults of fresh memory, mostly).
-
-    >>> clock = Clock()
-    >>> with clock:
-    ...     pass
-    >>> len(clock.seconds)
-    1
-    """
+    """Collects the wall time of blocks: ``with clock: ...``."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.kernel_seconds: list[float] = []
 
     def __enter__(self) -> Clock:
         _wait_for_device()
-        self._start = time.perf_counter(), _kernel_seconds()
+        self._start = time.perf_counter()
         return self
 
     def __exit__(self, *error: Any) -> None:
         _wait_for_device()
-        wall, kernel = self._start
-        self.seconds.append(time.perf_counter() - wall)
-        self.kernel_seconds.append(_kernel_seconds() - kernel)
+        self.seconds.append(time.perf_counter() - self._start)
 
 
 def _wait_for_device() -> None:
@@ -54,8 +45,14 @@ def _wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
-def _kernel_seconds() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_stime
+def seconds_of(run: Callable[[], Any], repeats: int) -> float:
+    """Seconds of one call: of ``repeats`` in a row, the fastest of five goes."""
+    clock = Clock()
+    for timed in (False, *[True] * 5):
+        with clock if timed else Clock():
+            for _ in range(repeats):
+                run()
+    return min(clock.seconds) / repeats
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -65,21 +62,69 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes: all of it, interpreter and libraries included.
-
-    Linux: VmHWM, which starts afresh with each program (``ru_maxrss`` of a child starts at its parent's).
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Largest resident set of this process so far, in bytes, interpreter and libraries included: Linux's VmHWM, which
+    starts afresh with each program (``ru_maxrss`` of a child starts at its parent's)."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def use_threads(count: int | None = None) -> None:
     """Compute threads of this process; default: ``OMP_NUM_THREADS`` where that is set, else one a core."""
     torch.set_num_threads(count or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0)))
+
+
+def in_own_process(
+    function: Callable[..., Any], *args: Any, seconds: float | None = None, threads: int | None = None
+) -> Any:
+    """What a function returns in a process of its own, a fork of one that has imported libraries, no more.
+
+    Args:
+        function: of a module; what it is given and returns is pickled.
+        seconds: after which it is killed; default: never.
+        threads: that compute there.
+
+    Raises:
+        RunError: it raised something (the message has its last line), crashed, or ran out of time.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["deepmlf_llm.model"])  # what takes long; __main__ itself fails before Python 3.12.8
+    os.environ.update(LIVE_BLOCKS)  # read when a process starts, so not by this one
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(there, threads, function, args))
+    process.start()
+    there.close()
+    if not here.poll(seconds):
+        process.kill()
+        raise RunError(f"ran past {seconds:.0f} s and was killed")
+    try:
+        done, answer = here.recv()
+    except EOFError:
+        process.join()
+        raise RunError(f"its process ended by itself, exit code {process.exitcode}") from None
+    process.join()
+    if not done:
+        raise RunError(answer)
+    return answer
+
+
+def _answer(pipe: Any, threads: int | None, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    use_threads(threads)
+    try:
+        pipe.send((True, function(*args)))
+    except Exception as error:
+        pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
+
+
+def benchmark_parser(description: str, base_model: str | None = None) -> RecipeParser:
+    """A parser with what benchmarks share; ``base_model``: the default of that option, where there is one."""
+    parser = RecipeParser(description=description)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS or one a core")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
+    if base_model is not None:
+        told = f"a LLaMA-class base model; default: {base_model} (--quick: tiny-llama)"
+        parser.add_argument("--base_model", help=told)
+    return parser
 
 
 def environment() -> dict[str, Any]:
@@ -94,15 +139,9 @@ def _cpu_class() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def print_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A Markdown table on stdout."""
-    for cells in [columns, ["---"] * len(columns), *rows]:
-        print("| " + " | ".join(str(cell) for cell in cells) + " |")
-
-
-def print_machine(machine: dict[str, Any]) -> None:
-    """A line under a table: where :func:`environment` was taken."""
-    print(f"\nMachine: {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}.")
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in [columns, ["---"] * len(columns), *rows])
 
 
 def write_json(path: Path, result: Any) -> None:

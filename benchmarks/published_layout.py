@@ -6,28 +6,20 @@ logits at every position kept in the graph, gradients through the whole LM, padd
 an utterance has, attention maps of the AV encoder written out over all 50, the text tokenised inside the loop. The
 results are the method's: masks, positions, scales and pooling are right, so that `tests/benchmarks` can hold it against
 the package. What is slow here is meant to be.
-
-    python benchmarks/published_layout.py --steps 5 --batch 32 [--tiny] [--output FILE.json]
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import Clock, environment, peak_memory, print_markdown, summary, use_threads, write_json
 from published_encoder import ModalityEncoder, attend, key_bias
 from torch import Tensor, nn
-from workload import Geometry, PublishedBatches, make_utterances
-
-from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.commands.shell import RecipeParser, run_recipe
+from workload import Geometry, PublishedBatches
 
 OPTIMIZER = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 1e-3}
 LOSS_WEIGHTS = {"task": 1.0, "fusion": 0.4, "av": 0.8, "text": 0.8}
@@ -203,6 +195,7 @@ class PublishedLoop:
         utterances: see :func:`workload.make_utterances`.
         geometry: to which everything is padded.
         batch: rows of a batch.
+        gamma: weight of the LM's loss.
         changes: of :class:`PublishedLayout`.
     """
 
@@ -213,8 +206,10 @@ class PublishedLoop:
         utterances: Sequence[Mapping[str, Any]],
         geometry: Geometry,
         batch: int,
+        gamma: float = 0.0,
         **changes: Any,
     ) -> None:
+        self.gamma = gamma
         self.model = PublishedLayout(lm, geometry.modalities, **changes).train()
         self.device, self.half = lm.device, lm.dtype != torch.float32
         self.batches = PublishedBatches(utterances, tokenizer, geometry, batch)
@@ -226,7 +221,10 @@ class PublishedLoop:
     def step(self) -> int:
         """One training step; returns the samples it saw."""
         output, labels = self._run()
-        self.model.loss(output, labels).backward()
+        loss = self.model.loss(output, labels)
+        if self.gamma:
+            loss = loss + self.gamma * F.cross_entropy(output["logits"].transpose(1, 2).float(), output["targets"])
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return len(labels)
@@ -242,50 +240,12 @@ class PublishedLoop:
     def _run(self) -> tuple[dict[str, Tensor], Tensor]:
         batch, labels = self.batches.next()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return self.model({name: x.to(self.device) for name, x in batch.items()}), labels.to(self.device)
+            output = self.model({name: x.to(self.device) for name, x in batch.items()})
+        return {**output, "targets": self._targets(batch).to(self.device)}, labels.to(self.device)
 
-
-def main() -> None:
-    parser = RecipeParser(description="Times the published cost profile of DeepMLF on this machine's CPU, in fp32.")
-    parser.add_argument("--steps", type=int, default=5, help="timed training steps, after one that is not")
-    parser.add_argument("--batch", type=int, default=32, help="utterances in a batch")
-    parser.add_argument("--base_model", default="smollm2-135m", help="a LLaMA-class base model")
-    parser.add_argument("--tiny", action="store_true", help="tiny-llama and short sequences, to try the command")
-    parser.add_argument("--threads", type=int, default=None, help="threads; default: one a core")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file to write")
-    args = parser.parse_args()
-    use_threads(args.threads)
-    start = peak_memory()
-    base, geometry = ("tiny-llama", Geometry(frames=40)) if args.tiny else (args.base_model, Geometry())
-    lm = load_base_model(base, dtype="float32")
-    utterances = make_utterances(args.batch * (args.steps + 1), geometry)
-    loop = PublishedLoop(lm, load_tokenizer(base), utterances, geometry, args.batch)
-    clock = Clock()
-    loop.step()
-    for _ in range(args.steps):
-        with clock:
-            loop.step()
-    result = {
-        "base_model": base,
-        "batch": args.batch,
-        "geometry": asdict(geometry),
-        "mm_blocks_after": loop.model.layers,
-        "trainable_parameters": sum(p.numel() for p in loop.trainable()),
-        "step_seconds": summary(clock.seconds),
-        "kernel_seconds": summary(clock.kernel_seconds),
-        "peak_memory_gb": peak_memory() / 1e9,
-        "peak_memory_above_interpreter_gb": (peak_memory() - start) / 1e9,
-        "environment": environment(),
-    }
-    seconds, peak = result["step_seconds"], result["peak_memory_above_interpreter_gb"]
-    times = f"{seconds['median']:.2f} ({seconds['low']:.2f} .. {seconds['high']:.2f})"
-    print_markdown(
-        ["MM Blocks after", "trainable", "step, s (quartiles)", "peak memory, GB"],
-        [[loop.model.layers, result["trainable_parameters"], times, f"{peak:.2f}"]],
-    )
-    if args.output:
-        write_json(args.output, result)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_recipe(main))
+    def _targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """Each real token but the last predicts the next real one [b x s]; -100 elsewhere."""
+        ids, real = batch["input_ids"], batch["attention_mask"].bool()
+        following = ids.roll(-1, dims=1).masked_fill(~real.roll(-1, dims=1), -100)
+        following[:, -1] = -100
+        return F.pad(following, (0, self.model.num_tokens), value=-100)

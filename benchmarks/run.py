@@ -1,65 +1,57 @@
 """DeepMLF against the published cost profile, on this machine's CPU, in one run: samples a second and peak memory.
 
-Every variant has the same LM weights, the same utterances, the same number of trainable weights and the same optimizer.
-Timed steps alternate: one of the yardstick, one pass of a variant over all batches, again. Peak memory is taken in a
-process of its own for each variant, on the epoch's longest batch.
+Every variant has the same LM weights, the same utterances, as many trained weights (but for designs that leave some
+out) and the same optimizer. Timed steps alternate: one of the yardstick, one of each variant, again. A cell is a kind
+of texts and frames a modality: ``8-44:50`` (tokens spread evenly), ``mosi:500`` (MOSI's lengths), ``mosi:spoken`` (as
+many frames as speech of that length has, at most 500). Peak memory is taken in a process of its own for each variant,
+on the epoch's longest batch. What is measured is written after each part.
 
-    python benchmarks/run.py [--output FILE.json] [--profile] [--quick] [--gpu]
+    python benchmarks/run.py --output FILE.json [--cells 8-44:50 mosi:spoken ..] [--variants joint ..] [--details]
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-from arithmetic import count_arithmetic
-from caches import cache_facts, measure_assembly, measure_building
+from arithmetic import count_arithmetic, measure_building
 from measuring import (
-    LIVE_BLOCKS,
     Clock,
+    benchmark_parser,
     environment,
+    in_own_process,
     operations,
     peak_memory,
     summary,
     use_threads,
     write_json,
 )
-from precision import measure_precision
 from published_layout import PublishedLoop
 from tables import show
-from variants import LOOPS, SHARED_TEXT, VARIANTS, YARDSTICKS, OurLoop
-from workload import TRAINING_SPLIT, Geometry, grouped, make_utterances, representative, with_token_ids
+from variants import GAMMA, LOOPS, SHARED_TEXT, VARIANTS, YARDSTICKS, OurLoop
+from workload import TEXTS, TRAINING_SPLIT, Geometry, grouped, make_utterances, representative, with_token_ids
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.commands.shell import RecipeParser, run_recipe
+from deepmlf_llm.commands.shell import run_recipe
+from deepmlf_llm.errors import ConfigError
 
 METHOD = {
-    "yardstick": "the published cost profile (published_layout.py): random batches, everything padded to its limit",
-    "dtypes": "the yardstick and names without a suffix are fp32 throughout; _bf16: the frozen LM is bf16, as SmolLM2 "
-    "was published, and what is trained stays fp32; `precision` says what that does to predictions",
-    "ours": "length-grouped batches, evenly spread over an epoch's from the shortest to the longest, tokenised once",
-    "samples": "the yardstick draws its batches from the very utterances that ours are made of",
-    "time": "wall time, steps alternating in one process; a ratio is the median of each pass over the yardstick's step "
-    "of the same round (just before the fp32 variant), its spread the quartiles",
-    "fusion_cached": "after the first epoch: text read beforehand, a batch's cache put together inside the step",
-    "cached_frozen, cached_first_block, cached_best": "the same with tokens that do not train; that enter at the first "
-    "MM Block; and that do, in an LM that ends with the fifth of seven MM Blocks",
-    "inference_shared_text": "predictions for texts met before (audio and vision encoded again), against the "
-    "yardstick's: the text is kept, and so are the fusion tokens below the first MM Block",
-    "assembly": "putting a batch's text together from a cache in each place and dtype, over a step of fusion_cached",
-    "profile": "one step, ours on the batch of middle length",
-    "arithmetic": "FLOPs of all matrix products, backward passes and recomputation included, counted by PyTorch; the "
-    "matmul rate is that of the LM's up projection for all fusion tokens of a batch",
-    "memory": "VmHWM of a process of its own, nothing subtracted, after two steps on the epoch's longest batch, the "
-    "texts of all its batches kept where they are cached; glibc returns freed blocks of 1 MB at once there, so the "
-    "peak is what was alive",
+    "yardstick": "published_layout.py: random batches of the utterances that ours are made of, everything padded; "
+    "yardstick_gamma: with the LM's loss; yardstick_bf16: bf16 LM, autocast",
+    "names": "without a suffix fp32 throughout; _bf16: the frozen LM is bf16, what is trained is fp32. cached: text "
+    "read beforehand; cached_best: tokens enter at the first MM Block, the LM ends with the fifth of seven. "
+    "shared_text: predictions for texts met before, audio and vision encoded again",
+    "time": "wall time, steps alternating in one process; of round i ours is the i-th batch, spread evenly over an "
+    "epoch's length-grouped batches from the shortest to the longest; a ratio is the median over rounds, its spread "
+    "the quartiles; `overall` is all seconds of the one over all of the other",
+    "details": "of the first cell; FLOPs are those of all matrix products, counted by PyTorch, ours on the middle "
+    "batch; the matmul rate is that of the LM's up projection for a batch's fusion tokens",
+    "memory": "of the last cell: VmHWM of a process of its own after two steps on the epoch's longest batch, all its "
+    "texts kept where they are cached; glibc returns freed blocks of 1 MB at once there, so the peak was alive",
 }
+CELLS = ("8-44:50", "8-44:500")
 
 
 @dataclass(frozen=True)
@@ -68,13 +60,29 @@ class Setting:
 
     base_model: str = "smollm2-135m"
     batch: int = 32
-    batches: int = 5
-    rounds: int = 5
+    rounds: int = 7
     utterances: int = TRAINING_SPLIT
+    texts: str = "mosi"
+    frames: int | None = None  # of each modality; None: as many as speech has
     geometry: Geometry = field(default_factory=Geometry)
 
+    def of(self, cell: str) -> Setting:
+        """This setting in a cell.
 
-QUICK = Setting("tiny-llama", batch=4, batches=2, rounds=3, utterances=24, geometry=Geometry(frames=60))
+        Raises:
+            ConfigError: no such cell.
+        """
+        texts, _, frames = cell.partition(":")
+        if texts not in TEXTS or not (frames == "spoken" or frames.isdigit()):
+            raise ConfigError(
+                f"--cells {cell!r}: expected TEXTS:FRAMES, of {', '.join(TEXTS)} and a number or 'spoken'"
+            )
+        if frames == "spoken":
+            return replace(self, texts=texts)
+        return replace(self, texts=texts, frames=int(frames), geometry=replace(self.geometry, frames=int(frames)))
+
+
+QUICK = Setting("tiny-llama", batch=4, rounds=2, utterances=24, geometry=Geometry(frames=60))
 
 
 class Bench:
@@ -83,16 +91,17 @@ class Bench:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.tokenizer = load_tokenizer(setting.base_model)
-        drawn = make_utterances(setting.utterances, setting.geometry)
+        drawn = make_utterances(setting.utterances, setting.geometry, texts=setting.texts, frames=setting.frames)
         epoch = grouped(with_token_ids(drawn, self.tokenizer, setting.geometry.max_tokens), setting.batch)
-        self.batches = representative(epoch, setting.batches)
+        self.batches = representative(epoch, setting.rounds)
         self.longest = epoch[-1]
         self.texts = [utterance["input_ids"] for batch in epoch for utterance in batch]
 
     def yardstick(self, name: str = "yardstick") -> PublishedLoop:
         utterances = [utterance for batch in self.batches for utterance in batch]
-        lm = load_base_model(self.setting.base_model, dtype=YARDSTICKS[name])
-        return PublishedLoop(lm, self.tokenizer, utterances, self.setting.geometry, self.setting.batch)
+        dtype, gamma = YARDSTICKS[name]
+        lm = load_base_model(self.setting.base_model, dtype=dtype)
+        return PublishedLoop(lm, self.tokenizer, utterances, self.setting.geometry, self.setting.batch, gamma)
 
     def ours(self, name: str, batches: list[Any] | None = None) -> OurLoop:
         variant, dtype = LOOPS[name]
@@ -100,163 +109,126 @@ class Bench:
         return OurLoop(lm, self.tokenizer, batches or self.batches, self.setting.geometry, *VARIANTS[variant])
 
 
-def measure_training(bench: Bench, profile: bool) -> dict[str, Any]:
-    """Alternating training steps, and predictions with cached text: the ``training``, ``inference`` and cache parts."""
-    setting = bench.setting
-    yardstick = bench.yardstick()
-    ours = {name: bench.ours(name) for name in LOOPS}
-    half = bench.yardstick("yardstick_bf16")
-    for loop in (yardstick, half):
+def measure_cell(setting: Setting, names: Sequence[str], details: bool = False) -> dict[str, Any]:
+    """Alternating training steps, then predictions for texts met before: ``training`` and ``inference``."""
+    bench = Bench(setting)
+    yardsticks = {name: bench.yardstick(name) for name in _yardsticks(names)}
+    ours = {name: bench.ours(name) for name in names}
+    for loop in yardsticks.values():
         loop.step()
     for loop in ours.values():
-        loop.epoch()
-    cached = {name: ours[name] for name in SHARED_TEXT}
-    for loop in cached.values():
-        loop.assembling = Clock()
-    clocks = {name: Clock() for name in ours}
-    before = {name: Clock() for name in VARIANTS}
-    beside = Clock()
-    for _ in range(setting.rounds):
-        for variant in VARIANTS:
-            with before[variant]:
+        loop.step(0)
+    clocks = {name: Clock() for name in (*yardsticks, *ours)}
+    for index in range(setting.rounds):
+        for name, yardstick in yardsticks.items():
+            with clocks[name]:
                 yardstick.step()
-            for name in (name for name in LOOPS if LOOPS[name][0] == variant):
-                with clocks[name]:
-                    ours[name].epoch()
-        with beside:
-            half.step()
-    training = {"yardstick": speed([(clock, 1) for clock in before.values()], setting.batch)}
-    training["yardstick_bf16"] = speed([(beside, 1)], setting.batch)
-    training["yardstick_bf16"]["ratio"] = paired(before["joint"], beside, 1)
-    for name, loop in (("yardstick", yardstick), ("yardstick_bf16", half)):
+        for name, loop in ours.items():
+            with clocks[name]:
+                loop.step(index)
+    training = {name: _speed(clocks[name], clocks[_beside(name)], setting.batch) for name in clocks}
+    for name, loop in (*yardsticks.items(), *ours.items()):
         training[name]["trainable_parameters"] = sum(p.numel() for p in loop.trainable())
-    del half
-    for name, loop in ours.items():
-        training[name] = speed([(clocks[name], setting.batches)], setting.batch)
-        training[name]["ratio"] = paired(before[LOOPS[name][0]], clocks[name], setting.batches)
-        training[name]["trainable_parameters"] = sum(p.numel() for p in loop.trainable())
-    result = {
-        "training": training,
-        "text_cache": {name: cache_facts(loop, clocks[name]) for name, loop in cached.items()},
-        "assembly": measure_assembly(cached["fusion_cached"], training["fusion_cached"]["step_seconds"]["median"]),
-        "building": {name: measure_building(loop, bench.texts) for name, loop in cached.items()},
-        "inference": measure_inference(yardstick, cached, setting),
-        "precision": measure_precision(cached["fusion_cached"], cached["fusion_cached_bf16"]),
-    }
-    if profile:
-        loops: dict[str, Callable[[], Any]] = {
-            "yardstick": yardstick.step,
-            **{n: partial(loop.step, setting.batches // 2) for n, loop in ours.items()},
-        }
-        result["profile"] = {name: operations(run) for name, run in loops.items()}
-        result["arithmetic"] = count_arithmetic(yardstick, ours)
-    return result
+    result: dict[str, Any] = {"training": training}
+    if details:
+        result["details"] = measure_details(bench, yardsticks["yardstick"], ours)
+    result["inference"] = measure_inference(bench, yardsticks["yardstick"], ours)
+    return {**result, "setting": asdict(setting)}
 
 
-def measure_inference(yardstick: PublishedLoop, cached: dict[str, OurLoop], setting: Setting) -> dict[str, Any]:
-    clocks = {name: Clock() for name in ("yardstick", *cached)}
-    for loop in cached.values():
+def measure_details(bench: Bench, yardstick: PublishedLoop, ours: dict[str, OurLoop]) -> dict[str, Any]:
+    """A profile, the arithmetic, reading texts into a cache."""
+    middle = bench.setting.rounds // 2
+    steps: dict[str, Callable[[], Any]] = {"yardstick": yardstick.step}
+    steps |= {name: partial(loop.step, middle) for name, loop in ours.items()}
+    found: dict[str, Any] = {"profile": {name: operations(run) for name, run in steps.items()}}
+    cached = {name: ours[name] for name in ("fusion_cached", "fusion_cached_bf16") if name in ours}
+    if len(cached) == 2:
+        found["building"] = {name: measure_building(loop, bench.texts[::5]) for name, loop in cached.items()}
+        found["arithmetic"] = count_arithmetic(yardstick, ours)
+    return found
+
+
+def measure_inference(bench: Bench, yardstick: PublishedLoop, ours: dict[str, OurLoop]) -> dict[str, Any]:
+    asked = {SHARED_TEXT[name]: loop for name, loop in ours.items() if name in SHARED_TEXT}
+    clocks = {name: Clock() for name in ("yardstick", *asked)}
+    yardstick.predict()
+    for loop in asked.values():
         loop.model.enable_text_cache("memory", fusion_tokens=True)
-    for timed in [False, *[True] * setting.rounds]:
-        with clocks["yardstick"] if timed else Clock():
+        for _ in range(2):
+            loop.predict_epoch()
+    for index in range(bench.setting.rounds):
+        with clocks["yardstick"]:
             yardstick.predict()
-        for name, loop in cached.items():
-            with clocks[name] if timed else Clock():
-                loop.predict_epoch()
-    result = {"yardstick": speed([(clocks["yardstick"], 1)], setting.batch)}
-    for name, shared_text in SHARED_TEXT.items():
-        result[shared_text] = speed([(clocks[name], setting.batches)], setting.batch)
-        result[shared_text]["ratio"] = paired(clocks["yardstick"], clocks[name], setting.batches)
-    return result
+        for name, loop in asked.items():
+            with clocks[name]:
+                loop.predict(index)
+    return {name: _speed(clock, clocks["yardstick"], bench.setting.batch) for name, clock in clocks.items()}
 
 
-def paired(yardstick: Clock, ours: Clock, batches: int) -> dict[str, Any]:
-    """How much faster each of our passes over ``batches`` was than the yardstick's step just before it."""
-    return summary([one / many * batches for one, many in zip(yardstick.seconds, ours.seconds, strict=True)])
+def _yardsticks(names: Sequence[str]) -> list[str]:
+    return ["yardstick", *sorted({_beside(name) for name in names} - {"yardstick"}), "yardstick_bf16"]
 
 
-def speed(clocks: list[tuple[Clock, int]], batch: int) -> dict[str, Any]:
-    """Samples a second and seconds a step from clocks that each timed so many batches at once."""
-    steps = [seconds / count for clock, count in clocks for seconds in clock.seconds]
-    kernel = [seconds / count for clock, count in clocks for seconds in clock.kernel_seconds]
+def _beside(name: str) -> str:
+    """What a loop is compared with."""
+    return "yardstick_gamma" if name in ("yardstick_gamma", GAMMA, f"{GAMMA}_bf16") else "yardstick"
+
+
+def _speed(clock: Clock, yardstick: Clock, batch: int) -> dict[str, Any]:
+    """Samples a second, seconds a step, and how much faster than the yardstick's step of the same round."""
     return {
-        "samples_per_second": summary([batch / seconds for seconds in steps]),
-        "step_seconds": summary(steps),
-        "kernel_seconds": summary(kernel),
+        "samples_per_second": summary([batch / seconds for seconds in clock.seconds]),
+        "step_seconds": summary(clock.seconds),
+        "ratio": summary([one / other for one, other in zip(yardstick.seconds, clock.seconds, strict=True)]),
+        "overall": sum(yardstick.seconds) / sum(clock.seconds),
     }
 
 
-def measure_memory(setting: Setting, threads: int | None) -> dict[str, dict[str, int]]:
-    """A process for each variant, to see its peak alone: a fork of one that has imported libraries, no more."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["deepmlf_llm.model"])  # what takes long; __main__ itself fails before Python 3.12.8
-    os.environ.update(LIVE_BLOCKS)  # read when a process starts, so not by this one
-    with ProcessPoolExecutor(1, context, use_threads, (threads,), max_tasks_per_child=1) as processes:
-        return {name: processes.submit(peak_of, name, setting).result() for name in (*YARDSTICKS, *LOOPS)}
+def measure_memory(setting: Setting, names: Sequence[str], threads: int | None) -> dict[str, dict[str, int]]:
+    """A process for each variant, to see its peak alone."""
+    every = (*_yardsticks(names), *names)
+    return {name: in_own_process(peak_of, name, setting, threads=threads) for name in every}
 
 
 def peak_of(name: str, setting: Setting) -> dict[str, int]:
     """Peak of this process after two steps of one variant on the epoch's longest batch."""
     start = peak_memory()
     bench = Bench(setting)
-    if name in YARDSTICKS:
-        bench.batches = [bench.longest]
-        loop: Any = bench.yardstick(name)
-        steps = [loop.step, loop.step]
-    else:
-        loop = bench.ours(name, [bench.longest])
-        if loop.model.fused_decoder.cache is not None:
-            loop.model.build_text_cache(bench.texts)
-        steps = [loop.epoch, loop.epoch]
-    for step in steps:
-        step()
+    bench.batches = [bench.longest]
+    loop: Any = bench.yardstick(name) if name in YARDSTICKS else bench.ours(name)
+    if name not in YARDSTICKS and loop.model.fused_decoder.cache is not None:
+        loop.model.build_text_cache(bench.texts)
+    for _ in range(2):
+        loop.step() if name in YARDSTICKS else loop.epoch()
     return {"peak_bytes": peak_memory(), "interpreter_bytes": start}
 
 
-def ratios(result: dict[str, Any]) -> dict[str, float]:
-    """Each to the yardstick: speed (more is faster), ``memory_*`` (less is lighter)."""
-
-    found = {name: result["training"][name]["ratio"]["median"] for name in (*LOOPS, "yardstick_bf16")}
-    for name, facts in result["inference"].items():
-        if name != "yardstick":
-            found[f"inference_{name}"] = facts["ratio"]["median"]
-    peaks = result["memory"]
-    for name in (*LOOPS, "yardstick_bf16"):
-        found[f"memory_{name}"] = peaks[name]["peak_bytes"] / peaks["yardstick"]["peak_bytes"]
-    return found
-
-
 def main() -> int:
-    parser = RecipeParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--base_model", help="a LLaMA-class base model; default: smollm2-135m (--quick: tiny-llama)")
-    parser.add_argument("--rounds", type=int, help="timed rounds; default: 5 (--quick: 3)")
-    parser.add_argument("--batches", type=int, help="batches of a pass; default: 5 (--quick: 2)")
-    parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS or one a core")
-    parser.add_argument("--profile", action="store_true", help="seconds by operator for each variant too")
-    parser.add_argument("--gpu", action="store_true", help="benchmarks/gpu.py with its defaults, on a CUDA device")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
+    parser = benchmark_parser(__doc__.splitlines()[0], "smollm2-135m")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), metavar="TEXTS:FRAMES", help="what is compared on")
+    parser.add_argument("--variants", nargs="+", choices=list(LOOPS), metavar="NAME", help=f"of {', '.join(LOOPS)}")
+    parser.add_argument("--rounds", type=int, help="timed steps of each; default: 7 (--quick: 2)")
+    parser.add_argument("--details", action="store_true", help="a profile, the arithmetic, reading of texts too")
     args = parser.parse_args()
-    if args.gpu:
-        from gpu import CASES, run
-
-        return run(CASES, args.rounds or 5, args.output)
-    changes = {key: getattr(args, key) for key in ("base_model", "rounds", "batches") if getattr(args, key)}
-    setting = Setting(**{**vars(QUICK if args.quick else Setting()), **changes})
-    memory = measure_memory(setting, args.threads)
+    given = {key: getattr(args, key) for key in ("rounds", "base_model") if getattr(args, key)}
+    setting = replace(QUICK if args.quick else Setting(), **given)
+    cells, names = {cell: setting.of(cell) for cell in args.cells}, args.variants or list(MUST)
+    memory = measure_memory(cells[args.cells[-1]], names, args.threads)
     use_threads(args.threads)
-    result = {**measure_training(Bench(setting), args.profile), "memory": memory}
-    result = {
-        "ratios": ratios(result),
-        **result,
-        "setting": asdict(setting),
-        "method": METHOD,
-        "environment": environment(),
-    }
+    result: dict[str, Any] = {"cells": {}, "method": METHOD, "memory": memory, "environment": environment()}
+    for cell, of_cell in cells.items():
+        result["cells"][cell] = measure_cell(of_cell, names, args.details and cell == args.cells[0])
+        if args.output:
+            write_json(args.output, result)
     show(result)
-    if args.output:
-        write_json(args.output, result)
     return 0
+
+
+MUST = (
+    "joint", GAMMA, "fusion", "fusion_cached", "cached_best",
+    "joint_bf16", "fusion_bf16", "fusion_cached_bf16", "cached_best_bf16",
+)  # fmt: skip
 
 
 if __name__ == "__main__":

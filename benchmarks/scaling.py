@@ -4,7 +4,7 @@ One size moves at a time, the others stay. Each line's exponent p is the slope o
 proportion, 0 does not grow. Cost is the seconds that a step took, which depend on what else the machine does, and the
 FLOPs of its matrix products, which do not. The figure and its JSON file lie side by side.
 
-    python benchmarks/scaling.py [--output runs/scaling.json] [--base_model smollm2-135m] [--gpu] [--quick]
+    python benchmarks/scaling.py [--output runs/scaling.json] [--base_model smollm2-135m] [--quick]
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from arithmetic import flops
-from measuring import Clock, environment, print_markdown, summary, use_threads, write_json
+from measuring import Clock, benchmark_parser, environment, markdown, summary, use_threads, write_json
 from published_layout import PublishedLoop, blocks_after
 from variants import VARIANTS, OurLoop
 from workload import Geometry, make_utterance, with_token_ids
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
-from deepmlf_llm.commands.shell import RecipeParser, run_recipe
-from deepmlf_llm.errors import RunError
+from deepmlf_llm.commands.shell import run_recipe
 
-# Okabe and Ito's colours, told apart with any colour vision; markers and dashes differ too.
 STYLES = {
     "yardstick": {"color": "#000000", "marker": "s", "linestyle": ":"},
     "joint": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -37,7 +34,6 @@ STYLES = {
 
 EXPONENTS = {
     "exponent": "exponent of seconds",
-    "exponent_at_top": "between the two largest",
     "flops_exponent": "exponent of FLOPs",
     "flops_exponent_at_top": "between the two largest",
 }
@@ -76,19 +72,14 @@ def make_loop(variant: str, point: Point, lm: Any, tokenizer: Any) -> Any:
 
 
 def measure(variant: str, point: Point, args: Namespace, tokenizer: Any) -> dict[str, Any]:
-    """Seconds of a training step, after one that is not timed but counted; on a GPU its peak memory too."""
-    lm = load_base_model(args.base_model, dtype="bfloat16" if args.gpu else "float32")
-    if args.gpu:
-        lm = lm.cuda()
-        torch.cuda.reset_peak_memory_stats()
-    loop = make_loop(variant, point, lm, tokenizer)
+    """Seconds of a training step, after one that is not timed but counted."""
+    loop = make_loop(variant, point, load_base_model(args.base_model, dtype="float32"), tokenizer)
     step = loop.step if variant == "yardstick" else loop.epoch
     counted, clock = flops(step), Clock()
     for _ in range(args.repeats):
         with clock:
             step()
-    facts = {"step_seconds": summary(clock.seconds), "flops": counted}
-    return {**facts, "peak_bytes": torch.cuda.max_memory_allocated()} if args.gpu else facts
+    return {"step_seconds": summary(clock.seconds), "flops": counted}
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -103,21 +94,18 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 def sweep(name: str, sizes: Sequence[int], args: Namespace, tokenizer: Any) -> dict[str, Any]:
     """All variants over the sizes of one sweep, with exponents: over all sizes, and between the two largest."""
     result: dict[str, Any] = {"sizes": list(sizes), "label": SWEEPS[name][0], "variants": {}}
-    for variant in args.variants:
+    for variant in STYLES:
         points = [measure(variant, replace(Point(), **{name: size}), args, tokenizer) for size in sizes]
         medians = [point["step_seconds"]["median"] for point in points]
         counted = [point["flops"] for point in points]
         result["variants"][variant] = {
             "points": points,
             "exponent": exponent(sizes, medians),
-            "exponent_at_top": exponent(sizes[-2:], medians[-2:]),
             "flops_exponent": exponent(sizes, counted),
             "flops_exponent_at_top": exponent(sizes[-2:], counted[-2:]),
         }
-        print(
-            f"{SWEEPS[name][0]}, {variant}: "
-            + ", ".join(f"{s}: {t:.3f} s" for s, t in zip(sizes, medians, strict=True))
-        )
+        told = ", ".join(f"{size}: {seconds:.3f} s" for size, seconds in zip(sizes, medians, strict=True))
+        print(f"{SWEEPS[name][0]}, {variant}: {told}")
     return result
 
 
@@ -159,22 +147,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = RecipeParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/scaling.json"), help="JSON file; the figure: .png, .svg"
-    )
-    parser.add_argument("--base_model", help="a LLaMA-class base model; default: smollm2-135m (--quick: tiny-llama)")
+    parser = benchmark_parser(__doc__.splitlines()[0], "smollm2-135m")
+    parser.set_defaults(output=Path("runs/scaling.json"))  # the figure beside it: .png, .svg
     parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="what moves")
-    parser.add_argument("--variants", nargs="+", choices=list(STYLES), default=list(STYLES), help="what is measured")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps a point")
-    parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS or one a core")
-    parser.add_argument("--gpu", action="store_true", help="bf16 on a CUDA device")
-    parser.add_argument(
-        "--quick", action="store_true", help="toy model, three sizes, two repeats: figures mean nothing"
-    )
     args = parser.parse_args()
-    if args.gpu and not torch.cuda.is_available():
-        raise RunError("--gpu needs a CUDA device, and torch sees none here; leave it out to measure the CPU")
     args.base_model = args.base_model or ("tiny-llama" if args.quick else "smollm2-135m")
     if args.quick:
         args.repeats = 2
@@ -187,7 +164,7 @@ def main() -> None:
         for facts in sweeps.values()
         for variant, line in facts["variants"].items()
     ]
-    print_markdown(["size", "variant", *EXPONENTS.values()], rows)
+    print(markdown(["size", "variant", *EXPONENTS.values()], rows))
     write_json(args.output, result)
     for suffix in (".png", ".svg"):
         plot(result, args.output.with_suffix(suffix))

@@ -1,65 +1,131 @@
-"""What run.py found, as Markdown."""
+"""What benchmarks found, as Markdown: printed after a run, and written into docs/speed.md from their JSON files.
+
+A table of a page stands between ``<!-- table NAME of FILE -->`` and ``<!-- end of table -->``; FILE lies in
+``benchmarks/results``.
+
+    python benchmarks/tables.py [docs/speed.md]
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from arithmetic import show_arithmetic
-from measuring import print_machine, print_markdown
+from measuring import markdown
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = RESULTS.parents[1] / "docs" / "speed.md"
+_TABLE = re.compile(r"(<!-- table (\S+) of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+GOALS = {
+    "joint": 3, "fusion": 5, "fusion_cached": 6.5, "cached_best": 10, "cached_best_bf16": 15, "shared_text": 10,
+    "shared_text_bf16": 15,
+}  # fmt: skip
+"""Name of a variant, or of its predictions for texts met before -> how many times faster than the yardstick."""
+MEMORY_GOALS = {"joint": 0.5, "fusion": 0.3, "fusion_cached": 0.35}
+
+
+def ratios(result: dict[str, Any]) -> str:
+    """Each variant against the yardstick, a column a cell: median, quartiles, seconds a step."""
+    cells, rows = list(result["cells"].values()), []
+    for part in ("training", "inference"):
+        for name in cells[0][part]:
+            goal = f">= {GOALS[name]:g}" if name in GOALS else ""
+            found = [(cell[part][name]["ratio"], cell[part][name]["step_seconds"]["median"]) for cell in cells]
+            times = [f"{r['median']:.2f} ({r['low']:.2f} .. {r['high']:.2f}), {s:.2f} s" for r, s in found]
+            rows.append([f"{part}, {name}", goal, *times])
+    return markdown(["x yardstick (quartiles), s a step", "goal", *result["cells"]], rows)
+
+
+def memory(result: dict[str, Any]) -> str:
+    """Peaks, and their share of the yardstick's."""
+    whole, rows = result["memory"]["yardstick"]["peak_bytes"], []
+    for name, facts in result["memory"].items():
+        goal = f"<= {MEMORY_GOALS[name]:g}" if name in MEMORY_GOALS else ""
+        rows.append([name, f"{facts['peak_bytes'] / 1e9:.2f}", f"{facts['peak_bytes'] / whole:.2f}", goal])
+    return markdown(["peak memory", "GB", "x yardstick", "goal"], rows)
+
+
+def arithmetic(result: dict[str, Any]) -> str:
+    """FLOPs, their ratio, and the share of the measured time that they take at the matmul rate."""
+    cell, facts = _detailed(result)
+    counts, rows = facts["arithmetic"], []
+    for kind in ("training", "inference"):
+        for name, count in counts[kind].items():
+            rate = counts["matmul_rate"]["bfloat16" if name.endswith("_bf16") else "float32"]
+            seconds, step = count / rate, cell[kind][name]["step_seconds"]["median"]
+            ratio = counts[kind]["yardstick"] / count
+            row = [f"{kind}, {name}", f"{count / 1e9:.0f}", f"{ratio:.1f}", f"{seconds:.2f}", f"{step:.2f}"]
+            rows.append([*row, f"{seconds / step:.0%}"])
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in counts["matmul_rate"].items())
+    table = markdown(["arithmetic", "GFLOP", "yardstick / ours", "s at matmul rate", "s measured", "share"], rows)
+    return f"{table}\n\nMatmul rate: {rates}."
+
+
+def reading(result: dict[str, Any]) -> str:
+    """Reading texts into a cache."""
+    rows = [[name, f"{x['share_of_matmul_rate']:.0%}"] for name, x in _detailed(result)[1]["building"].items()]
+    return markdown(["reading texts into a cache", "of the matmul rate"], rows)
+
+
+def latency(result: dict[str, Any]) -> str:
+    """Of inference.py."""
+    rows = []
+    for name, facts in result["variants"].items():
+        ms, rate = facts["latency_ms"], facts["utterances_per_second"]
+        cells = [f"{ms[text]['median']:.0f} / {ms[text]['p95']:.0f}" for text in ("new", "met")]
+        rows.append([name, *cells, *(f"{rate[text]['median']:.1f}" for text in ("new", "met"))])
+        if "difference" in facts:
+            rows[-1].append(f"{facts['difference']['mean']:.4f} / {facts['difference']['largest']:.4f}")
+    columns = ["model", "one utterance, ms (median / p95)", "text met before", "utterances/s, batches of 32"]
+    return markdown([*columns, "text met before", "differs from the first (mean / largest)"], rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    table.__name__: table for table in (ratios, memory, arithmetic, reading, latency)
+}
+OF_DETAILS = ("arithmetic", "reading")
 
 
 def show(result: dict[str, Any]) -> None:
-    """The Markdown report."""
-    rows = []
-    for name, facts in result["training"].items():
-        rate, step = facts["samples_per_second"], facts["step_seconds"]
-        ratio = "1" if name == "yardstick" else _times(facts["ratio"])
-        memory = result["memory"][name]["peak_bytes"]
-        share = memory / result["memory"]["yardstick"]["peak_bytes"]
-        kernel = facts["kernel_seconds"]["median"] / step["median"]
-        rows.append([name, _times(rate), ratio, f"{step['median']:.2f}", f"{kernel:.0%}"])
-        rows[-1] += [f"{memory / 1e9:.2f}", f"{share:.2f}", f"{facts['trainable_parameters'] / 1e6:.2f} M"]
-    columns = [
-        "training",
-        "samples/s (quartiles)",
-        "x yardstick",
-        "s a step",
-        "of it kernel",
-        "peak GB",
-        "share",
-        "trainable",
-    ]
-    print_markdown(columns, rows)
-    for name, facts in result["inference"].items():
-        rate = facts["samples_per_second"]["median"]
-        ratio = f", {_times(facts['ratio'])} x the yardstick" if "ratio" in facts else ""
-        print(f"\nInference, {name}: {rate:.1f} samples/s{ratio}.")
-    for name, cache in result["text_cache"].items():
-        held = f"{cache['bytes'] / 1e6:.0f} MB for {cache['texts']} texts"
-        print(f"\nText cache, {name}: {held}; putting a batch together takes {cache['share_of_step']:.1%} of the step.")
-    for name, facts in result["building"].items():
-        print(f"\nReading {facts['texts']} texts, {name}: {facts['share_of_matmul_rate']:.0%} of the matmul rate.")
-    print()
-    print_markdown(
-        ["polarities against fp32", "mean difference", "largest"],
-        [[name, f"{x['mean']:.1e}", f"{x['largest']:.1e}"] for name, x in result["precision"].items()],
-    )
-    if "arithmetic" in result:
-        show_arithmetic(result)
-    print()
-    print_markdown(
-        ["a batch's text out of a cache", "MB", "ms", "share of a step"],
-        [
-            [name, f"{x['bytes'] / 1e6:.0f}", f"{x['seconds'] * 1e3:.1f}", f"{x['share_of_step']:.1%}"]
-            for name, x in result["assembly"].items()
-        ],
-    )
-    print_machine(result["environment"])
-    for name, operators in result.get("profile", {}).items():
-        print(
-            f"\n{name}, seconds by operator: " + ", ".join(f"{op} {seconds:.2f}" for op, seconds in operators.items())
-        )
+    """The report of run.py."""
+    detailed = any("building" in cell.get("details", {}) for cell in result["cells"].values())
+    for name in ("ratios", "memory", *(OF_DETAILS if detailed else ())):
+        print(f"{TABLES[name](result)}\n")
+    print(machine(result))
 
 
-def _times(values: dict[str, Any]) -> str:
-    return f"{values['median']:.2f} ({values['low']:.2f} .. {values['high']:.2f})"
+def machine(result: dict[str, Any]) -> str:
+    """A line under a table: where and on what it was measured."""
+    found = result["environment"]
+    packages = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "transformers"))
+    commit = str((found.get("git") or {}).get("commit", "?"))[:7]
+    return f"{found['cpu']}, {found['threads']} threads, {packages}, commit {commit}."
+
+
+def rewrite(page: str, results: Path = RESULTS) -> str:
+    """``page`` with every table of a file that is there made again from it."""
+
+    def table(found: re.Match[str]) -> str:
+        begin, name, file, end = found.groups()
+        path = results / file
+        if not path.is_file():
+            return found[0]
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return f"{begin}{TABLES[name](result)}\n\n{machine(result)}\n{end}"
+
+    return _TABLE.sub(table, page)
+
+
+def _detailed(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    cell = next(cell for cell in result["cells"].values() if "details" in cell)
+    return cell, cell["details"]
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
+    page.write_text(rewrite(page.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"tables made again: {page}")

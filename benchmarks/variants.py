@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from measuring import Clock
 from published_layout import OPTIMIZER, blocks_after
 from torch import Tensor, nn
 from workload import Geometry
@@ -14,9 +13,11 @@ from workload import Geometry
 from deepmlf_llm import DeepMLFConfig, DeepMLFModel
 from deepmlf_llm.data.collate import Collator
 
+GAMMA = "joint_gamma"
 LATE, FROZEN = {"fusion_entry": "first_block"}, {"freeze_fusion_tokens": True}
 VARIANTS: dict[str, tuple[str, bool, dict[str, Any], int | None]] = {
     "joint": ("joint", False, {}, None),
+    GAMMA: ("joint", False, {"objective": {"gamma": 1.1}}, None),
     "fusion": ("fusion", False, {}, None),
     "fusion_cached": ("fusion", True, {}, None),
     "cached_frozen": ("fusion", True, FROZEN, None),
@@ -29,9 +30,15 @@ LOOPS = {
     f"{name}{suffix}": (name, dtype) for suffix, dtype in (("", "float32"), ("_bf16", "bfloat16")) for name in VARIANTS
 }
 """Name -> variant, dtype of the frozen LM. Everything that is trained is fp32 in all of them."""
-YARDSTICKS = {"yardstick": "float32", "yardstick_bf16": "bfloat16"}
-"""Name -> dtype of the yardstick's LM; with bf16 it runs under autocast. Ratios are to the first."""
-SHARED_TEXT = {"fusion_cached": "shared_text", "fusion_cached_bf16": "shared_text_bf16"}
+YARDSTICKS = {"yardstick": ("float32", 0.0), "yardstick_gamma": ("float32", 1.1), "yardstick_bf16": ("bfloat16", 0.0)}
+"""Name -> dtype of the yardstick's LM (with bf16 it runs under autocast), weight of the LM's loss. Ratios are to the
+first; of steps with that loss, to the second."""
+SHARED_TEXT = {
+    "fusion_cached": "shared_text",
+    "cached_best": "shared_text_best",
+    "fusion_cached_bf16": "shared_text_bf16",
+    "cached_best_bf16": "shared_text_best_bf16",
+}
 """Name of a loop with cached text -> what its predictions for texts met before are called."""
 
 
@@ -91,21 +98,9 @@ class OurLoop:
         self.batches = batches
         self.collate = Collator(tokenizer, geometry.modalities, geometry.max_tokens)
         self.optimizer = torch.optim.AdamW(self.trainable(), **OPTIMIZER)
-        self.assembling = Clock()
         if cached:
-            self._cache_text()
-
-    def _cache_text(self) -> None:
-        self.model.enable_text_cache("memory")
-        self.model.build_text_cache([utterance["input_ids"] for batch in self.batches for utterance in batch])
-        cache = self.model.text_cache
-        read = cache.read
-
-        def timed(*args: Any) -> Any:
-            with self.assembling:
-                return read(*args)
-
-        cache.read = timed  # type: ignore[method-assign]
+            self.model.enable_text_cache("memory")
+            self.model.build_text_cache([utterance["input_ids"] for batch in batches for utterance in batch])
 
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]

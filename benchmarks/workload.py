@@ -29,6 +29,9 @@ WORD_COUNTS = {
 # fmt: on
 """Words in a transcript -> how many of MOSI's 1,513 transcripts have so many."""
 
+TEXTS = {"mosi": WORD_COUNTS, "8-44": dict.fromkeys(range(8, 42), 1)}
+"""Kinds of texts, words -> how many of them; the second has about 8 to 44 tokens, spread evenly."""
+
 _COMMON = """
 the a and to of it i was that this is in you but for they like so umm just movie really he she with not uhh have are
 as be on one all good at what do about its kinda out if me very there story think when people some them cheesy from
@@ -55,16 +58,22 @@ class Geometry:
     modalities: dict[str, int] = field(default_factory=lambda: {"audio": 74, "vision": 35})
 
 
-def make_utterances(count: int, geometry: Geometry, seed: int = 0) -> list[dict[str, Any]]:
+def make_utterances(
+    count: int, geometry: Geometry, seed: int = 0, texts: str = "mosi", frames: int | None = None
+) -> list[dict[str, Any]]:
     """``count`` utterances as the package's data sets give them: id, text, label, frames [t x d] of each modality.
 
     Word counts are the histogram's quantiles, so any ``count`` keeps its shape; the order is random.
+
+    Args:
+        texts: one of :data:`TEXTS`.
+        frames: of each modality; default: as many as speech has.
     """
     random = np.random.default_rng(seed)
-    histogram = np.repeat(list(WORD_COUNTS), list(WORD_COUNTS.values()))
+    histogram = np.repeat(list(TEXTS[texts]), list(TEXTS[texts].values()))
     quantiles = histogram[((np.arange(count) + 0.5) / count * len(histogram)).astype(int)]
     words = random.permutation(quantiles).tolist()
-    return [make_utterance(words[i], geometry, random, f"u{i}") for i in range(count)]
+    return [make_utterance(words[i], geometry, random, f"u{i}", frames) for i in range(count)]
 
 
 def make_utterance(
@@ -118,7 +127,9 @@ class PublishedBatches:
         self.texts = [u["text"] for u in utterances]
         self.labels = torch.tensor([u["label"] for u in utterances], dtype=torch.float32)
         self.features = {
-            name: torch.from_numpy(np.stack([_padded(u[name], geometry.frames) for u in utterances]))
+            name: torch.from_numpy(
+                np.stack([np.pad(u[name], ((0, geometry.frames - len(u[name])), (0, 0))) for u in utterances])
+            )
             for name in geometry.modalities
         }
         self.lengths = {name: torch.tensor([len(u[name]) for u in utterances]) for name in geometry.modalities}
@@ -140,7 +151,3 @@ class PublishedBatches:
         for name, values in self.features.items():
             batch[name], batch[f"{name}_lengths"] = values[rows], self.lengths[name][rows]
         return batch, self.labels[rows]
-
-
-def _padded(frames: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(frames, ((0, length - len(frames)), (0, 0)))

@@ -24,8 +24,6 @@ def test_models_and_what_they_get_lie_on_the_device():
 
         model = randomise(DeepMLFModel(lm, tiny_config()))
         assert {p.device.type for p in model.parameters()} == {"meta"}
-        with torch.no_grad():
-            assert model(**batch).polarity.is_meta
     assert torch.zeros(1).device.type == "cpu"
 
 

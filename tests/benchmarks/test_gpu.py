@@ -1,8 +1,14 @@
 """What the GPU benchmark is made of, as far as a CPU can show it: random bases, and the operations that MFU counts."""
 
+import json
+import subprocess
+import sys
+
+import on_gpu
 import pytest
 import torch
-from gpu import LLAMAS, Case, measure_case, needed_flops, random_llama
+from gpu import LLAMAS, MEASURED, Case, measure_case, needed_flops, random_llama
+from on_gpu import CASES, STEPS, Where
 from torch.utils.flop_counter import FlopCounterMode
 from variants import VARIANTS, OurLoop
 from workload import Geometry, make_utterance, with_token_ids
@@ -73,6 +79,8 @@ def test_geometries_are_the_known_models():
 
     billions = {}
     for name, sizes in LLAMAS.items():
+        if name == "tiny":
+            continue
         with torch.device("meta"):
             lm = LlamaForCausalLM(LlamaConfig(**sizes))
         lm.tie_weights()
@@ -83,13 +91,63 @@ def test_geometries_are_the_known_models():
 
 @pytest.mark.parametrize("spec", ["llama-9b:nf4:8", "llama-8b:int3:8", "llama-8b:nf4", "llama-8b:nf4:1"])
 def test_a_case_that_cannot_be_is_refused_by_name(spec):
-    with pytest.raises(ConfigError, match="expected MODEL:KIND:BATCH"):
+    with pytest.raises(ConfigError, match=r"expected MODEL\[@LAYERS\]:KIND:BATCH"):
         Case(spec, "cpu")
+
+
+def test_a_case_of_a_part_of_the_layers_says_what_to_expect_of_all():
+    result = measure_case("tiny@2:nf4:2", "cpu", rounds=1, peak_flops=1e9, variants=("yardstick", "joint"))
+    assert result["scaled"] == "2 of 4 layers ran; of all of them expect 0.500 of the samples/s"
+    assert set(result["variants"]) == {"joint"}, "the yardstick has no 4-bit form"
+    assert result["variants"]["joint"]["mfu"] > 0
+
+
+def test_everything_that_waits_for_a_gpu_runs_on_a_cpu_and_is_written_step_by_step(repository, tmp_path):
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "benchmarks/on_gpu.py", "--device", "cpu", "--tiny", "--output", str(out)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    steps = json.loads(out.read_text())["steps"]
+    assert list(steps) == [*(name for name in STEPS if name not in CASES), "tiny:float32:4"]
+    assert {name for name, facts in steps.items() if "error" in facts} == set(), steps
+    assert {name for name, facts in steps.items() if "skipped" in facts} == {"tests", "zero2"}
+    assert steps["ceilings"]["matmul_flops_bfloat16"] > 0
+    assert all(facts["relative_error"] < 0.02 for name, facts in steps["four_bit"].items() if "rows" in name)
+    assert any("scaled_dot_product" in name for name in steps["kernels"]["joint"]["names"])
+    assert steps["kernels"]["joint"]["flash"] in (True, False)
+    assert steps["launches"]["eager"]["batch of 2"]["ms"] > 0
+    variants = steps["tiny:float32:4"]["variants"]
+    assert set(variants) == set(MEASURED)
+    assert all(facts["samples_per_second"]["median"] > 0 for facts in variants.values())
+    assert "tiny:float32:4: done (" in done.stdout
+
+
+def test_a_run_out_of_time_keeps_what_it_has_and_says_what_it_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_gpu, "in_own_process", lambda step, where, seconds: {"seconds": seconds})
+    monkeypatch.setattr(on_gpu, "NO_TIME", 30.0)
+    out = tmp_path / "gpu.json"
+    result = on_gpu.run(["zero2", "ceilings"], Where("cpu", True), 0.1, out)
+    assert all("not begun: " in facts["error"] for facts in result["steps"].values())
+    result = on_gpu.run(["launches", "zero2", "four_bit"], Where("cpu", True), 9.0, out)
+    assert result["steps"]["launches"]["seconds"] == on_gpu.MOST_SECONDS
+    assert result["steps"]["zero2"]["skipped"] == "needs CUDA"
+    assert json.loads(out.read_text())["steps"].keys() == {"launches", "zero2", "four_bit"}
+    monkeypatch.setattr(on_gpu, "installed", lambda package: False)
+    result = on_gpu.run(["four_bit"], Where("cpu", True), 9.0, None)
+    assert result["steps"]["four_bit"]["skipped"] == "bitsandbytes is not installed"
+
+
+def test_without_a_gpu_it_says_so_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py"])
+    assert on_gpu.main() == 0
+    said = "skipped: these benchmarks need a CUDA device, and torch sees none here."
+    assert capsys.readouterr().out.strip() == said
 
 
 @pytest.mark.gpu
 def test_a_case_measures_every_variant():
-    result = measure_case("smollm2-135m:bfloat16:4", rounds=1, peak_flops=1e14)
+    result = measure_case("smollm2-135m:bfloat16:4", "cuda", 1, 1e14, ("yardstick", *VARIANTS))
     assert set(result["variants"]) == {"yardstick", *VARIANTS}
     for name, facts in result["variants"].items():
         assert facts["samples_per_second"]["median"] > 0

@@ -1,13 +1,16 @@
 """What is measured is what is said: times, spread, and a process's own peak."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from measuring import Clock, environment, operations, peak_memory, print_markdown, summary, write_json
+from measuring import Clock, environment, in_own_process, markdown, operations, peak_memory, summary, write_json
+
+from deepmlf_llm.errors import RunError
 
 
 def test_clock_collects_one_time_a_block():
@@ -15,7 +18,7 @@ def test_clock_collects_one_time_a_block():
     for _ in range(2):
         with clock:
             time.sleep(0.02)
-    assert len(clock.seconds) == len(clock.kernel_seconds) == 2
+    assert len(clock.seconds) == 2
     assert all(0.02 <= seconds < 5 for seconds in clock.seconds)
 
 
@@ -63,9 +66,18 @@ def test_environment_says_what_a_figure_needs_and_nothing_about_this_one_machine
     assert platform.node() not in json.dumps(facts) or not platform.node()
 
 
-def test_table_and_json(tmp_path, capsys):
-    print_markdown(["a", "b"], [[1, "x"]])
-    assert capsys.readouterr().out == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+def test_a_function_runs_in_its_own_process_and_costs_only_that():
+    assert in_own_process(os.getpid) != os.getpid()
+    with pytest.raises(RunError, match="ValueError: invalid literal for int"):
+        in_own_process(int, "x")
+    with pytest.raises(RunError, match="ended by itself, exit code 3"):
+        in_own_process(os._exit, 3)
+    with pytest.raises(RunError, match="ran past 1 s and was killed"):
+        in_own_process(time.sleep, 60, seconds=1)
+
+
+def test_table_and_json(tmp_path):
+    assert markdown(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
     write_json(tmp_path / "new" / "r.json", {"a": [1]})
     assert json.loads((tmp_path / "new" / "r.json").read_text()) == {"a": [1]}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.json"]

@@ -3,66 +3,103 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from precision import STORAGES, measure_precision
-from run import QUICK, Bench
-from variants import LOOPS, VARIANTS, YARDSTICKS
+from run import MUST, QUICK, Bench
+from tables import TABLES, rewrite
+from variants import LOOPS, SHARED_TEXT, YARDSTICKS
+from workload import Geometry, make_utterances
+
+from deepmlf_llm.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
 def quick(repository, tmp_path_factory):
-    """One quick run: what it printed and what it wrote."""
+    """One quick run of two cells: what it printed and what it wrote."""
     out = tmp_path_factory.mktemp("benchmark") / "run.json"
-    command = [sys.executable, "benchmarks/run.py", "--quick", "--profile", "--output", str(out)]
+    command = [sys.executable, "benchmarks/run.py", "--quick", "--details", "--output", str(out), "--cells", *CELLS]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text())
+
+
+CELLS = ("8-44:50", "mosi:spoken")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(960)
 def test_ratios_follow_from_the_figures_beside_them(quick):
     _, result = quick
-    ratios = result["ratios"]
-    assert set(ratios) >= {"joint", "fusion", "fusion_cached", "memory_joint", "memory_fusion", "inference_shared_text"}
-    assert all(value > 0 for value in ratios.values())
-    for name in (*LOOPS, "yardstick_bf16"):
-        facts = result["training"][name]
-        assert ratios[name] == facts["ratio"]["median"]
-        assert facts["ratio"]["low"] <= ratios[name] <= facts["ratio"]["high"]
-        peaks = result["memory"]
-        assert ratios[f"memory_{name}"] == peaks[name]["peak_bytes"] / peaks["yardstick"]["peak_bytes"]
-        assert peaks[name]["peak_bytes"] >= peaks[name]["interpreter_bytes"]
-        steps = facts["step_seconds"]
-        assert facts["samples_per_second"]["median"] == pytest.approx(QUICK.batch / steps["median"])
-    assert result["training"]["yardstick"]["step_seconds"]["n"] == QUICK.rounds * len(VARIANTS)
-    for facts in result["text_cache"].values():
-        assert 0 <= facts["share_of_step"] < 1
-        assert facts["bytes"] > 0
-    assert result["text_cache"]["fusion_cached_bf16"]["bytes"] < 0.6 * result["text_cache"]["fusion_cached"]["bytes"]
-    assert ratios["inference_shared_text_bf16"] == result["inference"]["shared_text_bf16"]["ratio"]["median"]
+    assert set(result["cells"]) == set(CELLS)
+    for cell in result["cells"].values():
+        for part in ("training", "inference"):
+            steps = {name: facts["step_seconds"]["values"] for name, facts in cell[part].items()}
+            for name, facts in cell[part].items():
+                beside = "yardstick_gamma" if name in ("joint_gamma", "yardstick_gamma") else "yardstick"
+                pairs = list(zip(steps[beside], steps[name], strict=True))
+                assert facts["ratio"]["values"] == pytest.approx([one / other for one, other in pairs])
+                assert facts["overall"] == pytest.approx(sum(steps[beside]) / sum(steps[name]))
+                assert facts["ratio"]["low"] <= facts["ratio"]["median"] <= facts["ratio"]["high"]
+                assert facts["step_seconds"]["n"] == QUICK.rounds
+                rates = [QUICK.batch / seconds for seconds in steps[name]]
+                assert facts["samples_per_second"]["values"] == pytest.approx(rates)
+        assert set(cell["training"]) == {*MUST, *YARDSTICKS}
+        assert set(cell["inference"]) == {"yardstick", *SHARED_TEXT.values()}
+    for facts in result["memory"].values():
+        assert facts["peak_bytes"] >= facts["interpreter_bytes"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(960)
 def test_report_says_how_and_where_it_was_measured(quick):
     printed, result = quick
-    assert "| training | samples/s (quartiles) | x yardstick |" in printed
-    assert "Inference, shared_text: " in printed
-    assert "Text cache, fusion_cached: " in printed
-    assert set(result["memory"]) == {*YARDSTICKS, *LOOPS}
-    assert {name.split(", ")[0] for name in result["assembly"]} == {"memory", "disk"}
-    assert all(facts["seconds"] > 0 for facts in result["assembly"].values())
-    narrow, wide = (result["assembly"][f"disk, {storage}"]["bytes"] for storage in ("int8", "float32"))
-    assert 0 < narrow < 0.5 * wide
-    assert set(result["profile"]) == set(result["arithmetic"]["training"]) == {"yardstick", *LOOPS}
-    assert set(result["arithmetic"]["inference"]) == set(result["inference"])
-    assert "| training, joint | " in printed
-    assert set(result["method"]) >= {"time", "memory", "samples"}
+    details = result["cells"][CELLS[0]]["details"]
+    assert "details" not in result["cells"][CELLS[1]]
+    assert "| x yardstick (quartiles), s a step | goal | 8-44:50 | mosi:spoken |" in printed
+    assert "| training, joint | >= 3 | " in printed
+    assert "| inference, shared_text_bf16 | >= 15 | " in printed
+    assert set(result["memory"]) == {*YARDSTICKS, *MUST}
+    assert all(facts["share_of_matmul_rate"] > 0 for facts in details["building"].values())
+    assert set(details["profile"]) == {"yardstick", *MUST}
+    assert set(details["arithmetic"]["inference"]) == {"yardstick", *SHARED_TEXT.values()}
+    assert set(result["method"]) >= {"time", "memory", "names"}
     assert {"cpu", "threads", "packages", "git"} <= set(result["environment"])
-    assert result["setting"]["base_model"] == "tiny-llama"
+    assert result["cells"][CELLS[0]]["setting"]["frames"] == 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(960)
+def test_pages_are_made_again_from_the_figures(quick, tmp_path):
+    _, result = quick
+    (tmp_path / "cpu.json").write_text(json.dumps(result))
+    names = [name for name in TABLES if name != "latency"]
+    page = "\n".join(f"# {name}\n<!-- table {name} of cpu.json -->\nold\n<!-- end of table -->" for name in names)
+    gone = "<!-- table ratios of gone.json -->\nkept\n<!-- end of table -->"
+    made = rewrite(f"{page}\n{gone}\n", tmp_path)
+    assert "old" not in made
+    assert gone in made
+    assert made.count("threads, torch") == len(names)
+    median = result["cells"][CELLS[0]]["training"]["fusion"]["ratio"]["median"]
+    assert f"| training, fusion | >= 5 | {median:.2f} (" in made
+    assert rewrite(made, tmp_path) == made
+
+
+@pytest.mark.parametrize("cell", ["8-44", "mosi:many", "long:50", ":50"])
+def test_a_cell_that_cannot_be_is_refused(cell):
+    with pytest.raises(ConfigError, match=r"expected TEXTS:FRAMES, of mosi, 8-44 and a number or 'spoken'"):
+        QUICK.of(cell)
+
+
+def test_a_cell_sets_texts_and_frames():
+    bench = Bench(replace(QUICK, rounds=3).of("8-44:7"))
+    assert len(bench.batches) == 3
+    frames = {len(u[name]) for batch in bench.batches for u in batch for name in ("audio", "vision")}
+    assert frames == {7}
+    assert bench.setting.geometry.frames == 7
+    words = sorted(len(u["text"].split()) for u in make_utterances(340, Geometry(frames=2), texts="8-44", frames=2))
+    assert (words[0], words[-1], words[169]) == (8, 41, 24)
 
 
 def test_every_variant_trains_as_many_weights_on_the_same_utterances():
@@ -92,33 +129,3 @@ def test_cached_text_changes_no_prediction():
         loop.model.eval()
     batch = plain.batch(1)
     torch.testing.assert_close(plain.model(**batch).polarity, cached.model(**batch).polarity)
-    assert len(cached.assembling.seconds) == 1
-
-
-def test_a_narrower_cache_moves_polarities_a_little_and_is_put_back():
-    torch.manual_seed(0)
-    bench = Bench(QUICK)
-    single, half = bench.ours("fusion_cached"), bench.ours("fusion_cached_bf16")
-    single.epoch()
-    expected = measure_precision(single, half)
-    for loop in (single, half):  # as the inference part leaves them
-        loop.model.enable_text_cache("memory", fusion_tokens=True)
-        loop.predict(0)
-    cache = single.model.fused_decoder.cache
-    found = measure_precision(single, half)
-    for name, facts in found.items():  # but for rounding: texts were read in other batches
-        assert facts["mean"] == pytest.approx(expected[name]["mean"], rel=0.05)
-    spread = found.pop("(spread of the polarities)")["mean"]
-    assert set(found) == {*(f"text cache as {name}" for name in STORAGES), "LM and text cache in bfloat16"}
-    assert all(0 < facts["mean"] <= facts["largest"] < spread for facts in found.values())
-    assert found["text cache as float16"]["mean"] < found["text cache as bfloat16"]["mean"]
-    assert single.model.fused_decoder.cache is cache
-
-
-def test_gpu_run_says_in_one_sentence_that_there_is_none(repository):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    command = [sys.executable, "benchmarks/run.py", "--gpu"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "skipped: these benchmarks need a CUDA device, and torch sees none here."

@@ -1,0 +1,236 @@
+"""Everything that has waited for a GPU, in one call under nine minutes: each step in a process of its own, its result
+written as it ends, so that a run that is cut loses nothing and a step that fails costs only itself.
+
+    python benchmarks/on_gpu.py --output FILE.json [--steps ceilings tests ..] [--minutes 9] [--device cpu --tiny]
+
+A step whose package is missing says so. On a CPU (``--device cpu``) what needs CUDA says so too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu import Case, measure_case
+from measuring import Clock, benchmark_parser, environment, in_own_process, seconds_of, summary, use_threads, write_json
+from variants import VARIANTS, OurLoop
+
+from deepmlf_llm.commands.shell import run_recipe
+from deepmlf_llm.errors import RunError
+from deepmlf_llm.extras import installed
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NO_TIME = 12.0  # seconds: with less left no step begins
+
+
+@dataclass(frozen=True)
+class Where:
+    """The device, whether sizes are toys, and what the ceilings step has found."""
+
+    device: str
+    tiny: bool
+    peak_flops: float | None = None
+
+
+def ceilings(where: Where) -> dict[str, Any]:
+    """What this device does at best: bf16 and fp32 matmul (FLOP/s), copying (bytes/s, read and written)."""
+    size, repeats = (128, 2) if where.tiny else (8192, 20)
+    found: dict[str, Any] = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        a = torch.randn(size, size, device=where.device, dtype=dtype)
+        seconds = seconds_of(partial(torch.mm, a, a, out=torch.empty_like(a)), repeats)
+        found[f"matmul_flops_{str(dtype).removeprefix('torch.')}"] = 2 * size**3 / seconds
+    source = torch.empty(size * size * 4, dtype=torch.uint8, device=where.device)
+    found["copy_bytes"] = 2 * source.numel() / seconds_of(partial(torch.empty_like(source).copy_, source), repeats)
+    if where.device != "cpu":
+        pinned = torch.empty(source.numel(), dtype=torch.uint8, pin_memory=True)
+        found["host_to_device_bytes"] = source.numel() / seconds_of(partial(source.copy_, pinned), repeats)
+        found["device"], found["device_bytes"] = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+    return found
+
+
+def tests(where: Where) -> dict[str, Any]:
+    """Tests that need CUDA, and those that build models by hand, built there."""
+    options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb=line"]
+    command, there = [sys.executable, "-m", "pytest", *options], {"DEEPMLF_TEST_DEVICE": where.device}
+    by_hand = ["tests/modules", "tests/fusion", "-m", "not slow"]
+    return {"gpu": _run([*command, "-m", "gpu"], 75, **there), "on_device": _run([*command, *by_hand], 75, **there)}
+
+
+def four_bit(where: Where) -> dict[str, Any]:
+    """bitsandbytes' nf4 kernels: their error against the same weights dequantized, their time against bf16's."""
+    from bitsandbytes import functional as bnb
+    from gpu import random_linear
+
+    width, out = (64, 128) if where.tiny else (4096, 14336)
+    layer = random_linear(width, out, torch.bfloat16, where.device)
+    weight = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
+    result = {}
+    for rows in (1, 96, 2048) if not where.tiny else (1, 4):
+        x = torch.randn(rows, width, device=where.device, dtype=torch.bfloat16)
+        with torch.no_grad():
+            expected, found = F.linear(x, weight).float(), layer(x).float()
+            times = [seconds_of(partial(f, *args), 10) for f, args in ((layer, (x,)), (F.linear, (x, weight)))]
+        error = float((found - expected).norm() / expected.norm())
+        result[f"{rows} rows"] = {"relative_error": error, "nf4_ms": times[0] * 1e3, "bf16_ms": times[1] * 1e3}
+    return result
+
+
+def kernels(where: Where) -> dict[str, Any]:
+    """Names of the attention kernels that run in a step of each scope, by the profiler; whether one is flash's."""
+    case = _small(where)
+    result = {}
+    for variant in ("joint", "fusion", "fusion_cached"):
+        lm = case.base()
+        loop = OurLoop(lm, case.tokenizer, case.batches, case.geometry, *VARIANTS[variant])
+        loop.step(0)
+        with torch.profiler.profile() as profiler:
+            loop.step(0)
+        names = sorted({event.key for event in profiler.key_averages()})
+        found = [name for name in names if any(word in name.lower() for word in ("flash", "fmha", "attention"))]
+        flash = any("flash" in name.lower() and not name.startswith("aten::") for name in found)
+        result[variant] = {"kernel": lm.config._attn_implementation, "flash": flash, "names": found}
+    return result
+
+
+def launches(where: Where) -> dict[str, Any]:
+    """A small LM is bound by launches: predictions as they are, compiled, and compiled into CUDA graphs; how many
+    kernels are launched, and what share of the time the device is busy."""
+    result: dict[str, Any] = {}
+    case = _small(where)
+    ways: dict[str, dict[str, Any] | None] = {"eager": None}
+    if where.device != "cpu":
+        ways |= {"compiled": {"dynamic": True}, "cuda graphs": {"mode": "reduce-overhead"}}
+    for name, compiled in ways.items():
+        lm = case.base()
+        lm.set_attn_implementation("sdpa")
+        loop = OurLoop(lm, case.tokenizer, [case.batches[0][:2], case.batches[-1]], case.geometry, "fusion", True)
+        loop.model.enable_text_cache("memory", fusion_tokens=True)
+        if compiled is not None:
+            lm.get_decoder().compile(**compiled)
+        try:
+            result[name] = {f"batch of {n}": _busy(partial(loop.predict, i)) for i, n in ((0, 2), (1, case.batch))}
+        except Exception as error:  # a compiler that is missing, or what it cannot capture
+            result[name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    return result
+
+
+def zero2(where: Where) -> dict[str, Any]:
+    """Training under DeepSpeed ZeRO-2, a few steps on the embedded set."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "recipes/train_llama.py", "--ds", "ds_configs/zero2.json", "--max_steps", "12"]
+        return _run([*command, "--output_dir", f"{directory}/run"], 90)
+
+
+def case_of(spec: str, where: Where) -> dict[str, Any]:
+    return measure_case(spec, where.device, 1 if where.tiny else 3, where.peak_flops)
+
+
+CASES = (
+    "smollm2-135m:bfloat16:32", "llama-1b:bfloat16:32", "llama-8b:nf4:32", "llama-8b:bfloat16:32",
+    "llama-70b@8:bfloat16:8", "llama-70b:nf4:8",
+)  # fmt: skip
+STEPS: dict[str, Callable[[Where], dict[str, Any]]] = {
+    step.__name__: step for step in (ceilings, four_bit, kernels, launches, zero2)
+} | {spec: partial(case_of, spec) for spec in CASES}
+STEPS["tests"] = tests  # at the end: what they find can be run again by itself
+MOST_SECONDS = 160.0
+PACKAGES = {"four_bit": "bitsandbytes", "zero2": "deepspeed", "tests": "pytest"}
+CUDA_ONLY = ("zero2", "tests")
+
+
+def _small(where: Where) -> Case:
+    return Case(
+        "tiny:float32:2" if where.tiny else CASES[0], where.device, batches=2, utterances=12 if where.tiny else 96
+    )
+
+
+def _busy(run: Callable[[], Any], repeats: int = 7) -> dict[str, Any]:
+    """Milliseconds of one call, kernels that it launches, the share of the time that the device computes."""
+    for _ in range(3):
+        run()
+    clock = Clock()
+    for _ in range(repeats):
+        with clock:
+            run()
+    with torch.profiler.profile() as profiler:
+        run()
+    events = profiler.key_averages()
+    device = sum(getattr(event, "self_device_time_total", 0) for event in events) / 1e6
+    launched = sum(event.count for event in events if "LaunchKernel" in event.key or "GraphLaunch" in event.key)
+    middle = summary(clock.seconds)["median"]
+    return {"ms": middle * 1e3, "launches": launched, "device_busy": device / middle}
+
+
+def _run(command: list[str], seconds: float, **variables: str) -> dict[str, Any]:
+    """A command's exit code, seconds and last lines."""
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env={**os.environ, **variables}, capture_output=True, text=True, timeout=seconds
+        )
+        code, said = done.returncode, done.stdout + done.stderr
+    except subprocess.TimeoutExpired as error:
+        code, said = -1, f"{(error.stdout or b'').decode(errors='replace')}\nran past {seconds:.0f} s"
+    return {"exit_code": code, "seconds": time.monotonic() - began, "last_lines": said.splitlines()[-40:]}
+
+
+def run(names: list[str], where: Where, minutes: float, output: Path | None) -> dict[str, Any]:
+    """The steps in order, as many as there is time for; each result is written as it is there."""
+    end = time.monotonic() + 60 * minutes
+    result: dict[str, Any] = {"where": vars(where), "environment": environment(), "steps": {}}
+    for name in names:
+        began, left = time.monotonic(), end - time.monotonic()
+        try:
+            if left < NO_TIME:
+                raise RunError(f"not begun: {max(left, 0):.0f} s were left of {minutes:g} minutes")
+            if name in CUDA_ONLY and where.device == "cpu":
+                found = {"skipped": "needs CUDA"}
+            elif name in PACKAGES and not installed(PACKAGES[name]):
+                found = {"skipped": f"{PACKAGES[name]} is not installed"}
+            else:
+                step = STEPS.get(name) or partial(case_of, name)
+                found = in_own_process(step, where, seconds=min(left, MOST_SECONDS))
+        except RunError as error:
+            found = {"error": str(error)}
+        if name == "ceilings":
+            where = Where(where.device, where.tiny, found.get("matmul_flops_bfloat16"))
+        result["steps"][name] = {**found, "step_seconds": round(time.monotonic() - began, 1)}
+        told = found.get("error") or found.get("skipped") or "done"
+        print(f"{name}: {told} ({result['steps'][name]['step_seconds']} s)", flush=True)
+        if output:
+            write_json(output, result)
+    return result
+
+
+def main() -> int:
+    parser = benchmark_parser(__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="where")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the command: figures mean nothing")
+    parser.add_argument(
+        "--steps", nargs="+", help=f"which; default: {' '.join(STEPS)} (--tiny: a toy in the cases' place)"
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all of them together")
+    args = parser.parse_args()
+    use_threads(args.threads)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        print("skipped: these benchmarks need a CUDA device, and torch sees none here.")
+        return 0
+    toys = [*(name for name in STEPS if name not in CASES), "tiny:float32:4"]
+    names = args.steps or (toys if args.tiny else list(STEPS))
+    run(names, Where(args.device, args.tiny), args.minutes, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_recipe(main))
