@@ -13,11 +13,13 @@ from pathlib import Path
 # Before torch and transformers are imported, here or in a child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ["DEEPMLF_CPU_DTYPE"] = "float32"  # bases whose dtype no test names: much is compared exactly
 
 import hypothesis
 import pytest
 
 from deepmlf_llm.paths import CACHE_VARIABLE, base_models_dir, downloads_dir
+from tests import devices
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -31,6 +33,12 @@ hypothesis.settings.load_profile("repository")
 for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _action)
+
+
+def pytest_configure() -> None:
+    """A device that is not there ends the session before it begins."""
+    if reason := devices.missing(devices.chosen()):
+        pytest.exit(reason, returncode=2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,6 +102,18 @@ def _link(source: Path, target: Path) -> None:
         return  # another worker was first
     except OSError as error:
         warnings.warn(f"the tests make {source.name} again, because it cannot be linked: {error}", stacklevel=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of this session's models; see :mod:`tests.devices`."""
+    device = devices.chosen()
+    if device == "cpu":
+        yield device
+        return
+    place = request.path.relative_to(REPOSITORY / "tests").parts[0].removesuffix(".py")
+    with devices.built_on(device, place in devices.BY_HAND):
+        yield device
 
 
 @pytest.fixture(autouse=True)
