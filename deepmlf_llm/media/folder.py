@@ -18,7 +18,8 @@ from deepmlf_llm.data.clip_folder import CLIPS, KIND, RECIPE, SCHEMA, clip_file,
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.data.npy_folder import TABLE
 from deepmlf_llm.errors import DataError
-from deepmlf_llm.files import held, make_directory, sha256, write_aside
+from deepmlf_llm.file_locks import held
+from deepmlf_llm.files import make_directory, sha256, write_aside
 from deepmlf_llm.media.extract import ClipRecord, Extractor
 from deepmlf_llm.media.listing import Clip, list_clips, write_table
 from deepmlf_llm.media.recipe import fingerprint
