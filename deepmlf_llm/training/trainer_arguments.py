@@ -87,8 +87,8 @@ def _batch(settings: RunSettings) -> dict[str, tuple[int, str]]:
 
 
 def zero_stage(config: dict[str, Any] | None) -> int:
-    """ZeRO stage of a DeepSpeed configuration; 0 without one."""
-    return int(config["zero_optimization"].get("stage", 0)) if config else 0
+    """ZeRO stage of a DeepSpeed configuration; 0 without one, or where its section is left out for its mistakes."""
+    return int((config or {}).get("zero_optimization", {}).get("stage", 0))
 
 
 def without_splitting(config: dict[str, Any] | None) -> dict[str, Any] | None:

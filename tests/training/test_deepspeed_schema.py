@@ -43,6 +43,8 @@ def read(tmp_path: Path, config: Any, **settings: Any) -> dict[str, Any] | None:
         ({"zero_optimization": {"stage": True}}, {}, ["zero_optimization.stage=True: expected one of"]),
         ({"zero_optimization": {"stage": "2"}}, {}, ["zero_optimization.stage='2': expected one of"]),
         ({"zero_optimization": []}, {}, ["zero_optimization=[]: expected a mapping"]),
+        ({"zero_optimization": [], "gradient_clipping": "auto"}, {}, ["zero_optimization=[]: expected a mapping"]),
+        ({"zero_optimization": {"stage": 9}, "fp16": {}, "foo": 1}, {}, ["stage=9: expected one of", "'foo'"]),
         ({"zero_optimization": None}, {}, ["zero_optimization=None: expected a mapping"]),
         ({"fp16": True}, {}, ["fp16=True: expected a mapping"]),
         (
