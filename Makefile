@@ -34,7 +34,8 @@ demo-clip: setup ## render clips (synthetic), extract, train, predict an unseen 
 	@$(INTERPRETER) scripts/demo_clip.py $(ARGS)
 
 test: setup ## the whole test suite; ARGS="-k metrics" picks tests, WORKERS=n, DEVICE=cuda builds models there
-	@DEEPMLF_TEST_DEVICE=$(DEVICE) HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs $(ARGS)
+	@DEEPMLF_TEST_DEVICE=$(DEVICE) HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs \
+	  --durations=25 --durations-min=4 $(ARGS)
 
 test-fast: setup ## the tests without those that take minutes
 	@HF_HUB_OFFLINE=1 $(INTERPRETER) -m pytest -n $(WORKERS) --dist worksteal --no-header -rs -m "not slow" $(ARGS)
