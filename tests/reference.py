@@ -223,6 +223,7 @@ class Settings:
     ffw_scope: str = "joint"
     gca_queries: str = "tokens"
     head_base: str = "none"
+    head_reads_av: bool = True
     lora_scale: float = 1.0
     av_heads: int = 6
     max_frames: int = 50
@@ -366,7 +367,8 @@ def deepmlf(
     hidden = lm.final(hidden)
     text, tokens = hidden[: len(ids)], hidden[len(ids) :]
     mean = context.mean(0) if len(context) else context.new_zeros(context.shape[1])
-    task = task_head(torch.cat([tokens.mean(0), text[-1], mean]), under(w, "heads.task."))
+    read = [tokens.mean(0), text[-1], *([mean] if settings.head_reads_av else [])]
+    task = task_head(torch.cat(read), under(w, "heads.task."))
     text_polarity = linear(text[-1], w, "heads.text")
     return ReferenceOutput(
         tokens=tokens,

@@ -125,6 +125,11 @@ class MethodSettings(LoraConfig):
         choice("none", "text"),
         "none",
     )
+    head_reads_av: bool = setting(
+        "the task head reads the mean of the AV context itself (paper); false: only what fusion tokens carry of it",
+        flag(),
+        True,
+    )
     readout: str = setting(
         "what predicts: heads (the task head), verbalised (the LM's own head after the last fusion token: expectation "
         "over the tokens of verbalised_steps) or both (their mean)",

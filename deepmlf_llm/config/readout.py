@@ -69,6 +69,8 @@ def readout_problems(config: Any) -> list[str]:
         )
     if config.readout == "verbalised" and config.head_base != "none":
         found.append(f"head_base={brief(config.head_base)} is of the task head, and readout='verbalised' has none")
+    if config.readout == "verbalised" and config.head_reads_av is False:
+        found.append("head_reads_av=false is of the task head, and readout='verbalised' has none")
     for name in ("lambda_polarity", "lambda_prototypes"):
         weight = getattr(config.objective, name)
         if is_number(weight) and weight > 0 and config.num_outputs != 1:

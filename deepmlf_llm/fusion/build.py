@@ -200,6 +200,7 @@ def _build_heads(decoder: Decoder, config: DeepMLFConfig, context_width: int, si
         tells_sign=config.objective.lambda_polarity > 0,
         prototypes=_build_prototypes(decoder, config),
         modalities=own_heads(config.unimodal_targets),
+        task_reads_context=config.head_reads_av,
     )
 
 

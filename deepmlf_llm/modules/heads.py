@@ -6,11 +6,11 @@ DeepMLF section 3 (arXiv 2504.11082). All read the states after the LM's final n
   Segregated tokens meet in a small Transformer instead of a mean (``modules/mixing_head.py``);
 - fusion: Linear on every fusion token; text: Linear on the last real text token; AV: Linear on the mean of Z.
 
-Where nothing is heard or seen there is no Z: the task head reads the first two, and there is no AV head.
+Where nothing is heard or seen there is no Z: the task head reads the first two, and there is no AV head. Elsewhere it
+may leave out the mean of Z: what is heard and seen then reaches it through the fusion tokens alone.
 
 With a verbaliser the LM itself predicts the polarity after the last fusion token, instead of the task head or beside
-it.
-That position has read the text, audio and vision and all other fusion tokens; the text never hears, and with
+it. That position has read the text, audio and vision and all other fusion tokens; the text never hears, and with
 ``ffw_scope="fusion"`` nothing that is trained reaches it.
 """
 
@@ -108,6 +108,7 @@ class Heads(nn.Module):
         tells_sign: a Linear on what the task head reads separates positive from negative, for an auxiliary loss.
         prototypes: to which the mean of the fusion tokens is drawn, for another.
         modalities: that have a head of their own, a Linear on the mean of their encoded frames.
+        task_reads_context: the task head reads the mean of Z (paper).
     """
 
     def __init__(
@@ -125,10 +126,12 @@ class Heads(nn.Module):
         tells_sign: bool = False,
         prototypes: OrdinalPrototypes | None = None,
         modalities: Sequence[str] = (),
+        task_reads_context: bool = True,
     ) -> None:
         super().__init__()
         self.mixing = mixing or TokenMean(width)
-        read_width = self.mixing.out_width + width + context_width
+        self.task_reads_context = task_reads_context
+        read_width = self.mixing.out_width + width + (context_width if task_reads_context else 0)
         self.task: nn.Sequential | None = None
         if not verbalised_only:
             self.task = nn.Sequential(
@@ -171,7 +174,7 @@ class Heads(nn.Module):
             tokens, last_text = tokens.to(dtype), last_text.to(dtype)
             context = [] if context_mean is None else [context_mean.to(dtype)]
             text = self.text(last_text)
-            joint = torch.cat([self.mixing(tokens), last_text, *context], dim=-1)
+            joint = torch.cat([self.mixing(tokens), last_text, *(context if self.task_reads_context else ())], dim=-1)
             own = [] if self.task is None else [self._on_base(self.task(joint), text)]
             verbalised = [] if self.verbaliser is None else [self.verbaliser(last_token.to(dtype))]
             task, *beside = own + verbalised

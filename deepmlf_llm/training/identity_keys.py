@@ -34,6 +34,7 @@ FIRST_RUNS: dict[str, Any] = {
     "gate_per": "block",
     "gca_queries": "tokens",
     "head_base": "none",
+    "head_reads_av": True,
     "freeze_av_encoder": False,
     "fusion_token_init": None,
     "freeze_fusion_tokens": False,

@@ -213,7 +213,7 @@ WRONG = [
 """What a YAML file can hold and almost no setting takes."""
 GOOD_ANYWAY = {
     "r": (), "num_fusion_tokens": (), "ffw_lora_alpha": (), "dequantize_copy": (True,), "modalities": ({},),
-    "freeze_fusion_tokens": (True,), "truncate_lm": (True,), "freeze_av_encoder": (True,),
+    "freeze_fusion_tokens": (True,), "truncate_lm": (True,), "freeze_av_encoder": (True,), "head_reads_av": (True,),
     "modalities.audio.features": ({}, {"a": 1}), "modalities.audio.provenance": ({}, {"a": 1}),
     "base_model_relative": ("nonsense: [",), "text.template": (), "package_versions": ({}, {"a": 1}),
     "gate_init": (-1,), "gca_gate_init": (-1,), "weights_sha256": ("nonsense: [",), "settings_sha256": ("nonsense: [",),

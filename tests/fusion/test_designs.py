@@ -25,6 +25,7 @@ DESIGNS = {
     "gates per channel": {"gate_per": "channel", "gate": "tanh"},
     "onto the text head": {"head_base": "text", "ffw_scope": "fusion"},
     "every layer": {"fusion_layers": "from:0"},
+    "no AV context in the task head": {"head_reads_av": False},
 }
 WITH_OTHERS = {
     "text queries from where tokens enter": {"gca_queries": "text", "fusion_entry": "first_block"},
@@ -65,7 +66,7 @@ def design(request):
 def test_equals_its_equations(name, family):
     model = tiny_model(tiny_family(family), **DESIGNS[name]).double()
     config, batch = model.deepmlf_config, tiny_batch()
-    names = ("ffw_scope", "gate", "gca_queries", "head_base")
+    names = ("ffw_scope", "gate", "gca_queries", "head_base", "head_reads_av")
     settings = reference.Settings(
         heads=HEADS, lora_scale=16.0 / 4, av_heads=3, max_frames=5, **{name: getattr(config, name) for name in names}
     )
@@ -139,6 +140,18 @@ def test_onto_the_text_head_a_prediction_starts_as_what_the_text_says():
     found = outputs(onto)
     assert torch.equal(found["polarity"], found["text_polarity"])
     assert not torch.isclose(outputs(paper)["polarity"], outputs(paper)["text_polarity"]).any()
+
+
+def test_with_shut_gates_audio_reaches_the_prediction_through_the_head_alone():
+    """Unless it does not read the AV context: then nothing heard or seen changes a prediction."""
+    for reads in (True, False):
+        model = tiny_model(tiny_family("llama"), head_reads_av=reads)
+        for block in model.active_stack.blocks.values():
+            block.gates()["gca"].alpha.data.fill_(-1e4)
+        found, others = outputs(model), outputs(model, audio=2 * tiny_batch()["audio"])
+        assert torch.equal(found["text_polarity"], others["text_polarity"])
+        assert not torch.equal(found["av_polarity"], others["av_polarity"])
+        assert torch.equal(found["polarity"], others["polarity"]) != reads
 
 
 def test_onto_the_text_head_the_task_loss_leaves_the_text_head_alone():

@@ -132,6 +132,7 @@ def test_settings_that_cannot_tell_a_polarity_are_refused():
     for settings, message in (
         ({**BOTH, "num_outputs": 2}, "readout='both' predicts one polarity; num_outputs=2 needs 'heads'"),
         ({**TOLD, "readout": "verbalised", "head_base": "text"}, "head_base='text' is of the task head"),
+        ({**TOLD, "readout": "verbalised", "head_reads_av": False}, "head_reads_av=false is of the task head"),
         ({**BOTH, "truncate_lm": True}, "readout='both' reads the LM's last layers"),
         (
             {**TOLD, "readout": "verbalised", "token_topology": "segregated", "modalities": {"audio": {"dim": 3}}},
