@@ -32,7 +32,7 @@ from .conftest import DIMS, Utterances
 MakeSettings = Callable[..., RunSettings]
 CLOCKS = ("runtime", "per_second")
 
-# 14 utterances, 4 a step: an epoch has 4 steps; with accumulation 2 batches a step, the last window is a single batch.
+# 14 utterances, 4 a step: an epoch has 4 steps, the last two of 3 utterances; with accumulation each is two batches.
 SAVES: dict[str, dict[str, Any]] = {
     "saved each step": {"save_strategy": "steps", "save_steps": 1},
     "saved at its end": {"save_strategy": "steps", "save_steps": 2},
@@ -59,13 +59,13 @@ ENDS: dict[str, dict[str, Any]] = {
 }
 STEPS: dict[str, dict[str, Any]] = {
     "one batch": {},
-    "two batches, the last window one": {"gradient_accumulation_steps": 2},
+    "two batches a step": {"gradient_accumulation_steps": 2},
     "a rate by plateau": {"lr_scheduler_type": "reduce_lr_on_plateau"},
 }
 QUICK = [
     ("saved each step", "evaluated each epoch", "logged at its end", "whole epochs", "one batch"),
     ("saved at its end", "evaluated each epoch", "logged each step", "patience", "one batch"),
-    ("saved each step", "evaluated at its end", "logged beside it", "mid-epoch", "two batches, the last window one"),
+    ("saved each step", "evaluated at its end", "logged beside it", "mid-epoch", "two batches a step"),
     ("saved when best", "evaluated each epoch", "logged each epoch", "patience and a best", "a rate by plateau"),
 ]
 

@@ -27,6 +27,7 @@ from deepmlf_llm.training.settings import RunSettings
 from .test_run import run_until, weights_of
 
 MakeSettings = Callable[..., RunSettings]
+pytestmark = pytest.mark.timeout(900)  # the runs of `worlds` take half a minute, and far longer on a busy machine
 # BatchNorm and dropout see batches and processes; without them a step is the same in any world.
 WORLDLESS = {"head_norm": "layer", "av_encoder.dropout": 0}
 SMALL = {
