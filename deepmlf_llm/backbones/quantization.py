@@ -14,6 +14,12 @@ from deepmlf_llm.modules.precision import at_least_fp32
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 
 
+def is_packed(weight: Any) -> bool:
+    """Whether a parameter holds packed 4-bit values. Their bytes are no numbers of its dtype, which under ZeRO-3 is a
+    floating-point one."""
+    return type(weight).__name__ == "Params4bit"
+
+
 def quantization_config(kind: str, compute_dtype: torch.dtype, storage_dtype: torch.dtype | None = None) -> Any:
     """transformers' ``BitsAndBytesConfig`` for ``kind``, or None for ``"none"``.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepmlf_llm.backbones.quantization import is_packed
 from deepmlf_llm.errors import BaseModelError
 from deepmlf_llm.reading import parse_json, read_json
 
@@ -153,7 +154,8 @@ def check_finite(lm: nn.Module, name: str) -> None:
     broken = [
         key
         for key, weight in lm.named_parameters()
-        if weight.is_floating_point() and not weight.is_meta and not bool(torch.isfinite(_sum(weight)))
+        if weight.is_floating_point() and not weight.is_meta
+        if not is_packed(weight) and not bool(torch.isfinite(_sum(weight)))
     ]
     if broken:
         raise BaseModelError(f"base_model={name!r}: values that are not finite in {_some(broken)}")

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import deepmlf_llm
+from deepmlf_llm.backbones.quantization import is_packed
 
 PACKAGES = (
     "torch",
@@ -114,7 +115,7 @@ def parameter_table(model: Any) -> list[dict[str, Any]]:
                 "part": part,
                 "parameters": sum(_count(p) for p in members),
                 "trainable": part != "frozen",
-                "dtype": "4-bit" if any(_packed(p) for p in members) else dtype,
+                "dtype": "4-bit" if any(is_packed(p) for p in members) else dtype,
                 "mb": round(sum(_held(p) * p.element_size() for p in members) / 2**20, 2),
             }
         )
@@ -128,15 +129,11 @@ def parameter_counts(model: Any) -> dict[str, int]:
     return {"trainable": trainable, "total": sum(row["parameters"] for row in rows)}
 
 
-def _packed(parameter: nn.Parameter) -> bool:
-    return type(parameter).__name__ == "Params4bit"
-
-
 def _held(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _count(parameter: nn.Parameter) -> int:
-    if not _packed(parameter):
+    if not is_packed(parameter):
         return _held(parameter)
     return _held(parameter) * 2 * parameter.element_size()  # two values a byte of storage

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepmlf_llm.backbones.quantization import is_packed
 from deepmlf_llm.errors import DataError, DeepMLFError, RunError
 
 LARGE = 1e5
@@ -198,6 +199,7 @@ def _broken_weights(model: nn.Module) -> list[str]:
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
         and parameter.is_floating_point()
+        and not is_packed(parameter)
         and not bool(getattr(parameter, "ds_tensor", parameter).isfinite().all())
     ]
 

@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from deepmlf_llm.backbones import Decoder, is_quantized, keep_weights_in_place, load_base_model
-from deepmlf_llm.backbones.quantization import dequantized_weight, quantization_config
+from deepmlf_llm.backbones.quantization import dequantized_weight, is_packed, quantization_config
+from deepmlf_llm.backbones.whole import check_finite
 from deepmlf_llm.errors import BaseModelError, ConfigError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.families import tiny_batch, tiny_config
@@ -137,6 +138,18 @@ def test_four_bit_configs(kind, quant_type):
     assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (quant_type, True)
     assert (config.bnb_4bit_compute_dtype, config.bnb_4bit_quant_storage) == (torch.bfloat16, torch.float32)
     assert quantization_config(kind, torch.bfloat16).bnb_4bit_quant_storage == torch.uint8
+
+
+def test_packed_weights_stored_as_floats_are_whole_and_others_are_looked_at():
+    """As ZeRO-3 needs them: their bits are no numbers of that dtype, and often NaN in it."""
+    lm = load_base_model("tiny-llama", quantization="nf4", storage_dtype="float32", num_layers=1)
+    packed = [weight for weight in lm.parameters() if is_packed(weight)]
+    assert len(packed) == 7
+    assert {weight.dtype for weight in packed} == {torch.float32}
+    with torch.no_grad():
+        lm.model.norm.weight[0] = torch.inf
+    with pytest.raises(BaseModelError, match=r"values that are not finite in model.norm.weight$"):
+        check_finite(lm, "tiny-llama")
 
 
 def test_other_kinds():
