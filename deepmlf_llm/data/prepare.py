@@ -105,8 +105,6 @@ def prepare(
     task = task_of(dataset)
     check_output(output)
     if like is not None:
-        if fold is not None:
-            raise ConfigError(f"fold {fold} with like={like}: what is prepared like other data is evaluated whole")
         settings = _settings_like(settings, open_store(like), task.name)
         task = open_store(like).task
         modalities = modalities or list(settings.standardisations)
@@ -131,8 +129,31 @@ def prepare_corpus(corpus: Corpus, dataset: str | Task, output: Path, settings: 
     for name in settings.frame_rates:
         if name not in names:
             raise ConfigError(f"frame rate given for {name!r}{suggest(name, names)}: there are {', '.join(names)}")
+    manifest = _begun_manifest(corpus, task, names, settings)
+    if (existing := _existing(output, manifest)) is not None:
+        return existing
+    features: dict[str, dict[str, Ragged]] = {split: {} for split in corpus.splits}
+    for name in names:
+        manifest.modalities[name] = _prepare_modality(corpus, name, dims[name], settings, features)
+    splits = {}
+    for split, rows in corpus.splits.items():
+        splits[split] = PolarityDataset(
+            rows.ids,
+            [normalise_text(text, manifest.text["case"]) for text in rows.texts],
+            # Within rounding of the range, which the check allows.
+            rows.labels if isinstance(task, ClassificationTask) else np.clip(rows.labels, task.low, task.high),
+            features[split],
+            rows.unimodal,
+        )
+    _describe_rows(manifest, splits, task)
+    write_store(output, splits, manifest)
+    return manifest
+
+
+def _begun_manifest(corpus: Corpus, task: Task, names: list[str], settings: PreparationSettings) -> Manifest:
+    """What is known before features are read: where they come from, and how they are prepared."""
     case = settings.case or task.text_case
-    manifest = Manifest(
+    return Manifest(
         dataset=task.name,
         source=corpus.source,
         settings={
@@ -151,24 +172,6 @@ def prepare_corpus(corpus: Corpus, dataset: str | Task, output: Path, settings: 
         storage=settings.storage,
         task=task.to_dict(),
     )
-    if (existing := _existing(output, manifest)) is not None:
-        return existing
-    features: dict[str, dict[str, Ragged]] = {split: {} for split in corpus.splits}
-    for name in names:
-        manifest.modalities[name] = _prepare_modality(corpus, name, dims[name], settings, features)
-    splits = {}
-    for split, rows in corpus.splits.items():
-        splits[split] = PolarityDataset(
-            rows.ids,
-            [normalise_text(text, case) for text in rows.texts],
-            # Within rounding of the range, which the check allows.
-            rows.labels if isinstance(task, ClassificationTask) else np.clip(rows.labels, task.low, task.high),
-            features[split],
-            rows.unimodal,
-        )
-    _describe_rows(manifest, splits, task)
-    write_store(output, splits, manifest)
-    return manifest
 
 
 def _check_splits(corpus: Corpus, settings: PreparationSettings) -> None:
@@ -220,6 +223,9 @@ def _prepare_modality(
 
 def _settings_like(settings: PreparationSettings, store: DataStore, dataset: str) -> PreparationSettings:
     """The settings of other data; raises ConfigError where those that were given contradict them."""
+    if settings.fold is not None:
+        given = f"fold {settings.fold} with like={store.directory}"
+        raise ConfigError(f"{given}: what is prepared like other data is evaluated whole")
     manifest = store.manifest
     problems = Problems(ConfigError, f"like {store.directory}")
     problems.check(dataset == manifest.dataset, f"it is {manifest.dataset}, not {dataset}")
