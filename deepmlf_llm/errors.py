@@ -26,7 +26,7 @@ class DataError(DeepMLFError, ValueError):
 
 
 class BaseModelError(DeepMLFError):
-    """The base model cannot be found, or is no causal decoder that we can extend."""
+    """The base model cannot be found, or is not a causal decoder that we can extend."""
 
 
 class InjectionError(DeepMLFError):

@@ -111,7 +111,7 @@ def _settings(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,7 +126,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float, bool, type(None))):
-                raise ValueError(f"line {key_node.start_mark.line + 1}: a key that is no word")
+                raise ValueError(f"line {key_node.start_mark.line + 1}: a key that is not a word")
             if key in seen:
                 raise ValueError(f"line {key_node.start_mark.line + 1}: the key {_short(key)} stands there twice")
             seen.add(key)

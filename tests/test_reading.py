@@ -17,8 +17,8 @@ DEEP = 200_000
     [
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands there twice"),
         ('{"a": 1, "\\u0061": 1}', "the key 'a' stands there twice"),
-        ("[NaN]", "NaN is no JSON"),
-        ("[-Infinity]", "-Infinity is no JSON"),
+        ("[NaN]", "NaN is not JSON"),
+        ("[-Infinity]", "-Infinity is not JSON"),
         ("[" * DEEP, "nested too deep"),
         ('{"a":' * DEEP, "nested too deep"),
         ("1" * 5000, "4300 digits"),
@@ -55,7 +55,7 @@ KEYS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} {{? [*a{i - 1}, *a{i - 1}] : 1
     [
         ("a: 1\nb: {c: 1, c: 2}", "line 2: the key 'c' stands there twice"),
         ("1: x\n0x1: y", "line 2: the key 1 stands there twice"),
-        ("? [a]\n: 1", "a key that is no word"),
+        ("? [a]\n: 1", "a key that is not a word"),
         (BOMB, "aliases unfold into more than"),
         (MERGED, "aliases unfold into more than"),
         (KEYS, "aliases unfold into more than"),

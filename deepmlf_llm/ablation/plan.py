@@ -111,7 +111,7 @@ class AblationPlan:
             known = shipped.hint(shipped.CONFIGS, given) if isinstance(error, FileNotFoundError) else ""
             raise ConfigError(f"{given}: cannot be read ({error.strerror}){known}") from None
         except ValueError as error:
-            raise ConfigError(f"{given}: is no YAML ({' '.join(str(error).split())})") from None
+            raise ConfigError(f"{given}: is not YAML ({' '.join(str(error).split())})") from None
         return _read(content, str(given))
 
     def named(self, names: Sequence[str]) -> list[Variant]:

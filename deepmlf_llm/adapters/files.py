@@ -67,7 +67,7 @@ def read_config(directory: str | Path) -> DeepMLFConfig:
 
 
 def parsed(path: Path) -> tuple[Any, str | None]:
-    """What a file of settings says, and the digest that its seal must hold; None where it is no mapping.
+    """What a file of settings says, and the digest that its seal must hold; None where it is not a mapping.
 
     Raises:
         AdapterError: cannot be read, too large, or no JSON.
@@ -157,7 +157,7 @@ def check_base(config: DeepMLFConfig, base: nn.Module, source: str | Path) -> No
         AdapterError: it is another, or no causal LM; the message says in what.
     """
     if getattr(getattr(base, "config", None), "get_text_config", None) is None:
-        raise AdapterError(f"{source}: base={type(base).__name__} is no causal language model of transformers")
+        raise AdapterError(f"{source}: base={type(base).__name__} is not a causal language model of transformers")
     differences = compare_fingerprints(config.base_fingerprint or {}, base_fingerprint(base))
     if differences:
         seed = config.base_init_seed

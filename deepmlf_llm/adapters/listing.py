@@ -81,5 +81,5 @@ def _read(listing: Path) -> dict[str, tuple[int, str]]:
         raise AdapterError(f"{listing}: damaged or missing: {error}") from error
     for name, (_, digest) in facts.items():
         if not _HASH.fullmatch(digest) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise AdapterError(f"{listing}: damaged: {name!r} is no file of this directory with a sha256")
+            raise AdapterError(f"{listing}: damaged: {name!r} is not a file of this directory with a sha256")
     return facts

@@ -99,7 +99,7 @@ FAMILIES: dict[str, DecoderInterface] = {
 UNSUPPORTED = {
     "mixtral": "its FFW is a mixture of experts, and an MM Block needs one dense FFW to share or copy",
     "t5": "it is an encoder-decoder, and fusion tokens need a causal decoder",
-    "bert": "it is no causal decoder",
+    "bert": "it is not a causal decoder",
 }
 
 
@@ -120,7 +120,7 @@ def find_interface(lm: Any) -> DecoderInterface:
         raise BaseModelError(f"base model of type {model_type!r} is not supported: {UNSUPPORTED[model_type]}")
     if model_type is None or not hasattr(lm, "get_output_embeddings") or lm.get_output_embeddings() is None:
         raise BaseModelError(
-            f"{type(lm).__name__} is no causal language model of transformers: it has no output embeddings; "
+            f"{type(lm).__name__} is not a causal language model of transformers: it has no output embeddings; "
             "load the base with AutoModelForCausalLM"
         )
     if getattr(config, "is_encoder_decoder", False):

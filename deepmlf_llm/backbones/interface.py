@@ -55,7 +55,7 @@ class Decoder:
         self.layers: nn.ModuleList = _follow(self.body, self.interface.layers, "layers", source)
         self.final_norm = _follow(self.body, self.interface.final_norm, "final_norm", source)
         if not isinstance(self.layers, nn.ModuleList) or not len(self.layers):
-            raise BaseModelError(f"decoder interface {source!r}: layers={self.interface.layers!r} is no ModuleList")
+            raise BaseModelError(f"decoder interface {source!r}: layers={self.interface.layers!r} is not a ModuleList")
         # The body's name for kept keys and values: `cache` since transformers 5.24.
         arguments = inspect.signature(type(self.body).forward).parameters
         self.cache_argument = "cache" if "cache" in arguments else "past_key_values"

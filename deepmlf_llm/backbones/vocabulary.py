@@ -176,7 +176,7 @@ def single_token_ids(tokenizer: Any, labels: Iterable[str]) -> dict[str, int]:
         if index is None:
             pieces = tokenizer.convert_ids_to_tokens(tokenizer(label, add_special_tokens=False)["input_ids"])
             shown = " ".join(map(str, pieces)) or "nothing"
-            problems.check(False, f"{label!r} is no single token of this tokenizer ({shown}); take another label")
+            problems.check(False, f"{label!r} is not a single token of this tokenizer ({shown}); take another label")
             continue
         other = by_id.setdefault(index, label)
         problems.check(other == label, f"{label!r} and {other!r} are the same token ({index}); take another label")

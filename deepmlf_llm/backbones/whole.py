@@ -95,7 +95,7 @@ def _damage(path: Path, packed: bool) -> str:
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            return f"is no safetensors file, or damaged ({size} bytes)"
+            return f"is not a safetensors file, or damaged ({size} bytes)"
         header = file.read(length)
     try:
         tensors = {key: entry for key, entry in parse_json(header).items() if key != "__metadata__"}
@@ -109,7 +109,7 @@ def _damage(path: Path, packed: bool) -> str:
         state = "truncated" if end > size - 8 - length else "damaged"
         return f"is {state}: {size} bytes, expected {end + 8 + length}"
     odd = [] if packed else [key for key in odd if not _BUFFERS.search(key.split(" ")[0])]
-    return f"holds weights that are no floating-point numbers: {_some(sorted(odd))}" if odd else ""
+    return f"holds weights that are not floating-point numbers: {_some(sorted(odd))}" if odd else ""
 
 
 def check_loaded(lm: nn.Module, info: Mapping[str, Any], name: str) -> None:

@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if path is not None:
             check_place(path)
             if path.exists() or path == options.output == page:
-                raise ConfigError(f"--output {options.output}: {path.name} exists or is no name for JSON; name another")
+                raise ConfigError(
+                    f"--output {options.output}: {path.name} exists or is not a name for JSON; name another"
+                )
     comparison = compare(
         [open_entry(name, options.split) for name in options.runs], options.head, options.resamples, options.seed
     )

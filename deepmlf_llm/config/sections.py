@@ -51,7 +51,7 @@ class AVEncoderConfig:
         found = []
         if isinstance(width, int) and isinstance(heads, int) and heads > 0:
             if width % heads:
-                found.append(f"av_encoder.width={brief(width)} is no multiple of num_heads={brief(heads)}")
+                found.append(f"av_encoder.width={brief(width)} is not a multiple of num_heads={brief(heads)}")
             if width % 2:
                 found.append(f"av_encoder.width={brief(width)}: positions need an even width")
         return found
@@ -71,7 +71,7 @@ class MixingHeadConfig:
         """What is wrong with the settings together, one phrase each."""
         width, heads = self.width, self.num_heads
         if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
-            return [f"mixing_head.width={brief(width)} is no multiple of num_heads={brief(heads)}"]
+            return [f"mixing_head.width={brief(width)} is not a multiple of num_heads={brief(heads)}"]
         return []
 
 

@@ -1,4 +1,4 @@
-"""Standardisation and the values that are no numbers.
+"""Standardisation and the values that are not numbers.
 
 Mean and standard deviation of each dimension come from the real, finite values of the TRAINING split: padding is cut
 off before, and nothing of validation or test enters. A NaN or infinity (COVAREP writes -inf where a frame is silent) is

@@ -114,7 +114,7 @@ def _check_labels(labels: np.ndarray, ids: list[str], low: float, high: float, w
     if wrong.any():
         first = int(np.argmax(wrong))
         raise DataError(
-            f"{where}: {int(wrong.sum())} of {len(labels)} labels are no number in [{low:g}, {high:g}], the first is "
+            f"{where}: {int(wrong.sum())} of {len(labels)} labels are not numbers in [{low:g}, {high:g}], the first is "
             f"{labels[first]:g} of {ids[first]!r} (row {first})"
         )
 

@@ -211,7 +211,7 @@ def _read_splits(path: Path) -> dict[str, str]:
     split_of: dict[str, str] = {}
     for split, key in keys.items():
         if not isinstance(content[key], list) or not all(isinstance(name, str) for name in content[key]):
-            raise DataError(f"{path}: {key} is no list of ids")
+            raise DataError(f"{path}: {key} is not a list of ids")
         for name in content[key]:
             if split_of.setdefault(name, split) != split:
                 raise DataError(f"{path}: {name!r} is in {split_of[name]} and in {split}")

@@ -164,7 +164,7 @@ def _turn(words: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sequences(name: str, turn: np.ndarray, may_be_absent: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """One sequence [t x d] for each utterance, float32, a few absent or with values that are no numbers."""
+    """One sequence [t x d] for each utterance, float32, a few absent or with values that are not numbers."""
     dim, (shortest, longest) = _DIMS[name], _FRAMES[name]
     direction = rng.standard_normal(dim)
     direction *= _STRENGTH[name] / np.linalg.norm(direction)

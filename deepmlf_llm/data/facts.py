@@ -16,7 +16,7 @@ _FROM = ("source", "fingerprint")  # what older manifests and adapters say of th
 class FeatureRecipe:
     """What was computed, as far as it is known: two sets of features are the same kind if nothing known differs.
 
-    Which file they were read from is no part of it, see :func:`provenance_of`.
+    Which file they were read from is not part of it, see :func:`provenance_of`.
 
     Attributes:
         dim: width of one frame; None: unknown.

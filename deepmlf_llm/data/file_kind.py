@@ -1,4 +1,4 @@
-"""What a file is, by what it begins with, and what to do with one that is no data set.
+"""What a file is, by what it begins with, and what to do with one that is not a data set.
 
 Names and endings say nothing: downloads that failed are web pages called ``.pkl``.
 """
@@ -91,7 +91,7 @@ def file_kind(path: Path) -> FileKind:
         link = f", a link to {os.readlink(path)}, which is not there" if path.is_symlink() else ""
         raise DataError(f"{path}: no such file{link}")
     if not path.is_file():
-        raise DataError(f"{path}: is no ordinary file")
+        raise DataError(f"{path}: is not an ordinary file")
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)

@@ -47,23 +47,23 @@ def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, (list, tuple)):
         value = [np.asarray(row) if hasattr(row, "__array__") else row for row in value]
     elif not hasattr(value, "__array__"):
-        raise DataError(f"{name} is no table of numbers but {_kind(value)}: expected frames, a list of lists")
+        raise DataError(f"{name} is not a table of numbers but {_kind(value)}: expected frames, a list of lists")
     try:
         # As objects first: with text among the numbers, numpy would make text of them all.
         array = np.asarray(value) if hasattr(value, "__array__") else np.asarray(value, dtype=object)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name} is no table of numbers: {_shorten(error)}") from error
+        raise DataError(f"{name} is not a table of numbers: {_shorten(error)}") from error
     if array.ndim > 32:  # numpy counts to 64, but walks through 32
-        raise DataError(f"{name} is no table of numbers: lists in lists, {array.ndim} deep")
+        raise DataError(f"{name} is not a table of numbers: lists in lists, {array.ndim} deep")
     if array.dtype.kind == "O":
         _check_entries(name, array)
     elif array.dtype.kind not in "fiu":
-        raise DataError(f"{name} is no table of numbers: it holds {array.dtype}")
+        raise DataError(f"{name} is not a table of numbers: it holds {array.dtype}")
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(np.float32)
     except (OverflowError, TypeError, ValueError) as error:
-        raise DataError(f"{name} is no table of numbers that a float can hold: {_shorten(error)}") from error
+        raise DataError(f"{name} is not a table of numbers that a float can hold: {_shorten(error)}") from error
 
 
 def _check_entries(name: str, array: np.ndarray) -> None:
@@ -79,10 +79,10 @@ def _check_entries(name: str, array: np.ndarray) -> None:
     if wrong <= {list, tuple}:
         lengths = sorted({len(row) for row in array.flat if isinstance(row, (list, tuple))})
         raise DataError(
-            f"{name} is no table of numbers: its rows differ in length (such as {', '.join(map(str, lengths[:3]))})"
+            f"{name} is not a table of numbers: its rows differ in length (such as {', '.join(map(str, lengths[:3]))})"
         )
     entry = next(entry for entry in array.flat if type(entry) in wrong)
-    raise DataError(f"{name} is no table of numbers: it holds {_kind(entry)}")
+    raise DataError(f"{name} is not a table of numbers: it holds {_kind(entry)}")
 
 
 def _kind(value: Any) -> str:

@@ -77,12 +77,12 @@ def read_array(parent: Any, name: str, where: str) -> np.ndarray:
     """A data set of a group as an array.
 
     Raises:
-        DataError: it is no data set, lies in other files, says that it is far larger than its file, or is damaged.
+        DataError: it is not a data set, lies in other files, says that it is far larger than its file, or is damaged.
     """
     member = child(parent, name, where)
     with _readable(f"{where}: {name}"):
         if not hasattr(member, "shape") or member.shape is None:
-            raise DataError(f"{where}: {name} is no array")
+            raise DataError(f"{where}: {name} is not an array")
         if member.external or member.is_virtual:
             raise DataError(f"{where}: {name} lies in other files, which are not read")
         stored, size = member.id.get_storage_size(), int(np.prod(member.shape, dtype=object)) * member.dtype.itemsize

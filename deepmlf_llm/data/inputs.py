@@ -33,7 +33,7 @@ from deepmlf_llm.errors import DataError, suggest
 from deepmlf_llm.files import sha256
 from deepmlf_llm.tasks.registry import task_of
 
-_CLIP_BYTES = 1 << 28  # a larger file is no single clip
+_CLIP_BYTES = 1 << 28  # a larger file is not a single clip
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ def _numbers(table: LabelTable, column: str, path: Path, required: bool) -> list
         if numbers[-1] != numbers[-1]:
             empty.append(f"row {line}")
     if wrong:
-        raise DataError(f"{path}: column {column} holds what is no number: {listed(wrong)}")
+        raise DataError(f"{path}: column {column} holds what is not a number: {listed(wrong)}")
     if required and empty:
-        raise DataError(f"{path}: {len(empty)} labels are no number: nothing in column {column} of {listed(empty)}")
+        raise DataError(f"{path}: {len(empty)} labels are not a number: nothing in column {column} of {listed(empty)}")
     return numbers

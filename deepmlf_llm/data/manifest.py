@@ -40,7 +40,7 @@ class Manifest:
         splits: split -> rows, sha256 of its content, labels (min, max, mean, negative, neutral, positive; or how many
             there are of each class), words (median, max, empty).
         modalities: name -> dim, frame_rate (Hz, None = unknown), features (what was computed: encoder, layer, ...; kind
-            "precomputed" where that is unknown), provenance (source, sha256: where they came from, which is no part of
+            "precomputed" where that is unknown), provenance (source, sha256: where they came from, which is not part of
             what they are), standardisation (mean, std, clip, constant), frames (median, max, total), absent (split ->
             rows), cleaned (split -> counts).
         labels: range of the data set's rule, and min and max found; of classes nothing.

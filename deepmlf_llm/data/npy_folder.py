@@ -44,7 +44,7 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
         reading: what is asked for; default: every folder that holds ``.npy`` or ``.npz`` files.
 
     Raises:
-        DataError: a table or rows of it that are wrong, a file that is no plain array, dimensions that differ, or a
+        DataError: a table or rows of it that are wrong, a file that is not a plain array, dimensions that differ, or a
             modality none of whose files belongs to a row.
     """
     table_path = directory / TABLE

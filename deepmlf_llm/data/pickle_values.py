@@ -98,7 +98,7 @@ def _flat_array(data: Any, dtype: np.dtype, count: int) -> np.ndarray:
         return np.zeros(0, dtype=dtype)
     flat = np.frombuffer(data, dtype=dtype)
     if dtype.kind == "U" and flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)).max() > LARGEST_CODE_POINT:
-        raise DataError("string array holds what is no character")
+        raise DataError("string array holds what is not a character")
     return flat
 
 

@@ -34,7 +34,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON Lines in UTF-8, with or without a BOM; blank lines are skipped.
 
     Raises:
-        DataError: a line that is no JSON object, by number.
+        DataError: a line that is not a JSON object, by number.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -44,7 +44,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = parse_json(content, nan=True)
             except ValueError as error:
-                raise DataError(f"{path}: line {number} is no JSON ({error})") from None
+                raise DataError(f"{path}: line {number} is not JSON ({error})") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}: line {number} is a {type(record).__name__}, expected an object")
             yield compact(record)
@@ -111,7 +111,7 @@ def read_records(
         notes: takes what the user should know.
 
     Raises:
-        DataError: no text or label, or one that is none, by row; frames that are no numbers.
+        DataError: no text or label, or one that is none, by row; frames that are not numbers.
     """
     ids = read_texts([_id(record, row) for row, record in enumerate(records)], len(records), where, "id")
     text = _key(records, TEXTS, ids, where)

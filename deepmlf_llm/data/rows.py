@@ -32,7 +32,7 @@ MAX_GROUP_VALUES = 1 << 28
 
 _BATCH_VALUES = 1 << 20
 _BATCH_ROWS = 64
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 _LOOKED_AT = 16  # rows that say whether a file is JSON Lines at all
 
 
@@ -169,7 +169,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                         yield _parquet_row(batch.slice(index, 1), number)
     except DataError:
         raise
-    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # names that are no UTF-8 are the 2nd
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # 2nd: names that are not UTF-8
         where = f"after row {number}" if number else "no Parquet file"
         raise DataError(f"{path}: cannot be read, {where} ({_short(error)})") from error
 
@@ -198,7 +198,7 @@ def _parquet_row(row: Any, number: int) -> Row:
         return Row(number, number, {}, f"{row.nbytes:,} bytes in one row; at most {MAX_ROW_BYTES:,} are read")
     try:
         return Row(number, number, row.to_pylist()[0])
-    except (ValueError, OverflowError, pyarrow.ArrowException) as error:  # text that is no UTF-8, times out of range
+    except (ValueError, OverflowError, pyarrow.ArrowException) as error:  # text that is not UTF-8, times out of range
         return Row(number, number, {}, f"cannot be read ({_short(error)})")
 
 

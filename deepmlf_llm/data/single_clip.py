@@ -42,7 +42,7 @@ def read_single_clip(
         ``id`` (the file's, else its name), ``text``, and for each modality its raw frames [t x d].
 
     Raises:
-        DataError: another kind of file or content, no transcript anywhere, or frames that are no numbers.
+        DataError: another kind of file or content, no transcript anywhere, or frames that are not numbers.
     """
     path = Path(path)
     kind = file_kind(path)
@@ -51,7 +51,7 @@ def read_single_clip(
     tree = load_pickle(path)
     if not is_single_clip(tree):
         found = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else f"a {type(tree).__name__}"
-        raise DataError(f"{path}: is no single clip: expected audio and vision [frames x dims], found {found}")
+        raise DataError(f"{path}: is not a single clip: expected audio and vision [frames x dims], found {found}")
     clip: dict[str, Any] = {"id": _string(tree.get("id")) or path.stem, "text": text or _transcript(tree)}
     if not clip["text"]:
         raise DataError(f"{path}: has no transcript (raw_text), only features of one: give the transcript beside it")

@@ -91,7 +91,7 @@ def _contents(path: Path, fallback: str) -> tuple[dict[str, Any], str]:
     """What a file holds of each split, and which kind of source that is; ``fallback``: the split that it does not name.
 
     Raises:
-        DataError: it is no source; the message says what it is.
+        DataError: it is not a source; the message says what it is.
     """
     kind = file_kind(path)
     if kind.name == JSON_LINES:

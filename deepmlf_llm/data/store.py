@@ -88,7 +88,7 @@ def check_output(directory: Path) -> Manifest | None:
     """What is already at ``directory``: None where it is free, else the manifest of the data set there.
 
     Raises:
-        DataError: something is there that is no data set; it is left alone.
+        DataError: something is there that is not a data set; it is left alone.
     """
     if not directory.exists() and not directory.is_symlink():
         return None

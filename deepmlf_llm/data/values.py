@@ -145,13 +145,13 @@ def read_text(value: Any) -> str:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            raise ValueError("is no valid text in UTF-8") from None
+            raise ValueError("is not valid text in UTF-8") from None
     if isinstance(value, (str, int, np.integer)) and not isinstance(value, bool):
         try:
             text = str(value)
             text.encode("utf-8")  # half a surrogate pair would fail much later, when written
         except (UnicodeError, ValueError):
-            raise ValueError("is no valid text") from None
+            raise ValueError("is not valid text") from None
         return text
     raise ValueError(f"is a {type(value).__name__}")
 
@@ -163,14 +163,14 @@ def read_frames(value: Any, where: str) -> np.ndarray:
     and None, which is NaN, only.
 
     Raises:
-        DataError: another shape, or values that are no real numbers.
+        DataError: another shape, or values that are not real numbers.
     """
     if value is None:
         return np.empty((0, 0), dtype=np.float32)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where} is no array ({error})") from None
+        raise DataError(f"{where} is not an array ({error})") from None
     if not array.size and array.ndim <= 2 and not len(np.atleast_1d(array)):
         return np.empty((0, array.shape[1] if array.ndim == 2 else 0), dtype=np.float32)
     if array.dtype.kind == "O":

@@ -47,7 +47,7 @@ def read_word_tuples(
         notes: takes what the user should know.
 
     Raises:
-        DataError: a row of another form, words that are indices, labels that are no numbers.
+        DataError: a row of another form, words that are indices, labels that are not numbers.
     """
     for row, item in enumerate(rows):
         if not are_word_tuples([item]) or len(item) != len(rows[0]) or len(item[0]) != len(rows[0][0]):
@@ -105,7 +105,7 @@ def _texts(rows: Sequence[Any], ids: list[str], where: str) -> list[str]:
             raise DataError(f"{where}: words of {row_name(row, ids)}: {error}") from None
     if wrong:
         raise DataError(
-            f"{where}: words are no strings in {listed(wrong)}: indices say nothing to a language model; "
+            f"{where}: words are not strings in {listed(wrong)}: indices say nothing to a language model; "
             "write the words themselves"
         )
     return texts

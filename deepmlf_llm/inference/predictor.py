@@ -157,7 +157,7 @@ class SentimentPredictor:
         """One utterance as the model reads it: token ids, standardised float32 frames.
 
         Raises:
-            DataError: no string, frames that are no numbers, of another dimension or not finite.
+            DataError: no string, frames that are not numbers, of another dimension or not finite.
         """
         if not isinstance(text, str):
             raise DataError(f"text is {type(text).__name__}, expected a string")

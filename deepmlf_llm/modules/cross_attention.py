@@ -82,7 +82,7 @@ class GatedCrossAttention(nn.Module):
         dropout: on the attention weights and on the output, in training; 0.1 in the authors' code.
 
     Raises:
-        ValueError: ``width`` is no multiple of ``num_heads`` and no ``head_width`` is given.
+        ValueError: ``width`` is not a multiple of ``num_heads`` and no ``head_width`` is given.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class GatedCrossAttention(nn.Module):
         super().__init__()
         if head_width is None and width % num_heads:
             raise ValueError(
-                f"width={width} is no multiple of num_heads={num_heads}: choose another, or set head_width"
+                f"width={width} is not a multiple of num_heads={num_heads}: choose another, or set head_width"
             )
         self.num_heads = num_heads
         self.inner_width = num_heads * (head_width or width // num_heads)

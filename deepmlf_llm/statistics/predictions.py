@@ -139,7 +139,7 @@ def read_predictions(path: Path, split: str | None = None) -> Predictions:
         if POLARITY not in own:
             raise ValueError(f"no column {POLARITY!r}")
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{name}: is no file of predictions ({' '.join(str(error).split())[:120]})") from None
+        raise DataError(f"{name}: is not a file of predictions ({' '.join(str(error).split())[:120]})") from None
     there = list(dict.fromkeys(splits))
     wanted = split or (there[0] if len(there) == 1 else "test")
     rows = np.asarray([value == wanted for value in splits], dtype=bool)

@@ -45,7 +45,7 @@ class StudyDirectory:
             raise RunError(f"{where}: is a file")
         if not (self.path / STUDY).is_file():
             if any(entry.name not in (LOCK, f".{STUDY}.partial") for entry in self.path.iterdir()):
-                raise RunError(f"{where}: holds something that is no study; choose another folder")
+                raise RunError(f"{where}: holds something that is not a study; choose another folder")
             return
         stored = self.read()["name"]
         if stored != name:

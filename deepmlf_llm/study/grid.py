@@ -95,7 +95,7 @@ class Grid:
         except OSError as error:
             raise ConfigError(f"--grid {path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
-            raise ConfigError(f"--grid {path}: is no YAML ({' '.join(str(error).split())})") from None
+            raise ConfigError(f"--grid {path}: is not YAML ({' '.join(str(error).split())})") from None
         return cls.from_dict(content, f"--grid {path}")
 
     @classmethod

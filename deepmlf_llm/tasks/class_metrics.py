@@ -38,7 +38,7 @@ def class_metrics(logits: NDArray[Any], labels: NDArray[Any], task: Classificati
         task: whose classes they are.
 
     Raises:
-        DataError: shapes that do not fit, no utterance, values that are not finite, labels that are no classes.
+        DataError: shapes that do not fit, no utterance, values that are not finite, labels that are not classes.
     """
     found, true = decided(logits, labels, task)
     present = _present(found, true, task)

@@ -23,7 +23,7 @@ from deepmlf_llm.modules.seqaug import seqaug
 from deepmlf_llm.training.head_metrics import HEADS
 from deepmlf_llm.training.trainer import DeepMLFTrainer
 
-CHECKPOINT = "model.safetensors"  # Trainer's own name for weights that are no adapter
+CHECKPOINT = "model.safetensors"  # Trainer's own name for weights that are not an adapter
 TERM = "av"
 
 

@@ -1,6 +1,6 @@
 """Checkpoints that a kill cannot damage: written, synced, then declared whole by a manifest that is renamed in last.
 
-A directory without a manifest that fits it is no checkpoint. The previous one goes only after the new one is whole.
+A directory without a manifest that fits it is not a checkpoint. The previous one goes only after the new one is whole.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def being_written(directory: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def flaw(directory: Path) -> str | None:
-    """Why ``directory`` is no whole checkpoint; None where it is one."""
+    """Why ``directory`` is not a whole checkpoint; None where it is one."""
     try:
         files = read_json(directory / MANIFEST)["files"]
     except FileNotFoundError:

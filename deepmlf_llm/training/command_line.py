@@ -20,7 +20,7 @@ _LAUNCHERS_OWN = ("local_rank", "local-rank")
 
 @dataclass
 class CommandLine:
-    """What was typed: values by key (as text), and the options that are no settings."""
+    """What was typed: values by key (as text), and the options that are not settings."""
 
     values: dict[str, str | None] = field(default_factory=dict)
     config: str | None = None
@@ -151,7 +151,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         known = shipped.hint(shipped.CONFIGS, path) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}){known}") from None
     except ValueError as error:
-        raise ConfigError(f"--config {path}: is no YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"--config {path}: is not YAML ({' '.join(str(error).split())})") from None
     if content is None:
         return {}
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):

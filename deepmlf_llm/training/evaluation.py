@@ -140,7 +140,7 @@ def evaluate_adapter(
 
 
 def loop_arguments(directory: str, **given: Any) -> Any:
-    """TrainingArguments of a Trainer that is no run of its own: it evaluates, or fits a baseline.
+    """TrainingArguments of a Trainer that is not a run of its own: it evaluates, or fits a baseline.
 
     Args:
         directory: where it may write.

@@ -55,7 +55,7 @@ FIRST_RUNS: dict[str, Any] = {
     "objective.class_weights": "data",
     "objective.unimodal_labels": False,
 }
-"""Keys of the method that came later than the first runs -> what those computed. With that value a key is no part of
+"""Keys of the method that came later than the first runs -> what those computed. With that value a key is not part of
 the fingerprint, so a run from before the key is known again."""
 
 LATER_RUN_KEYS: dict[str, Any] = {

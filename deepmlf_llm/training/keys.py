@@ -89,7 +89,7 @@ class Key:
 
 
 def refuse(name: str) -> str:
-    """Why ``name`` is no key: who decides it instead, or that it is unknown and which key is near."""
+    """Why ``name`` is not a key: who decides it instead, or that it is unknown and which key is near."""
     if name in OWNED_BY_THE_RUN and name not in all_keys():
         return f"{name} is not a setting here: {OWNED_BY_THE_RUN[name]}"
     return f"unknown key {name!r}{suggest(name, all_keys())}"

@@ -81,7 +81,7 @@ class RunDirectory:
         if stored is None or not stored.get("begun", True):
             known = _BEFORE_THE_FIRST_STEP
             if any(e.name not in known and not _LEFT_BY_KILLS.fullmatch(e.name) for e in self.path.iterdir()):
-                raise RunError(f"output_dir={name}: holds something that is no run; choose another")
+                raise RunError(f"output_dir={name}: holds something that is not a run; choose another")
             return
         starts = [{facts.get(start) for facts in (stored, self.facts)} - {None} for start in _STARTS]
         if stored["fingerprint"] == self.fingerprint and max(map(len, starts)) < 2:

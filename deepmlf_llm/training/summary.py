@@ -84,7 +84,7 @@ def _selecting_metric(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _recorded(named: str, runs: Sequence[Mapping[str, float]]) -> str:
-    """The metric that is ``named``, or where no run has it (the loss is no part of results) the one that selects by
+    """The metric that is ``named``, or where no run has it (the loss is not part of results) the one that selects by
     default: mae of a scale, f1_weighted of classes."""
     found = dict.fromkeys(name for run in runs for name in run)
     return next((name for name in (named, "mae", "f1_weighted", *found) if name in found), named)

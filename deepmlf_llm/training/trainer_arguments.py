@@ -37,7 +37,7 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         known = shipped.hint(shipped.DEEPSPEED, path) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"--ds {path}: cannot be read ({error.strerror}){known}") from None
     except ValueError as error:
-        raise ConfigError(f"--ds {path}: is no JSON ({error})") from None
+        raise ConfigError(f"--ds {path}: is not JSON ({error})") from None
     if not isinstance(config, dict) or "zero_optimization" not in config:
         raise ConfigError(f"--ds {path}: has no section zero_optimization{shipped.hint(shipped.DEEPSPEED, path)}")
     problems = Problems(ConfigError, f"--ds {path}")

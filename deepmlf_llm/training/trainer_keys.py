@@ -1,4 +1,4 @@
-"""What a run makes of transformers' ``TrainingArguments``: its own defaults, help texts, what is no setting here."""
+"""What a run makes of transformers' ``TrainingArguments``: its own defaults, help texts, what is not a setting here."""
 
 from __future__ import annotations
 
@@ -82,4 +82,4 @@ OWNED_BY_THE_RUN = {
     "use_cache": "set by the model",
     "use_liger_kernel": "the frozen LM stays as it is",
 }
-"""What is no key of a run -> who decides it instead."""
+"""What is not a key of a run -> who decides it instead."""

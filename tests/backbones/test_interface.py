@@ -60,7 +60,7 @@ def test_a_family_of_the_users_own():
         ({"gate": "gating"}, r"gate='gating' is not there: LlamaMLP has no 'gating'"),
         ({"ffw": "mlp.inner"}, r"ffw='mlp.inner' is not there: LlamaDecoderLayer.mlp has no 'inner'"),
         ({"post_norm": "out_norm"}, "post_norm='out_norm' is not there"),
-        ({"layers": "norm"}, "layers='norm' is no ModuleList"),
+        ({"layers": "norm"}, "layers='norm' is not a ModuleList"),
     ],
 )
 def test_a_wrong_path_is_named_with_where_it_ends(changes, message):

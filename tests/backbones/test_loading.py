@@ -57,7 +57,7 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path):
     load_base_model("tiny-llama").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BaseModelError, match=r"model.safetensors is no safetensors file, or damaged"):
+    with pytest.raises(BaseModelError, match=r"model.safetensors is not a safetensors file, or damaged"):
         load_base_model(str(tmp_path))
 
 
@@ -68,7 +68,7 @@ def test_an_encoder_is_refused(tmp_path):
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20, is_decoder=True
     )
     BertLMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match="'bert' is not supported: it is no causal decoder"):
+    with pytest.raises(BaseModelError, match="'bert' is not supported: it is not a causal decoder"):
         load_base_model(str(tmp_path))
 
 

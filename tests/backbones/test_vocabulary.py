@@ -126,8 +126,8 @@ def test_labels_that_are_no_token_of_their_own_are_refused_by_name():
     with pytest.raises(ConfigError) as caught:
         single_token_ids(tokenizer, ["very good", "fine", "bad", "Bad"])
     for part in (
-        "verbalised_steps: 'very good' is no single token of this tokenizer (very Ġgood); take another label",
-        "'fine' is no single token of this tokenizer (<unk>)",
+        "verbalised_steps: 'very good' is not a single token of this tokenizer (very Ġgood); take another label",
+        "'fine' is not a single token of this tokenizer (<unk>)",
     ):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match=r"'Bad' and 'bad' are the same token \(1\); take another label"):

@@ -125,7 +125,7 @@ def test_what_a_checkpoint_may_lack_or_hold(bases, variant, source, change, conf
         (
             lambda t: {n: w.int() if "layers.1.mlp.up" in n else w for n, w in t.items()},
             {},
-            ["holds weights that are no floating-point numbers: model.layers.1.mlp.up_proj.weight (I32)"],
+            ["holds weights that are not floating-point numbers: model.layers.1.mlp.up_proj.weight (I32)"],
         ),
         (None, {"num_attention_heads": 0}, ["expected this directory with a causal LM"]),
         (None, {"hidden_size": "wide"}, ["hidden_size"]),
@@ -150,9 +150,9 @@ def test_first_layers_on_purpose_are_no_fault(bases):
     [
         (lambda path: path.unlink(), "model-00002-of-00005.safetensors is missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is truncated: "),
-        (lambda path: path.write_bytes(b""), "is no safetensors file, or damaged (0 bytes)"),
+        (lambda path: path.write_bytes(b""), "is not a safetensors file, or damaged (0 bytes)"),
         (lambda path: path.write_bytes(path.read_bytes() + b"more"), "is damaged: "),
-        (lambda path: path.write_bytes(b"\x00" * 5000), "is no safetensors file, or damaged"),
+        (lambda path: path.write_bytes(b"\x00" * 5000), "is not a safetensors file, or damaged"),
         (lambda path: path.write_bytes((900).to_bytes(8, "little") + b"{" * 900), "has a damaged header"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
     ],

@@ -115,7 +115,7 @@ def test_every_problem_is_named_at_once():
         "objective.gamma=-1: expected a number >= 0",
         "text=3: expected a mapping",
         "head_dropout=1: expected a number in [0, 1)",
-        "av_encoder.width=32 is no multiple of num_heads=6",
+        "av_encoder.width=32 is not a multiple of num_heads=6",
         "seqaug: unknown key 'p_feet' (did you mean 'p_feat'?)",
         "ffw_lora_alpha=nan: expected a number >= 0",
         "target_modules=['q_proj']: LoRA on the LM is off (r=0)",

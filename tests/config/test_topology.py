@@ -61,7 +61,7 @@ GROUPS = "audio, vision, the joint group"
             {"token_topology": "pooled", "mixing_head": {"num_layers": 2, "dropout": 0.2}},
             "mixing_head.num_layers=2: segregated groups meet in that head.*; mixing_head.dropout=0.2: ",
         ),
-        ({"mixing_head": {"width": 10, "num_heads": 4}}, "mixing_head.width=10 is no multiple of num_heads=4"),
+        ({"mixing_head": {"width": 10, "num_heads": 4}}, "mixing_head.width=10 is not a multiple of num_heads=4"),
     ],
 )
 def test_what_does_not_divide_is_refused(settings, message):

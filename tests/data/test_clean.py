@@ -1,4 +1,4 @@
-"""Statistics of real, finite training values; what is no number counted and replaced."""
+"""Statistics of real, finite training values; what is not a number counted and replaced."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ FAULTS = {
     "splits that are no JSON": (_splits("train: v_a"), "no JSON"),
     "splits without a split": (_splits('{"all": ["v_a"]}'), "no split in it"),
     "a video in two splits": (_splits('{"train": ["c"], "test": ["c"]}'), "'c' is in train and in test"),
-    "splits of numbers": (_splits('{"train": [1]}'), "train is no list of ids"),
+    "splits of numbers": (_splits('{"train": [1]}'), "train is not a list of ids"),
     "a pointer": (_bytes("facet.csd", b"version https://git-lfs.github.com/spec/v1\noid"), "a pointer of git LFS"),
     "cut off": (_cut, "damaged or cut off|cannot be read, or is damaged"),
     "other HDF5": (lambda folder: h5py.File(folder / "facet.csd", "w").close(), "no computational sequence"),

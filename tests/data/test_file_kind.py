@@ -1,4 +1,4 @@
-"""A file that is no data set is named for what it is, whatever it is called."""
+"""A file that is not a data set is named for what it is, whatever it is called."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "link.pkl").symlink_to("/nowhere/mosi.pkl")
     with pytest.raises(DataError, match=r"a link to /nowhere/mosi\.pkl, which is not there"):
         open_source(tmp_path / "link.pkl", "mosi")
-    with pytest.raises(DataError, match="is no ordinary file"):
+    with pytest.raises(DataError, match="is not an ordinary file"):
         open_source("/dev/zero", "mosi")
 
 

@@ -51,7 +51,7 @@ def test_null_is_nan_and_what_float32_cannot_hold_is_infinite():
     ("value", "message"),
     [
         ("clip.npy", r"text \('clip.npy'\)"),
-        (5, "audio is no table of numbers but int"),
+        (5, "audio is not a table of numbers but int"),
         (True, "true or false"),
         ({"a": [1, 2, 3]}, "an object"),
         (b"123", "bytes"),

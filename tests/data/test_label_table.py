@@ -125,11 +125,11 @@ FAULTS = {
     "another minus": (TABLE + "v1,1,x,−1.5,train\n", r"'−1.5' in row 5 \(no number\)"),
     "Python's underscore": (TABLE + "v1,1,x,1_0,train\n", "'1_0' in row 5"),
     "infinity": (TABLE + "v1,1,x,inf,train\n", "'inf' in row 5"),
-    "no label": (TABLE + "v1,1,x,,train\n", "1 labels are no number: nothing in column label of row 5"),
+    "no label": (TABLE + "v1,1,x,,train\n", "1 labels are not a number: nothing in column label of row 5"),
     "a label of nan": (TABLE + "v1,1,x,nan,train\n", "nothing in column label of row 5"),
     "an odd unimodal label": (
         HEADER.replace("\n", ",label_A\n") + "v,1,a,1,test,x\n",
-        "column label_A holds what is no number: 'x' in row 2",
+        "column label_A holds what is not a number: 'x' in row 2",
     ),
     "Latin-1": ((TABLE + "v1,1,café,1,train\n").encode("latin1"), "line 5 holds the byte 0xe9 .Latin-1"),
     "UTF-16": (TABLE.encode("utf-16"), "it is UTF-16"),

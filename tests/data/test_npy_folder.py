@@ -110,7 +110,7 @@ def test_table_faults(folder):
     cases = {
         "row 2 has mode 'held', expected one of train, valid, test": [[*rows[0][:-1], "held"], *rows[1:]],
         "row 17 repeats clip '1' of video 'trainvideo'": [*rows[:15], rows[1]],
-        "column label holds what is no number": [[*rows[0][:3], "good", *rows[0][4:]], *rows[1:]],
+        "column label holds what is not a number": [[*rows[0][:3], "good", *rows[0][4:]], *rows[1:]],
     }
     for message, changed in cases.items():
         write_table(folder, changed)
@@ -158,7 +158,7 @@ def test_names_that_match_no_row(folder):
 def test_empty_label_cells_are_no_labels(folder, tmp_path):
     rows = read_table(folder)
     write_table(folder, [[*rows[0][:3], "", *rows[0][4:]], *rows[1:]])
-    with pytest.raises(DataError, match="labels are no number"):
+    with pytest.raises(DataError, match="labels are not a number"):
         prepare(folder, "mosi", tmp_path / "out")
 
 
@@ -259,8 +259,8 @@ def _bytes(content):
 
 
 FILES = {
-    "a pipe": (_fifo, r"validvideo\$_\$0.npy: is no ordinary file"),
-    "a directory": (lambda path: (path.unlink(), path.mkdir()), "is no ordinary file"),
+    "a pipe": (_fifo, r"validvideo\$_\$0.npy: is not an ordinary file"),
+    "a directory": (lambda path: (path.unlink(), path.mkdir()), "is not an ordinary file"),
     "a broken link": (_link("/nowhere/x.npy"), "is a link to what is not there"),
     "a link to itself": (_link("validvideo$_$0.npy"), "is a link to what is not there"),
     "a link to other things": (_link("/etc/passwd"), "no plain numpy array: is text"),

@@ -157,8 +157,11 @@ def _unimodal(tree):
 
 
 BAD_CONTENT = {
-    "NaN label": (_labels(np.nan), r"1 of 4 labels are no number in \[-3, 3\], the first is nan of 'validvideo\$_\$2'"),
-    "label out of range": (_labels(3.5), r"split 'valid', dataset mosi: 1 of 4 labels are no number in \[-3, 3\]"),
+    "NaN label": (
+        _labels(np.nan),
+        r"1 of 4 labels are not numbers in \[-3, 3\], the first is nan of 'validvideo\$_\$2'",
+    ),
+    "label out of range": (_labels(3.5), r"split 'valid', dataset mosi: 1 of 4 labels are not numbers in \[-3, 3\]"),
     "infinite label": (_labels(-np.inf), "-inf of 'validvideo"),
     "unimodal label out of range": (_unimodal, "label_A: 12 of 12 labels"),
     "empty split": (_empty, "split 'test' is empty"),
@@ -179,7 +182,7 @@ def test_bad_content_is_one_line_and_leaves_nothing(write_pickle, tree, tmp_path
 
 
 def test_label_range_is_the_datasets(source, write_pickle, tree, tmp_path):
-    with pytest.raises(DataError, match=r"dataset sims: \d+ of \d+ labels are no number in \[-1, 1\]"):
+    with pytest.raises(DataError, match=r"dataset sims: \d+ of \d+ labels are not numbers in \[-1, 1\]"):
         prepare(source, "sims", tmp_path / "out")
     for split in tree.values():
         split["regression_labels"] /= 3

@@ -158,12 +158,12 @@ def test_word_tuples_that_are_none(write_pickle, tree):
     good = word_tuples(tree["test"])
     (words, vision, audio), label, name = good[2]
     faults = {
-        "words are no strings in row 2 .*: indices say nothing": (([1, 2], vision, audio), label, name),
+        "words are not strings in row 2 .*: indices say nothing": (([1, 2], vision, audio), label, name),
         "row 2 is no ((words, visual, acoustic), label, id)": ((words, vision), label, name),
         "rows have 0, 1 labels": ((words, vision, audio), np.empty((0, 1)), name),
         "the id of row 2 is a list": ((words, vision, audio), label, ["a", "b"]),
         "vision of row 2 .* holds strings": ((words, words, audio), label, name),
-        "labels are no number in": ((words, vision, audio), np.array([[9.0]]), name),
+        "labels are not numbers in": ((words, vision, audio), np.array([[9.0]]), name),
     }
     for message, row in faults.items():
         with pytest.raises(
@@ -200,10 +200,10 @@ def test_lines_under_other_names(tmp_path, tree):
 
 
 LINES = {
-    "no JSON": ("{id: 1}", r"line 2 is no JSON \("),
+    "no JSON": ("{id: 1}", r"line 2 is not JSON \("),
     "no object": ("[1]", "line 2 is a list, expected an object"),
-    "a key twice": ('{"id": 1, "id": 2}', "line 2 is no JSON .*stands there twice"),
-    "endless nesting": ('{"a": ' + "[" * 100_000, "line 2 is no JSON .nested too deep"),
+    "a key twice": ('{"id": 1, "id": 2}', "line 2 is not JSON .*stands there twice"),
+    "endless nesting": ('{"a": ' + "[" * 100_000, "line 2 is not JSON .nested too deep"),
     "no label": ('{"id": "x", "text": "a"}', r"no 'label' in 1 of 2 rows: row 1 \('x'\)"),
     "no text": ('{"id": "x", "label": 1}', r"no 'text' in 1 of 2 rows: row 1 \('x'\)"),
     "a text of null": ('{"id": "x", "text": null, "label": 1}', r"no transcript in 1 of 2 rows: row 1 \('x'\) is None"),
@@ -220,7 +220,7 @@ LINES = {
     ),
     "ragged frames": (
         '{"id": "x", "text": "a", "label": 1, "audio": [[1], [1, 2]]}',
-        r"audio of row 1 \('x'\) is no array",
+        r"audio of row 1 \('x'\) is not an array",
     ),
     "another dimension": (
         '{"id": "x", "text": "a", "label": 1, "audio": [[1, 2]]}',

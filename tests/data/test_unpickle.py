@@ -194,9 +194,9 @@ CRAFTED = {
     "negative shape": (crafted_array(b"f4", b"I-1\nI-1\n", b"S'AAAA'\n"), "impossible array shape (-1, -1)"),
     "shape that is no numbers": (crafted_array(b"f4", b"F1.0\n", b"S'AAAA'\n"), "impossible array shape (1.0,)"),
     "array without data": (EMPTY_ARRAY + b".", "an array without data"),
-    "string array of what is no character": (
+    "string array of what is not a character": (
         crafted_array(b"<U1", b"I1\n", rb"S'\xff\xff\xff\xff'" + b"\n"),
-        "string array holds what is no character",
+        "string array holds what is not a character",
     ),
     "nothing": (b"", "it ends too early"),
     "no pickle": (b"PK\x03\x04 a zip file, or a torch checkpoint", "no pickle, or a damaged one"),

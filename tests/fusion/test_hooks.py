@@ -170,7 +170,7 @@ def test_sizes_follow_the_config():
     [
         ({"fusion_layers": [1, LAYERS]}, rf"fusion_layers=\[1, 4\]: \[4\] not in 0..{LAYERS - 1}"),
         ({"fusion_layers": "last:5"}, "fusion_layers='last:5': this LM has 4 layers"),
-        ({"gca_heads": 5}, "width=32 is no multiple of num_heads=5"),
+        ({"gca_heads": 5}, "width=32 is not a multiple of num_heads=5"),
         (
             {"text": {"max_tokens": 126}},
             r"text.max_tokens=126 and num_fusion_tokens=3 make 129 positions; this LM has 128",

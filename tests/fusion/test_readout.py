@@ -163,5 +163,7 @@ def test_tokens_are_chosen_for_the_tokenizer_when_the_adapter_is_made():
     assert with_token_ids(own, tokenizer) is own  # those of its training
     mosi = with_token_ids(DeepMLFConfig(readout="both"), tokenizer)
     assert mosi.verbalised_steps == {"1": -3, "2": -2, "3": -1, "4": 0, "5": 1, "6": 2, "7": 3}
-    with pytest.raises(ConfigError, match=r"verbalised_steps: 'good' is no single token of this tokenizer \(g o o d\)"):
+    with pytest.raises(
+        ConfigError, match=r"verbalised_steps: 'good' is not a single token of this tokenizer \(g o o d\)"
+    ):
         with_token_ids(DeepMLFConfig(readout="both", verbalised_steps={"!": -1, "good": 1}), tokenizer)

@@ -127,14 +127,14 @@ def no_transformer():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (encoder, "base model of type 'bert' is not supported: it is no causal decoder"),
+        (encoder, "base model of type 'bert' is not supported: it is not a causal decoder"),
         (encoder_decoder, "'t5' is not supported: it is an encoder-decoder"),
         (mixture_of_experts, "'mixtral' is not supported: its FFW is a mixture of experts"),
-        (headless, "LlamaModel is no causal language model of transformers"),
+        (headless, "LlamaModel is not a causal language model of transformers"),
         (unknown_family, "decoder family 'bloom' is not declared .*its lists of layers: transformer.h"),
         (projected_embeddings, "'opt' decoder has layers of width 32, embeddings of width 16"),
         (post_norm, "'opt' decoder has .* no final norm"),
-        (no_transformer, "Linear is no causal language model"),
+        (no_transformer, "Linear is not a causal language model"),
     ],
 )
 def test_bases_that_cannot_carry_it_are_refused_and_left_alone(make, message):

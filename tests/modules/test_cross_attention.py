@@ -110,7 +110,7 @@ def test_unknown_gate_is_refused_by_name():
 
 
 def test_width_that_no_head_divides_is_refused_unless_head_width_is_set():
-    with pytest.raises(ValueError, match="width=25 is no multiple of num_heads=4"):
+    with pytest.raises(ValueError, match="width=25 is not a multiple of num_heads=4"):
         GatedCrossAttention(25, 4)
     assert GatedCrossAttention(25, 4, head_width=8).mm_output.weight.shape == (25, 32)
 

@@ -87,7 +87,7 @@ class Attack:
         (["--sourse", "x"], "unknown option --sourse (did you mean '--source'?)"),
         (["--source", "nowhere.pkl"], "nowhere.pkl: no such file or folder"),
         (["--source", "attack.pkl"], "refused: it refers to posix.system"),
-        (["--source", "source.pkl", "--dataset", "sims"], "labels are no number in [-1, 1]"),
+        (["--source", "source.pkl", "--dataset", "sims"], "labels are not numbers in [-1, 1]"),
         (["--source", "source.pkl", "--dataset", "mosie"], "did you mean 'mosi'?"),
         (["--source", "source.pkl", "--frame-rate", "audio=fast"], "audio=fast: expected a number of Hz"),
         (["--source", "source.pkl", "--modalities", "vision"], "no modality 'vision'; there are audio"),

@@ -39,7 +39,7 @@ def test_foreign_places_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     StudyDirectory(tmp_path / "folder").check("toy")  # empty: welcome
     (tmp_path / "folder" / "thesis.tex").write_text("")
-    with pytest.raises(RunError, match="holds something that is no study"):
+    with pytest.raises(RunError, match="holds something that is not a study"):
         StudyDirectory(tmp_path / "folder").check("toy")
     with pytest.raises(RunError, match="no study there"):
         StudyDirectory(tmp_path / "none").read()

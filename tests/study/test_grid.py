@@ -99,7 +99,7 @@ def test_files_that_are_no_grid(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be read \(No such file"):
         Grid.from_yaml(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("grid: [")
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is not YAML"):
         Grid.from_yaml(tmp_path / "broken.yaml")
 
 

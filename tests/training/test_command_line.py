@@ -93,7 +93,7 @@ def test_unknown_keys_of_a_file_name_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("- a\n- b\n", "expected a mapping"), ("a: [1\n", "is no YAML"), (None, "cannot be read")],
+    [("- a\n- b\n", "expected a mapping"), ("a: [1\n", "is not YAML"), (None, "cannot be read")],
 )
 def test_files_that_are_no_settings(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "x.yaml"

@@ -45,7 +45,7 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None
 
 def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(RunError, match="holds something that is no run"):
+    with pytest.raises(RunError, match="holds something that is not a run"):
         directory(tmp_path).check()
     with pytest.raises(RunError, match="is a file"):
         directory(tmp_path / "thesis.tex").check()

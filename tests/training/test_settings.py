@@ -90,7 +90,7 @@ def test_out_of_range_values_are_named_together() -> None:
 
 
 def test_a_run_from_before_a_key_is_known_again() -> None:
-    """What such a run computed is no part of the fingerprint; a key that is given means what it says."""
+    """What such a run computed is not part of the fingerprint; a key that is given means what it says."""
     given_values = {"seed": 1, "av_encoder": {"num_layers": 1}}
     settings = RunSettings.from_dict(given_values)
     old = settings.of_first_runs()

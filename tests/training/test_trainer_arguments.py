@@ -96,7 +96,7 @@ def test_where_the_log_goes(tmp_path: Path) -> None:
     ("content", "changes", "message"),
     [
         (None, {}, "cannot be read"),
-        ("{", {}, "is no JSON"),
+        ("{", {}, "is not JSON"),
         ("{}", {}, "no section zero_optimization"),
         ({"optimizer": {}}, {}, "optimizer: .*remove the section"),
         ({"scheduler": {}}, {}, "scheduler: .*remove the section"),
