@@ -98,11 +98,11 @@ PRIVATE_NAMES = (
         ("self", "data"),
     ),
     PrivateName(
-        _TRAINER, "_determine_best_metric", "the best checkpoint is known before it is written", "training/trainer.py",
-        ("self", "metrics", "trial"),
+        _TRAINER, "_determine_best_metric", "the best checkpoint is known before it is written",
+        "training/checkpoint_trainer.py", ("self", "metrics", "trial"),
     ),
     PrivateName(
-        _TRAINER, "_save_checkpoint", "a checkpoint is written aside, then renamed", "training/trainer.py",
+        _TRAINER, "_save_checkpoint", "a checkpoint is written aside, then renamed", "training/checkpoint_trainer.py",
         ("self", "model", "trial"),
     ),
     PrivateName(

@@ -41,6 +41,11 @@ OF_PYTHON = {"_exit", "_getframe", "_option_string_actions", "_Unpickler"}
 LISTED = {name.name for name in PRIVATE_NAMES}
 
 
+def test_each_is_used_where_the_list_says(repository):
+    for name in PRIVATE_NAMES:
+        assert name.name in (repository / "deepmlf_llm" / name.used_in).read_text(encoding="utf-8"), name
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
