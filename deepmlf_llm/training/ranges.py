@@ -15,10 +15,10 @@ _EVERY = number(0, _MOST, above=True)
 @cache
 def trainer_rules() -> dict[str, Rule]:
     """Key -> its rule; a key that is not here is checked by its type alone."""
-    return {**_of_optimisation(), **_of_intervals(), **_of_the_process()}
+    return {**_of_training(), **_of_intervals(), **_of_the_process()}
 
 
-def _of_optimisation() -> dict[str, Rule]:
+def _of_training() -> dict[str, Rule]:
     """How long and with what is trained."""
     from transformers.trainer_utils import SchedulerType
 
