@@ -76,7 +76,7 @@ def parsed(path: Path) -> tuple[Any, str | None]:
         values = parse_json(content(path), settings=True)
         return values, settings_digest(values) if isinstance(values, dict) else None
     except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: damaged, no JSON: {error}") from error
+        raise AdapterError(f"{path}: damaged, is not JSON: {error}") from error
 
 
 def content(path: Path) -> bytes:

@@ -204,7 +204,7 @@ def _read_splits(path: Path) -> dict[str, str]:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise DataError(f"{path}: no JSON ({error}); {_SPLITS_HINT}") from None
+        raise DataError(f"{path}: is not JSON ({error}); {_SPLITS_HINT}") from None
     keys = split_keys(content, str(path)) if isinstance(content, dict) else {}
     if not keys:
         raise DataError(f"{path}: no split in it; {_SPLITS_HINT}")

@@ -67,7 +67,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         r"its sha256 is not the one in av_encoder\.json",
     ),
     "cut": (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:100]), "damaged"),
-    "no JSON": (lambda d: (d / SETTINGS).write_text("{"), "no JSON"),
+    "no JSON": (lambda d: (d / SETTINGS).write_text("{"), "is not JSON"),
     "an adapter": (lambda d: (d / SETTINGS).write_text('{"peft_type": "DEEPMLF"}'), "of kind None, expected"),
     "edited": (lambda d: changed_json(d, readout="mean"), "edited: its settings are not those of settings_sha256"),
     "newer": (lambda d: changed_json(d, seal=True, schema_version=2), "schema_version=2; this package reads up to 1"),

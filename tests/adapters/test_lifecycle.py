@@ -199,7 +199,7 @@ def test_a_pickle_beside_or_instead_of_the_weights_is_never_read(two):
 
 def test_a_base_of_another_kind_is_refused(two):
     _, other = two
-    with pytest.raises(AdapterError, match="no causal language model"):
+    with pytest.raises(AdapterError, match="not a causal language model"):
         DeepMLFModel.from_pretrained(other, base=torch.nn.Linear(2, 2))
     with pytest.raises(AdapterError, match="carries a PEFT adapter already"):
         DeepMLFModel.from_pretrained(other, base=fresh())

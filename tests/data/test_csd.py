@@ -173,7 +173,7 @@ FAULTS = {
     "no words": (_remove("words.csd"), "expected one sequence of words"),
     "no splits": (_remove("splits.json"), "splits.json: missing.*standard_train_fold"),
     "splits of other videos": (_splits('{"train": ["x"]}'), "names no video that has labels"),
-    "splits that are no JSON": (_splits("train: v_a"), "no JSON"),
+    "splits that are no JSON": (_splits("train: v_a"), "is not JSON"),
     "splits without a split": (_splits('{"all": ["v_a"]}'), "no split in it"),
     "a video in two splits": (_splits('{"train": ["c"], "test": ["c"]}'), "'c' is in train and in test"),
     "splits of numbers": (_splits('{"train": [1]}'), "train is not a list of ids"),

@@ -42,8 +42,8 @@ def test_other_names_and_a_transcript_from_elsewhere(write_pickle):
     ("content", "message"),
     [
         (b"<html></html>", "a web page"),
-        ([1], "no single clip: expected audio and vision .* found a list"),
-        ({"train": {}}, "no single clip"),
+        ([1], "not a single clip: expected audio and vision .* found a list"),
+        ({"train": {}}, "not a single clip"),
         ({"raw_text": "x", "audio": np.array(["a", "b"])}, "audio holds strings"),
         ({"raw_text": "x", "audio": AUDIO, "audio_lengths": 9}, "audio_lengths is 9, but there are 4 frames"),
     ],

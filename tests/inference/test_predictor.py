@@ -109,7 +109,7 @@ def test_what_is_kept_in_memory_is_bounded_and_somebodys_own_choice_is_left_alon
         ({"text": ["a", "b"], "audio": [None]}, "audio: 1 sequences for 2 texts"),
         ({"text": ["a", "b"], "audio": [None, np.ones((4, 7))]}, r"utterance 1: audio: .*\[4, 7\].*\[frames, 3\]"),
         ({"text": ["a"], "audio": [np.ones(4)]}, r"utterance 0: audio: .*\[4\]"),
-        ({"text": ["a"], "audio": [[["x"]]]}, "no table of numbers"),
+        ({"text": ["a"], "audio": [[["x"]]]}, "not a table of numbers"),
         ({"text": [None]}, "utterance 0: text is NoneType"),
     ],
 )

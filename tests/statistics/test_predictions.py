@@ -41,7 +41,11 @@ def test_a_single_split_is_the_default(made, tmp_path):
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.parquet").write_text("no Parquet")
     parquet.write_table(pyarrow.table({"id": ["a"], "polarity": [1.0]}), tmp_path / "foreign.parquet")
-    for name, words in (("text", "no file of predictions"), ("foreign", "no file of predictions"), ("none", "no such")):
+    for name, words in (
+        ("text", "not a file of predictions"),
+        ("foreign", "not a file of predictions"),
+        ("none", "no such"),
+    ):
         with pytest.raises(DataError, match=words):
             read_predictions(tmp_path / f"{name}.parquet")
 
