@@ -155,7 +155,7 @@ def _note_files(folder: Path, files: list[Path], orphans: int, notes: list[str])
 
 def _read_array(path: Path, folder: Path, digest: Any) -> np.ndarray:
     if not path.is_file():
-        other = "a link to what is not there" if path.is_symlink() else "no ordinary file"
+        other = "a link to what is not there" if path.is_symlink() else "not an ordinary file"
         raise DataError(f"{path}: is {other}")
     kind = file_kind(path)
     if kind.name not in (NPY, NPZ):
