@@ -94,8 +94,8 @@ PRIVATE_NAMES = (
         "model/tuner.py", ("key", "adapter_name"),
     ),
     PrivateName(
-        _TRAINER, "_prepare_input", "batches go to the device in the dtypes that fusion needs", "training/trainer.py",
-        ("self", "data"),
+        _TRAINER, "_prepare_input", "batches go to the device in the dtypes that fusion needs",
+        "training/evaluating_trainer.py", ("self", "data"),
     ),
     PrivateName(
         _TRAINER, "_determine_best_metric", "the best checkpoint is known before it is written",
@@ -106,8 +106,8 @@ PRIVATE_NAMES = (
         ("self", "model", "trial"),
     ),
     PrivateName(
-        _TRAINER, "_prepare_inputs", "what a batch holds goes to the device as fusion reads it", "training/trainer.py",
-        ("self", "inputs"),
+        _TRAINER, "_prepare_inputs", "what a batch holds goes to the device as fusion reads it",
+        "training/evaluating_trainer.py", ("self", "inputs"),
     ),
     PrivateName(
         _TRAINER, "_load_best_model", "we load the selected adapter", "training/checkpoint_trainer.py", ("self",),
@@ -124,15 +124,15 @@ PRIVATE_NAMES = (
         _TRAINER, "_load_optimizer_and_scheduler", "the same", "training/checkpoint_trainer.py", ("self", "checkpoint"),
     ),
     PrivateName(
-        _TRAINER, "_set_signature_columns_if_needed", "the collator picks what the model reads", "training/trainer.py",
-        ("self",),
+        _TRAINER, "_set_signature_columns_if_needed", "the collator picks what the model reads",
+        "training/evaluating_trainer.py", ("self",),
     ),
     PrivateName(
-        _TRAINER, "_signature_columns", "the same", "training/trainer.py", on_instances=True,
+        _TRAINER, "_signature_columns", "the same", "training/evaluating_trainer.py", on_instances=True,
     ),
     PrivateName(
-        _TRAINER, "_get_eval_sampler", "an evaluation begins with the longest texts", "training/trainer.py",
-        ("self", "eval_dataset"),
+        _TRAINER, "_get_eval_sampler", "an evaluation begins with the longest texts",
+        "training/evaluating_trainer.py", ("self", "eval_dataset"),
     ),
     PrivateName(
         _TRAINER, "_get_num_items_in_batch", "a step's batches are seen together, before the first of them",
@@ -151,11 +151,11 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         _ZERO, "_global_grad_norm",
-        "whether the gradient of a step is finite, before the update", "training/trainer.py", on_instances=True,
+        "whether the gradient of a step is finite, before the update", "training/guarded_trainer.py", on_instances=True,
     ),
     PrivateName(
         "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3", "_global_grad_norm", "the same",
-        "training/trainer.py", on_instances=True,
+        "training/guarded_trainer.py", on_instances=True,
     ),
     PrivateName(
         _ZERO, "_lazy_init_hp_params_optimizer_state", "the optimizer's state is put into DeepSpeed's flat pieces",

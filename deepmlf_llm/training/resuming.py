@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
+
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.files import directory_aside, write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.training import checkpoints
+from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.metrics_log import METRICS_FILE
 from deepmlf_llm.training.run_directory import CONFIG, FACTS, ORDER, RunDirectory
 from deepmlf_llm.training.run_identity import Difference, in_words
@@ -16,6 +19,17 @@ from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.trusted import check_owner
 
 AUTO, NEVER = "auto", "never"
+
+
+def agreed_checkpoint(directory: RunDirectory, trust_run: bool, launch: Launch) -> tuple[Path | None, list[str]]:
+    """The checkpoint that all processes go on from, as the first one finds it (None: from the start), and a sentence
+    for each that was skipped."""
+    found = directory.resume_from(trust_run) if launch.is_main else None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        box = [found]
+        torch.distributed.broadcast_object_list(box, src=0)
+        found = box[0]
+    return found or (None, [])
 
 
 def check_resume(resume: str, directory: RunDirectory) -> None:

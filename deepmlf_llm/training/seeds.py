@@ -16,7 +16,8 @@ from deepmlf_llm.paths import shown
 from deepmlf_llm.training.assemble import resolve_base_model
 from deepmlf_llm.training.data import TrainingData, load_data
 from deepmlf_llm.training.launch import detect, say
-from deepmlf_llm.training.run import RUNS, default_name, run_training
+from deepmlf_llm.training.place import RUNS, default_name
+from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.run_directory import FACTS
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.shared_base import SharedBase

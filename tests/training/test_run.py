@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.errors import BaseModelError, ConfigError, DataError, DeepMLFError, RunError
+from deepmlf_llm.training import checkpoints, selection
 from deepmlf_llm.training import run as run_module
-from deepmlf_llm.training import selection
 from deepmlf_llm.training.callbacks import read_metrics
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.run import run_training
@@ -170,7 +170,7 @@ def test_a_kill_while_saving_costs_the_new_checkpoint_only(
     values = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "save_total_limit": 1}
     expected = run_training(toy_settings(**values, output_dir=str(tmp_path / "whole")), toy_data)
     cut = toy_settings(**values, output_dir=str(tmp_path / "cut"))
-    commit = run_module.RunDirectory.resume_from.__globals__["checkpoints"].commit
+    commit = checkpoints.commit
 
     def kill_at_four(directory: Path, facts: dict[str, Any]) -> None:
         if facts["step"] == 4:
