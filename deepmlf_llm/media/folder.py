@@ -123,21 +123,30 @@ def extract_folder(
         good: list[tuple[Clip, str]] = []
         try:
             for clip in tqdm(listing.clips[:limit], unit="clips", disable=hidden):
-                found = _one(extractor, clip, out, transcribe, report)
-                text = found.pop("text", "")
-                report.clips[clip.name] = found
-                if found["status"] in GOOD:
-                    good.append((clip, text))
-                elif stop_at_failure:
-                    raise ClipError(found["status"], found["message"])
-                else:
-                    tqdm.write(f"{clip.name}: {found['status']}: {found['message']}", file=sys.stderr)
+                text = _noted(_one(extractor, clip, out, transcribe, report), clip, report, stop_at_failure)
+                good += [] if text is None else [(clip, text)]
         finally:
             report.took = time.perf_counter() - start
             write_aside(out / REPORT, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
         if good:
             write_aside(out / TABLE, write_table(good, listing.columns))
     return report
+
+
+def _noted(found: dict[str, Any], clip: Clip, report: ExtractionReport, stop_at_failure: bool) -> str | None:
+    """Notes what became of a clip; its text, or None where it gave no features.
+
+    Raises:
+        ClipError: with ``stop_at_failure``, it gave none.
+    """
+    text: str = found.pop("text", "")
+    report.clips[clip.name] = found
+    if found["status"] in GOOD:
+        return text
+    if stop_at_failure:
+        raise ClipError(found["status"], found["message"])
+    tqdm.write(f"{clip.name}: {found['status']}: {found['message']}", file=sys.stderr)
+    return None
 
 
 def _begin(out: Path, extractor: Extractor) -> None:
