@@ -75,7 +75,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "a key more": (lambda d: changed_json(d, seal=True, colour="red"), "edited"),
     "out of range": (
         lambda d: changed_json(d, seal=True, av_encoder={"width": 7}),
-        "av_encoder.width=7 is no multiple",
+        "av_encoder.width=7 is not a multiple",
     ),
 }
 
