@@ -157,7 +157,7 @@ class Whole:
             state = replace(state, rows=rows)
             hidden = run_packed(self.decoder, inputs, given.mask, rows, fusion_state=state)
         else:
-            more = {"reads": given.reads, "fusion_state": state, **given.recording()}
+            more: dict[str, Any] = {"reads": given.reads, "fusion_state": state, **given.recording()}
             hidden = run_layers(self.decoder, inputs, given.mask, **more)
         return States.of_rows(hidden, state.num_tokens)
 

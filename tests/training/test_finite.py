@@ -26,7 +26,7 @@ def item(data: TrainingData, split: str, row: int) -> dict[str, Any]:
 
 BAD_DATA: dict[str, tuple[str, str, Any, str]] = {
     "feature of the first step": ("train", "audio", np.nan, r"step 1: values that are not finite, in audio of '7'"),
-    "infinite feature": ("train", "vision", -np.inf, r"values that are not finite, in vision of '7'; mend"),
+    "infinite feature": ("train", "vision", -np.inf, r"values that are not finite, in vision of '7'; fix"),
     "beyond 32 bits": ("train", "audio", 1e300, r"values that are not finite, in audio of '7'"),
     "too large a feature": ("train", "vision", 3e38, r"vision of '7' reaches 3e\+38: look at these features"),
     "label": ("train", "label", np.nan, r"split 'train': 1 labels are missing or not finite in 32 bits, of '7'"),
