@@ -22,6 +22,7 @@ CSS = """
 svg.curve { width: 100%; height: auto; display: block; background: white; border-radius: 6px; }
 ol.rows { list-style: none; padding: 0; margin: .5rem 0; }
 ol.rows li { border-left: 6px solid; padding: .3rem .6rem; margin: .3rem 0; overflow-wrap: anywhere; }
+#strip figure { display: inline-block; margin: 0 .4rem .4rem 0; text-align: center; font-size: .85rem; }
 .time { opacity: .75; margin-right: .4rem; white-space: nowrap; } .note { opacity: .85; font-size: .92rem; }
 """
 
@@ -60,7 +61,7 @@ def build_page(viewer: ClipViewer, example: Path | None = None, adapter: Path | 
                 given, run = _inputs(gradio, viewer, example)
             with gradio.Column(scale=3, min_width=280):
                 shown = [gradio.HTML(elem_id=name) for name in ("headline", "curve", "transcript")]
-        strip = gradio.Gallery(label="What the model looks at", columns=4, height="auto", elem_id="strip")
+        strip = gradio.HTML(elem_id="strip")
         shown.append(gradio.Markdown(elem_id="timing"))
         gradio.Markdown(CONSENT.format(error=_error_of(adapter)))
         run.click(analyse, given, [record, *shown, strip], api_name="analyse", concurrency_limit=1)

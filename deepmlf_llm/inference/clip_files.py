@@ -15,14 +15,14 @@ from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.files import write_aside
 from deepmlf_llm.inference.clips import ClipResult, ClipRow
 from deepmlf_llm.inference.predictions import Prediction
-from deepmlf_llm.statistics.style import COLOURS, LINES, MARKERS, figure
+from deepmlf_llm.statistics.style import COLOURS, HEIGHT, LINES, MARKERS, WIDTH, figure, legend_below
 from deepmlf_llm.tasks.classification import ClassificationTask
 from deepmlf_llm.tasks.registry import Task
 
 CURVES = {"polarity": "fused", "text_polarity": "text alone", "av_polarity": "sound and sight alone"}
 NEGATIVE, NEUTRAL, POSITIVE = (213, 94, 0), (136, 136, 136), (0, 114, 178)  # told apart by the colour-blind too
 MOST_ROWS = 60  # of a transcript under a plot
-_LETTERS = 96  # of a line there
+_LETTERS, _WIDE = 96, 7.0  # of a line there, and inches of the plot over it
 PLOTS = (".svg", ".png")
 
 
@@ -84,8 +84,9 @@ def curves(result: ClipResult, task: Task, form: str = "svg", below: Sequence[st
     if isinstance(task, ClassificationTask):
         raise ConfigError("plot: this model predicts classes, which have no curve; use --csv or --json")
     looks: dict[str, Any] = {"svg": {"metadata": {"Date": None, "Creator": None}}, "png": {"dpi": 150}}
-    with figure(7.0, 3.2) as (drawn, (axes,)):
+    with figure(_WIDE if below else WIDTH, HEIGHT) as (drawn, (axes,)):
         _draw(axes, result, task)
+        legend_below(drawn, axes.get_legend_handles_labels()[0], 3 if below else 2)
         drawn.text(0.02, -0.01, "\n".join(below), va="top", ha="left", fontsize=8, family="monospace")
         buffer = io.BytesIO()
         drawn.savefig(buffer, format=form, bbox_inches="tight", **looks[form])
@@ -124,7 +125,6 @@ def _draw(axes: Any, result: ClipResult, task: Any) -> None:
     axes.set_xlabel("time (s)")
     axes.set_ylabel("polarity")
     axes.set_title(f"{result.clip}: {result.whole.prediction.polarity:+.2f} as a whole")  # type: ignore[union-attr]
-    axes.legend(loc="upper right", ncols=3)
 
 
 def _transcript(rows: list[ClipRow]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,20 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from deepmlf_llm.errors import DataError
-from deepmlf_llm.extras import installed
+from deepmlf_llm.extras import installed, require
 from deepmlf_llm.inference.clip_files import CURVES, colour, curves
 from deepmlf_llm.inference.clips import ClipReader, ClipResult, ClipRow
 from deepmlf_llm.inference.predictions import Prediction
 from deepmlf_llm.media.decode import frames, probe
 from deepmlf_llm.media.extract import NONE, ClipRecord
 from deepmlf_llm.media.faces import FaceTrack
-from deepmlf_llm.media.recipe import MARGIN
 from deepmlf_llm.media.seeing import resized
 from deepmlf_llm.media.status import TOO_LONG, ClipError
 
 TEXT = "text"
 LONGEST = 120.0
-_STRIP, _SIDE = 8, 112  # pictures of the face strip, pixels
+_STRIP, _SIDE = 8, 96  # pictures of the face strip, pixels
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,35 @@ class ClipViewer:
             drawn = drawn[drawn.index("<svg") :].replace("<svg ", '<svg class="curve" role="img" ', 1)
         return View(_headline(result), drawn, _transcript(result, task, record), _timing(record))
 
-    def strip(self, path: Path | str) -> list[tuple[np.ndarray, str]]:
-        """Pictures of the square that the model looks at, with their times; none without pictures."""
+    def strip(self, path: Path | str) -> str:
+        """Pictures of the square that the model looks at, with their times, as HTML; empty without pictures."""
+        figures = [
+            f'<figure><img width="{_SIDE}" height="{_SIDE}" alt="{time}" src="data:image/png;base64,{_png(square)}">'
+            f"<figcaption>{time}</figcaption></figure>"
+            for square, time in self.squares(path)
+        ]
+        return f"<p class='note'>What the model looks at:</p>{''.join(figures)}" if figures else ""
+
+    def squares(self, path: Path | str) -> list[tuple[np.ndarray, str]]:
+        """Those pictures [side x side x 3], each with its time."""
         probed = probe(path)
-        if probed.video_end is None or self.reader.extractor.settings.vision is None:
-            return []
         vision = self.reader.extractor.settings.vision
-        track = FaceTrack(self.reader.extractor.detector, vision.margin if vision else MARGIN)
+        if probed.video_end is None or vision is None:
+            return []
+        track = FaceTrack(self.reader.extractor.detector, vision.margin)
         fps = min(_STRIP / max(probed.duration, 0.1), 25.0)
         shown = []
         for time, picture in frames(probed, fps):
             square, found = track.cut(picture)
             shown.append((resized(square, _SIDE), f"{time:.1f} s" + ("" if found else ": no face")))
         return shown[:_STRIP]
+
+
+def _png(picture: np.ndarray) -> str:
+    """A picture as PNG, in base 64."""
+    buffer = io.BytesIO()
+    require("PIL.Image", "showing pictures").fromarray(picture).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _headline(result: ClipResult) -> str:

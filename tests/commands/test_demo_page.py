@@ -64,7 +64,8 @@ def test_a_clip_is_uploaded_and_its_curve_drawn(served, tmp_path, width):
         browser.wait("document.querySelector('#clip video')")
         browser.run("document.querySelector('#analyse').click()")
         browser.wait("document.querySelector('#curve svg.curve')")
-        browser.wait("document.querySelector('#strip img')")
+        browser.wait("[...document.querySelectorAll('#strip img')].filter(e => e.naturalWidth).length === 8")
+        browser.picture(tmp_path / f"page_{width}.png")
         assert "well then" in browser.run("document.querySelector('#transcript').innerText")
         box = browser.run(
             "(r => [r.left, r.right, r.height])(document.querySelector('svg.curve').getBoundingClientRect())"
@@ -72,7 +73,6 @@ def test_a_clip_is_uploaded_and_its_curve_drawn(served, tmp_path, width):
         assert box[0] >= 0
         assert box[1] <= width
         assert box[2] > 80
-        browser.picture(tmp_path / f"page_{width}.png")
         wide = "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
         named = f"{wide}.map(e => e.tagName + '#' + e.id + '.' + e.className).slice(0, 9)"
         assert browser.run("document.documentElement.scrollWidth") <= width, browser.run(named)

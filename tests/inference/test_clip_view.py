@@ -66,11 +66,12 @@ def test_what_is_left_out_is_not_read(viewer, record, clip):
 
 
 def test_the_strip_shows_what_the_model_looks_at(viewer, clip, tmp_path):
-    strip = viewer.strip(clip)
-    assert len(strip) == 8
-    assert strip[0][0].shape == (112, 112, 3)
-    assert strip[1][1] == "0.2 s"
-    assert viewer.strip(write_clip(tmp_path / "a.wav", 1.0, tone(1.0), audio="pcm_s16le")) == []
+    squares = viewer.squares(clip)
+    assert len(squares) == 8
+    assert squares[0][0].shape == (96, 96, 3)
+    assert squares[1][1] == "0.2 s"
+    assert viewer.strip(clip).count("data:image/png;base64,iVBOR") == 8
+    assert viewer.strip(write_clip(tmp_path / "a.wav", 1.0, tone(1.0), audio="pcm_s16le")) == ""
 
 
 def test_a_long_or_broken_clip_is_told_in_plain_words(viewer, clip, tmp_path):
