@@ -104,7 +104,7 @@ def load_encoder(name: str, sense: str, device: str = "cpu") -> Loaded:
     import transformers
 
     try:
-        model_type = transformers.AutoConfig.from_pretrained(place).model_type
+        model_type = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
     except (OSError, ValueError, KeyError) as error:
         packaged = [known for known in PACKAGED if known != (OUTLINE if sense == "audio" else PROSODY)]
         raise ConfigError(
@@ -116,7 +116,7 @@ def load_encoder(name: str, sense: str, device: str = "cpu") -> Loaded:
         known = ", ".join(key for key, one in FAMILIES.items() if one.sense == sense)
         raise ConfigError(f"encoder {name!r} is of the family {model_type!r}: for {sense} expected one of {known}")
     model, told = getattr(transformers, family.model).from_pretrained(
-        place, output_loading_info=True, dtype=torch.float32, **dict(family.options)
+        place, output_loading_info=True, dtype=torch.float32, trust_remote_code=False, **dict(family.options)
     )
     missing = sorted(key for key in told["missing_keys"] if not re.search(family.unused, key))
     if missing:

@@ -174,6 +174,15 @@ def test_names_that_mean_nothing_are_refused(encoders, tmp_path):
         open_audio_encoder(str(tmp_path))
 
 
+def test_an_encoder_with_code_of_its_own_is_refused_and_nobody_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    named = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_its_own", "auto_map": named}))
+    (tmp_path / "mine.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(ConfigError, match="no directory or hub id of a model that can be read"):
+        load_encoder(str(tmp_path), "audio")
+
+
 def test_the_outline_sees_edges_by_their_direction():
     def stripes(angle):
         y, x = np.mgrid[:64, :64] / 64
