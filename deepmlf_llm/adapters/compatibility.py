@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModelForCausalLM, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -98,6 +99,15 @@ def shape_for(config: DeepMLFConfig, source: str | Path, name: str | None = None
 def trained_kind(config: DeepMLFConfig, quantization: str) -> str:
     """``quantization`` of a base to load, ``"trained"`` resolved: what the adapter was trained on."""
     return (config.base_quantization or "none") if quantization == "trained" else quantization
+
+
+def trained_dtype(config: DeepMLFConfig, dtype: str) -> str:
+    """``dtype`` of a base to load, ``"auto"`` resolved on a CPU: fp32 for an adapter that was trained on an fp32 base,
+    or before that was recorded, so that it predicts what it did in training; else what suits the CPU."""
+    trained_on = (config.base_fingerprint or {}).get("stored")
+    if dtype != "auto" or torch.cuda.is_available() or trained_on in ("bfloat16", "float16"):
+        return dtype
+    return "float32"
 
 
 def as_deep_as_trained(lm: Any, config: DeepMLFConfig) -> Any:

@@ -1,23 +1,84 @@
-"""What this machine's CPU computes natively."""
+"""What this machine's CPU offers: dtypes that it computes natively, cores that a process may use."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
-_NATIVE = frozenset(("amx_bf16", "avx512_bf16", "bf16"))
+import torch
+
+from deepmlf_llm.errors import BaseModelError
+
+DTYPE_VARIABLE = "DEEPMLF_CPU_DTYPE"
+"""Environment variable: what a base's dtype ``auto`` is on any CPU, where the choice must not depend on the machine."""
+
+_NATIVE = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "bf16 instructions"}
 """Flags of x86 (AMX, AVX512-BF16) and of ARM; elsewhere bf16 is several times slower than fp32."""
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @cache
 def computes_bfloat16() -> bool:
     """Whether matrix products in bf16 are faster here than in fp32: the CPU has instructions for them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and has_bfloat16(cpuinfo.read_text(encoding="utf-8", errors="replace"))
+    return bfloat16_by(_cpuinfo()) is not None
 
 
-def has_bfloat16(cpuinfo: str) -> bool:
-    """The same, of what ``/proc/cpuinfo`` says."""
+def bfloat16_by(cpuinfo: str) -> str | None:
+    """The best of these instructions, of what ``/proc/cpuinfo`` says; None without any."""
     lines = (line.lower() for line in cpuinfo.splitlines())
     flags = next((line for line in lines if line.startswith(("flags", "features"))), "")
-    return bool(_NATIVE & set(flags.split()))
+    return next((name for flag, name in _NATIVE.items() if flag in flags.split()), None)
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def cpu_dtype() -> str:
+    """What a base's dtype ``auto`` is on this CPU: bf16 where it computes that natively, else fp32; or what
+    ``$DEEPMLF_CPU_DTYPE`` says.
+
+    Raises:
+        BaseModelError: the variable holds neither name.
+    """
+    asked = os.environ.get(DTYPE_VARIABLE)
+    if asked not in (None, "", "float32", "bfloat16"):
+        raise BaseModelError(f"${DTYPE_VARIABLE}={asked!r}: expected 'float32' or 'bfloat16', or no such variable")
+    return asked or ("bfloat16" if computes_bfloat16() else "float32")
+
+
+def usable_cores(quota: Path = _QUOTA) -> int:
+    """Cores that this process may use: its affinity, and the time that a container's quota grants it.
+
+    More threads than that wait for one another: under a quota of two cores, 16 threads take turns of milliseconds.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted, _, period = quota.read_text().strip().partition(" ") if quota.is_file() else ("max", "", "")
+    if granted.isdigit() and period.isdigit() and int(period):
+        cores = min(cores, max(1, int(granted) // int(period)))
+    return cores
+
+
+def use_cores() -> int:
+    """Has torch compute on no more threads than there are cores for, unless ``$OMP_NUM_THREADS`` says how many; returns
+    their number."""
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    return torch.get_num_threads()
+
+
+def described(dtype: str, threads: int) -> str:
+    """How a CPU is going to compute, in one line.
+
+    Args:
+        dtype: of the base's weights, by its name in torch.
+        threads: that compute.
+    """
+    native = bfloat16_by(_cpuinfo())
+    if dtype == "bfloat16":
+        why = f", which this CPU computes natively ({native})" if native else ", which this CPU computes slowly"
+    else:
+        why = f" (this CPU computes bfloat16 natively, {native}: faster)" if native else ""
+    return f"CPU: {threads} thread{'s' * (threads != 1)}, base model in {dtype}{why}"

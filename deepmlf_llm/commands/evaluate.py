@@ -118,13 +118,14 @@ def _base(options: Any, adapter: Path) -> Any:
     """Name of the base model, None for the adapter's own; with ``--num_layers`` the cut model itself."""
     if options.num_layers is None:
         return options.base_model
-    from deepmlf_llm.adapters.compatibility import trained_kind
+    from deepmlf_llm.adapters.compatibility import trained_dtype, trained_kind
     from deepmlf_llm.adapters.files import read_config
     from deepmlf_llm.backbones import load_base_model
 
     config = read_config(adapter)
     kind, seed = trained_kind(config, options.quantization), config.base_init_seed
-    return load_base_model(options.base_model, kind, num_layers=options.num_layers, init_seed=seed)
+    dtype = trained_dtype(config, "auto")
+    return load_base_model(options.base_model, kind, dtype, num_layers=options.num_layers, init_seed=seed)
 
 
 def _write(output: Path, score: Any, result: Mapping[str, Any]) -> None:

@@ -43,7 +43,14 @@ def build_parser() -> RecipeParser:
     add("--text", help="transcript of a single clip or of --video; without those the one text to predict")
     add("--base_model", help="hub id or path of the base model (default: the one the adapter names)")
     add("--batch_size", type=int, default=32, metavar="N", help="utterances a batch (default: 32)")
-    add("--dtype", type=one_of("auto", "float32", "bfloat16"), default="auto", help="of the base model (default: auto)")
+    add(
+        "--dtype",
+        type=one_of("auto", "float32", "bfloat16"),
+        default="auto",
+        metavar="auto|float32|bfloat16",
+        help="of the base model (default: auto: bf16 on CUDA; on a CPU fp32 for an adapter trained so, else bf16 where "
+        "the CPU computes it natively)",
+    )
     add(
         "--quantization",
         type=one_of("trained", "none", "nf4", "fp4", "int8"),
@@ -65,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.input is None or options.output is None:
         parser.error("expected --input and --output, or --video, or --text")
     from deepmlf_llm.adapters.hub import local_directory
+    from deepmlf_llm.backbones import cpu
     from deepmlf_llm.data.columns import Columns
     from deepmlf_llm.data.inputs import open_input
     from deepmlf_llm.inference.prediction_file import check_files, predict_file
@@ -76,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = read_settings(adapter)
     columns = Columns(settings.modalities, dict(options.rename), options.ignore)
     source = open_input(options.input, columns, settings, options.split, options.text)
+    threads = cpu.use_cores()
     predictor = SentimentPredictor.from_pretrained(
         adapter,
         base=options.base_model,
@@ -84,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=options.batch_size,
         compile=options.compile,
     )
+    if predictor.device.type == "cpu":
+        print(cpu.described(predictor.dtype, threads))
     made_by = {"adapter": identity_of(adapter), "dtype": options.dtype, "quantization": options.quantization}
     chosen = {
         "split": options.split,

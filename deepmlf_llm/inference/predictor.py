@@ -95,6 +95,17 @@ class SentimentPredictor:
             model.get_base_model().get_decoder().compile(dynamic=True)
         return cls(model, tokenizer, batch_size)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> str:
+        """Of the base's weights, by its name in torch; of a quantized base that of the others."""
+        weight = self.model.get_base_model().get_input_embeddings().weight
+        return str(weight.dtype).removeprefix("torch.")
+
     def predict(
         self,
         text: Sequence[str],
@@ -194,8 +205,7 @@ class SentimentPredictor:
         order = np.argsort([len(item["input_ids"]) for item in items], kind="stable")
         for rows in self._batches(order):
             batch = self._collate([items[i] for i in rows])
-            device = next(self.model.parameters()).device
-            out = self.model.predict_with(self._adapter, **{name: x.to(device) for name, x in batch.items()})
+            out = self.model.predict_with(self._adapter, **{name: x.to(self.device) for name, x in batch.items()})
             heard = [{name for name in self.config.modalities if len(items[i].get(name, ()))} for i in rows]
             for i, prediction in zip(rows, predictions_of(out, heard, self.task), strict=True):
                 results[i] = prediction

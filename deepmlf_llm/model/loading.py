@@ -10,7 +10,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files
-from deepmlf_llm.adapters.compatibility import as_deep_as_trained, base_and_revision, check_fit, trained_kind
+from deepmlf_llm.adapters.compatibility import (
+    as_deep_as_trained,
+    base_and_revision,
+    check_fit,
+    trained_dtype,
+    trained_kind,
+)
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError, InjectionError
@@ -90,5 +96,6 @@ def load_base_for(
     """
     base, revision = base_and_revision(config, source, name)
     kind = trained_kind(config, quantization)
+    dtype = trained_dtype(config, dtype)
     lm = load_base_model(base, kind, dtype, attn_implementation, revision, init_seed=config.base_init_seed)
     return as_deep_as_trained(lm, config)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub
 from deepmlf_llm.adapters.card import merged_card
-from deepmlf_llm.adapters.compatibility import base_and_revision
+from deepmlf_llm.adapters.compatibility import base_and_revision, trained_dtype
 from deepmlf_llm.adapters.listing import check_listed, list_files, listed_names
 from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantization_of
 from deepmlf_llm.backbones.shape import base_model_shape
@@ -153,7 +153,7 @@ class MergedDeepMLF(FusedModel, nn.Module):
         try:
             shape = base_model_shape(str(directory))
             files.check_fit(config, tensors, shape, fusion, lambda: build_stack(Decoder(shape), config).state_dict())
-            lm = load_base_model(str(directory), kind, dtype, attn_implementation)
+            lm = load_base_model(str(directory), kind, trained_dtype(config, dtype), attn_implementation)
         except BaseModelError as error:
             raise AdapterError(f"{directory}: damaged: {error}") from error
         files.check_base(config, lm, directory)

@@ -49,7 +49,7 @@ def merge_adapter(
     Args:
         adapter: directory of a trained adapter.
         output: directory to write.
-        dtype: of the merged LM.
+        dtype: of the merged LM; ``"auto"``: bf16 on CUDA, else fp32, in which a sum of weights is not rounded.
         base: ``"dequantized"``: merge into what the training's quantization makes of the weights, which keeps the
             predictions; ``"16bit"``: into the original weights. Default: ``"dequantized"`` for an adapter that was
             trained on a quantized base; the two are the same for any other.
@@ -67,6 +67,8 @@ def merge_adapter(
         raise ConfigError(f"base={base!r}: expected 'dequantized' or '16bit'")
     if requantize not in (None, *QUANTIZATIONS[1:]):
         raise ConfigError(f"requantize={requantize!r}: expected one of {', '.join(map(repr, QUANTIZATIONS[1:]))}")
+    if dtype == "auto" and not torch.cuda.is_available():
+        dtype = "float32"
     directory = local_directory(adapter)
     if MergedDeepMLF.is_saved_in(directory):
         raise AdapterError(f"{adapter}: a merged model already")

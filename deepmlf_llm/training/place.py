@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from deepmlf_llm.backbones import cpu_or_cuda_dtype
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.launch import Launch
 from deepmlf_llm.training.run_directory import ORDER, RunDirectory
 from deepmlf_llm.training.run_identity import identity
+from deepmlf_llm.training.run_keys import AUTO
 from deepmlf_llm.training.settings import RunSettings
 
 RUNS = Path("runs")
@@ -53,4 +57,15 @@ def place_of(
     understood.first_order = directory.order != ORDER
     steps = understood.planned_steps(len(train_split), processes).per_epoch
     directory.facts["step"] = {"utterances": understood.step_size(processes), "per_epoch": steps}
+    directory.facts["dtype"] = base_dtype(understood, directory)
     return understood, directory
+
+
+def base_dtype(settings: RunSettings, directory: RunDirectory) -> str:
+    """The dtype of a run's base. ``auto`` is what suits this machine, or, in a run that goes on, the one that it began
+    on."""
+    if settings.dtype != AUTO:
+        return settings.dtype
+    if directory.holds_this_run() and not torch.cuda.is_available():
+        return directory.fact("dtype") or "float32"  # before it was recorded, on a CPU
+    return str(cpu_or_cuda_dtype(AUTO)).removeprefix("torch.")

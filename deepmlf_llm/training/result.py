@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from deepmlf_llm.backbones import cpu
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.bootstrap import described
@@ -22,6 +25,9 @@ def opening_lines(model: Any, arguments: Any, launch: Launch, run: Path, step_si
     for row in parameter_table(model):
         state = "trained" if row["trainable"] else "frozen"
         lines.append(f"  {row['part']:<12}{row['parameters']:>14,} {row['dtype']:<9} {state:<8}{row['mb']:>10} MB")
+    if arguments.device.type == "cpu":
+        dtype = (model.deepmlf_config.base_fingerprint or {}).get("stored", "float32")
+        lines.append(cpu.described(dtype, torch.get_num_threads()))
     lines.append(
         f"batch: {arguments.per_device_train_batch_size} x {launch.processes} processes x "
         f"{arguments.gradient_accumulation_steps} accumulated = {step_size} utterances a step"

@@ -190,9 +190,8 @@ class _Run:
         size = len(self.train_split)  # type: ignore[arg-type]
         arguments = make_arguments(self.settings, self.directory.path, self.launch.processes, size, self.deepspeed)
         launching.start_process_group(self.deepspeed is not None)
-        model, tokenizer = load_model(
-            self.settings, self.base_name, self.config, arguments, self.deepspeed, self.shared
-        )
+        settings = self.settings.changed(dtype=self.directory.facts["dtype"])
+        model, tokenizer = load_model(settings, self.base_name, self.config, arguments, self.deepspeed, self.shared)
         splits = self.tokenise(tokenizer)
         for name, split in splits.items():
             check_ids(split.input_ids, embedding_rows(model.get_base_model()), tokenizer, name)

@@ -113,6 +113,10 @@ class RunDirectory:
             return False
         return stored is not None and stored["fingerprint"] == self.fingerprint
 
+    def fact(self, name: str) -> Any:
+        """What this run noted when it was begun here; None where it noted nothing of that name."""
+        return (self._stored_facts() or {}).get(name)
+
     def _stored_facts(self) -> dict[str, Any] | None:
         """``run.json``; None where there is none.
 

@@ -74,7 +74,7 @@ class RunKeys:
         "of the frozen base: none, nf4, fp4 or int8 (bitsandbytes)", choice("none", "nf4", "fp4", "int8"), "none"
     )
     dtype: str = setting(
-        "of the frozen base: auto (bf16 on CUDA, fp32 on CPU), float32 or bfloat16",
+        "of the frozen base: auto (bf16 on CUDA and on CPUs that compute it natively, else fp32), float32 or bfloat16",
         choice(AUTO, "float32", "bfloat16", "float16"),
         AUTO,
     )

@@ -17,6 +17,7 @@ from deepmlf_llm.training import checkpoints, selection
 from deepmlf_llm.training import run as run_module
 from deepmlf_llm.training.callbacks import read_metrics
 from deepmlf_llm.training.data import TrainingData
+from deepmlf_llm.training.place import base_dtype
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 
@@ -412,3 +413,40 @@ def test_what_a_base_does_not_take_is_refused_before_its_weights_load(
     with pytest.raises(DeepMLFError, match=message):
         run_training(settings, toy_data)
     assert not Path(settings.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "begun", "noted", "expected"),
+    [
+        ("auto", False, None, "bfloat16"),
+        ("auto", True, "float32", "float32"),
+        ("auto", True, "bfloat16", "bfloat16"),
+        ("auto", True, None, "float32"),  # by an earlier version, on a CPU
+        ("float32", True, "float32", "float32"),
+    ],
+)
+def test_a_run_goes_on_in_the_dtype_that_it_was_begun_in(
+    monkeypatch: pytest.MonkeyPatch, asked: str, begun: bool, noted: str | None, expected: str
+) -> None:
+    class Directory:
+        def holds_this_run(self) -> bool:
+            return begun
+
+        def fact(self, name: str) -> str | None:
+            return noted if name == "dtype" else None
+
+    monkeypatch.setenv("DEEPMLF_CPU_DTYPE", "bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    directory: Any = Directory()
+    assert base_dtype(RunSettings.from_dict({"dtype": asked}), directory) == expected
+
+
+def test_the_dtype_of_a_base_is_said_and_noted(
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("DEEPMLF_CPU_DTYPE", "bfloat16")
+    result = run_training(toy_settings(max_steps=1), toy_data)
+    assert result["base_model"]["stored"] == "bfloat16"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dtype"] == "bfloat16"
+    if not torch.cuda.is_available():
+        assert "base model in bfloat16, which this CPU computes" in capsys.readouterr().out
