@@ -72,6 +72,9 @@ PRIVATE_NAMES = (
         "torch._dynamo.eval_frame", "OptimizeContext", "how a body was compiled is found by its type",
         "backbones/segment.py",
     ),
+    PrivateName("torch._dynamo", "allow_in_graph", "marks that wait for the compiler to be loaded", "deferred.py"),
+    PrivateName("torch._dynamo", "assume_constant_result", "the same", "deferred.py"),
+    PrivateName("torch._dynamo", "disable", "the same", "deferred.py", ("fn", "recursive")),
     PrivateName(
         _MODEL, "_require_grads_hook", "checkpointing's mark on a base is removed when it is unloaded",
         "backbones/state.py", on_instances=True,

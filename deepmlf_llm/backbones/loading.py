@@ -20,6 +20,7 @@ from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
 from deepmlf_llm.backbones.vocabulary import prepare_tokenizer
 from deepmlf_llm.backbones.whole import check_files, check_loaded
+from deepmlf_llm.deferred import deferred
 from deepmlf_llm.errors import BaseModelError
 
 ATTENTION = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -97,6 +98,7 @@ def base_source(name: str) -> str:
     return str(directory)
 
 
+@deferred()
 def load_base_model(
     name: str,
     quantization: str = "none",

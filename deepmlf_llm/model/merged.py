@@ -21,6 +21,7 @@ from deepmlf_llm.adapters.listing import check_listed, list_files, listed_names
 from deepmlf_llm.backbones import Decoder, base_fingerprint, load_base_model, load_tokenizer, quantization_of
 from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.config.method import NO_LM_LORA, DeepMLFConfig
+from deepmlf_llm.deferred import deferred
 from deepmlf_llm.errors import AdapterError, BaseModelError
 from deepmlf_llm.fusion.build import build_stack
 from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
@@ -134,6 +135,7 @@ class MergedDeepMLF(FusedModel, nn.Module):
         return (Path(directory) / FUSION / files.CONFIG).is_file()
 
     @classmethod
+    @deferred()
     def from_pretrained(
         cls, directory: str | Path, quantization: str = "none", dtype: str = "auto", attn_implementation: str = "auto"
     ) -> MergedDeepMLF:

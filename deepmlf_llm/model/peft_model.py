@@ -17,6 +17,7 @@ from deepmlf_llm.adapters.card import adapter_card
 from deepmlf_llm.adapters.compatibility import adapter_tensors, check_fit
 from deepmlf_llm.backbones import is_quantized
 from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.deferred import deferred
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError
 from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.model.loading import base_for, refuse_wrapped
@@ -153,6 +154,7 @@ class DeepMLFModel(SwitchedModel):
         return hub.push(self.save_pretrained, repo_id, private, commit_message)
 
     @classmethod
+    @deferred()
     def from_pretrained(
         cls,
         directory: str | Path,

@@ -23,7 +23,8 @@ from tests.families import tiny_config
     ],
 )
 def test_the_dtype_of_a_base_to_load_on_a_cpu(monkeypatch, stored, asked, expected):
-    config = tiny_config(base_fingerprint=None if stored is None else {"stored": stored})
+    config = tiny_config()
+    config.base_fingerprint = None if stored is None else {"stored": stored}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert trained_dtype(config, asked) == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
