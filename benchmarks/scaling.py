@@ -104,8 +104,7 @@ def sweep(name: str, sizes: Sequence[int], args: Namespace, tokenizer: Any) -> d
             "flops_exponent": exponent(sizes, counted),
             "flops_exponent_at_top": exponent(sizes[-2:], counted[-2:]),
         }
-        told = ", ".join(f"{size}: {seconds:.3f} s" for size, seconds in zip(sizes, medians, strict=True))
-        print(f"{SWEEPS[name][0]}, {variant}: {told}")
+        print(f"{SWEEPS[name][0]}, {variant}: {', '.join(f'{seconds:.3f}' for seconds in medians)} s a step")
     return result
 
 
