@@ -86,7 +86,7 @@ def _disabled(function: Callable[..., Any] | None = None, *args: Any, **options:
     """``torch._dynamo.disable``: nothing to disable as long as there is no compiler."""
     if function is None:
         return partial(_disabled, **options)
-    plain, kept = function, []
+    plain, kept = function, list[Any]()
 
     @wraps(plain)
     def call(*given: Any, **named: Any) -> Any:
