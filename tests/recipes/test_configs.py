@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deepmlf_llm import shipped
+from deepmlf_llm.ablation import AblationPlan
 from deepmlf_llm.backbones.toys import toy_model, toy_tokenizer
 from deepmlf_llm.commands import configs
 from deepmlf_llm.errors import ConfigError
@@ -176,6 +177,14 @@ def test_an_encoder_of_stage_1_is_one_of_stage_2(stage_1: str, stage_2: str, rat
     }
     assert (first["learning_rate"], first["weight_decay"], first["max_grad_norm"]) == (rate, 1e-3, 1.0)
     assert first["av_readout"] == ("mean" if stage_1.startswith("demo") else "last")
+
+
+@pytest.mark.parametrize("name", [name for name in shipped.names(shipped.CONFIGS) if name.startswith("ablations/")])
+def test_every_variant_of_an_ablation_can_be_set(name: str) -> None:
+    plan = AblationPlan.from_yaml(name)
+    assert plan.reference in {variant.name for variant in plan.variants}
+    runs = [variant.run_settings("data", Path("runs")) for variant in plan.variants if not variant.baseline]
+    assert len({str(run.to_dict()) for run in runs}) == len(runs)  # each changes something
 
 
 @pytest.mark.parametrize("name", [name for name in shipped.names(shipped.CONFIGS) if name.startswith("scale/")])
