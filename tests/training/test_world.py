@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deepmlf_llm.commands.train import parse_world
 from deepmlf_llm.data.demo import embedded_dataset
-from deepmlf_llm.errors import RunError
+from deepmlf_llm.errors import ConfigError, RunError
 from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.metrics_log import read_metrics
@@ -57,11 +58,14 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[
     own = {**SMALL, "data": str(embedded_dataset(folder / "data", sizes=(32, 8, 8)))}
     ds = {stage: str(repository / "ds_configs" / f"{stage}.json") for stage in ("zero2", "zero3")}
     killed = {"words": ["--simulate_fault", "kill:rank1:step3"], "how": {"kill_others": False}}
+    planned, not_finite = {"words": ["--dry-run", "--world", "8"]}, {"words": ["--simulate_fault", "nan:rank1:step2"]}
     cases = {
         "whole": {"processes": 2, "settings": {**own, "deepspeed": ds["zero2"]}},
         "same": {"processes": 2, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero2"]}},
         "zero3": {"processes": 1, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero3"]}},
         "killed": {"processes": 2, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero2"]}, **killed},
+        "skips": {"processes": 2, "settings": {**own, "deepspeed": ds["zero2"], "max_skipped_steps": 1}, **not_finite},
+        "planned": {"processes": 1, "settings": {**own, "deepspeed": ds["zero3"]}, **planned},
         "plain": {"processes": 1, "from": ["whole", 2], "settings": {**own, "gradient_accumulation_steps": 2}},
     }
     found = start(folder, cases)
@@ -123,6 +127,33 @@ def test_the_death_of_a_process_is_noticed_and_said_once(worlds: tuple[Path, dic
     assert step_of(all_checkpoints(folder / "killed")[0]) == 2
 
 
+def test_a_step_that_is_not_finite_is_left_out_under_deepspeed_too(worlds: tuple[Path, dict[str, Any]]) -> None:
+    """Of one process of two: both leave the same step out, and the others are made."""
+    folder, found = worlds
+    assert "step 2: the loss is not finite (task), at the utterances" in found["skips"]["output"][0]
+    assert json.loads((folder / "skips" / "result.json").read_text())["train"]["skipped_steps"] == 1
+    log = [line for line in read_metrics(folder / "skips" / "metrics.jsonl") if line["kind"] == "train"]
+    assert [line["loss"] is None for line in log] == [False, True, False, False]
+    assert all(torch.isfinite(tensor).all() for tensor in adapter(folder / "skips").values())
+
+
+def test_a_dry_run_plans_for_processes_that_are_not_there(worlds: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = worlds
+    said = found["planned"]["output"][0]
+    assert "batch: 1 x 8 processes x 1 accumulated = 8 utterances a step" in said
+    assert "8 processes have the same number of batches, each utterance once" in said
+    assert "4 steps, 4 an epoch" in said
+    assert not (folder / "planned").exists()
+
+
+def test_a_world_is_planned_in_a_dry_run_only(toy_settings: MakeSettings, toy_data: TrainingData) -> None:
+    with pytest.raises(ConfigError, match="--world 64: of a dry run in one process"):
+        run_training(toy_settings(), toy_data, world=64)
+    for text in ("0", "many", "-3", "100000"):
+        with pytest.raises(ConfigError, match="expected a number of processes"):
+            parse_world(text)
+
+
 @pytest.mark.slow  # it stands still for a while
 def test_a_process_that_hangs_is_named(repository: Path, tmp_path: Path) -> None:
     own = {**SMALL, "data": str(embedded_dataset(tmp_path / "data", sizes=(32, 8, 8))), "ddp_timeout": 15}
@@ -135,12 +166,12 @@ def test_a_process_that_hangs_is_named(repository: Path, tmp_path: Path) -> None
     assert max(ended["seconds"]) < 90
 
 
-@pytest.mark.parametrize("accumulated", [2, 8])
+@pytest.mark.parametrize(("accumulated", "scope"), [(2, "joint"), (8, "fusion")])
 def test_any_cut_of_a_step_gives_the_same_run(
-    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, cheap_runs: None, accumulated: int
+    toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, cheap_runs: None, accumulated: int, scope: str
 ) -> None:
     """Ten steps of 8 utterances at once, or in batches of 4 or of one."""
-    values = {name.replace(".", "__"): value for name, value in WORLDLESS.items()}
+    values = {name.replace(".", "__"): value for name, value in WORLDLESS.items()} | {"ffw_scope": scope}
     once = toy_settings(**values, output_dir=str(tmp_path / "once"))
     cut = toy_settings(**values, output_dir=str(tmp_path / "cut"), gradient_accumulation_steps=accumulated)
     logs = []
