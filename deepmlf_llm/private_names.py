@@ -69,6 +69,15 @@ PRIVATE_NAMES = (
     PrivateName("torch.nn:Module", "_compiled_call_impl", "segments compile as their body", "backbones/segment.py"),
     PrivateName("torch.nn:Module", "_call_impl", "what of a segment is compiled", "backbones/segment.py"),
     PrivateName(
+        "torch._subclasses.fake_tensor", "FakeTensorMode", "a planned step runs on tensors without memory",
+        "planning/dry_step.py",
+    ),
+    PrivateName(
+        "torch.utils._python_dispatch", "TorchDispatchMode", "every new storage of a planned step is counted",
+        "planning/live_bytes.py",
+    ),
+    PrivateName("torch:UntypedStorage", "_cdata", "a storage is told from others", "planning/live_bytes.py"),
+    PrivateName(
         "torch._dynamo.eval_frame", "OptimizeContext", "how a body was compiled is found by its type",
         "backbones/segment.py",
     ),

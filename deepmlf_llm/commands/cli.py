@@ -11,6 +11,7 @@ from deepmlf_llm.errors import suggest
 
 COMMANDS = {
     "train": "train an adapter, or go on with a run that was cut",
+    "plan": "memory, time and the largest batch of a run, before it starts",
     "summarise": "mean, deviation, best and worst of several runs",
     "pretrain-av": "train the AV encoder alone, for `train --av_encoder_from`",
     "extract-features": "from clips (sound, video) to features, by a recipe that the model carries",

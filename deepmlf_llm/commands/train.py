@@ -6,7 +6,8 @@
 
 With no options: the embedded data set with the shipped settings `demo`. The same command again goes on with a run
 that was cut, or says that it is finished. With --seeds 0-4 it trains with each of these seeds, one after another, and
-prints what they come to.
+prints what they come to. With --plan nothing is trained: it says what memory and time the run will take, as
+`deepmlf plan` does, with the lengths of its data.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DRY_RUN, TRUST_RUN = {"--dry-run", "--dry_run"}, {"--trust-run", "--trust_run"}
-SEEDS, RESUME = "--seeds", "--resume"
+SEEDS, RESUME, PLAN = "--seeds", "--resume", "--plan"
 FAULT, WORLD = "--simulate_fault", "--world"
 LARGEST_WORLD = 4096
 
@@ -36,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"-h", "--help"} & set(argv):
         print(help_text(__doc__ or ""))
+        return
+    if PLAN in argv:
+        from deepmlf_llm.commands.plan import plan_of_run
+
+        print(plan_of_run([word for word in argv if word != PLAN], DEMO))
         return
     dry_run, trust_run = bool(DRY_RUN & set(argv)), bool(TRUST_RUN & set(argv))
     argv = [word for word in argv if word not in {*DRY_RUN, *TRUST_RUN, VERBOSE}]

@@ -1,0 +1,92 @@
+"""Memory of one GPU, by what takes it: low, expected, high.
+
+What a step makes comes from a dry step (:mod:`~deepmlf_llm.planning.dry_step`). What an engine splits follows from its
+rules: ZeRO (arXiv 1910.02054, section 5) splits over N processes the optimizer's state (1), and gradients (2), and
+weights (3), the frozen ones included. Weights that are trained are fp32, and AdamW keeps two numbers each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepmlf_llm.planning.dry_step import StepBytes
+
+GIB = 2**30
+_CONTEXT = (0.35, 0.55, 0.9)  # GiB: CUDA's own, kernels, cuBLAS workspaces
+_NCCL = (0.1, 0.3, 0.7)  # GiB: buffers of collectives, where there are several processes
+_CACHING = (1.0, 1.03, 1.12)  # blocks of PyTorch's allocator over the bytes of its tensors
+_MOST_LIVE = 1_000_000_000  # elements: DeepSpeed's stage3_max_live_parameters
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model lies on GPUs.
+
+    Args:
+        processes: one a GPU.
+        stage: of ZeRO; 0: plain data parallelism (DDP).
+        offload_optimizer, offload_weights: to the CPU (or NVMe).
+    """
+
+    processes: int
+    stage: int = 0
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+
+    @property
+    def name(self) -> str:
+        """As ``--ds`` names it."""
+        if self.stage == 0:
+            return "one GPU" if self.processes == 1 else "DDP"
+        return f"zero{self.stage}" + ("_offload" if self.offload_optimizer or self.offload_weights else "")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes: at best, as expected, at worst."""
+
+    low: float
+    expected: float
+    high: float
+
+    @classmethod
+    def exactly(cls, size: float) -> Range:
+        return cls(size, size, size)
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+
+def memory_rows(step: StepBytes, layout: Layout, width: int, gathered: int, context: bool = True) -> dict[str, Range]:
+    """What takes memory on one GPU -> how much, and "total".
+
+    Args:
+        step: of a dry step; under ZeRO 2 and 3 of one whose gradients go as they come.
+        layout: of the model.
+        width: d of the LM; buckets hold d^2 elements unless a file says otherwise.
+        gathered: bytes that ZeRO-3 gathers at once at least.
+        context: count CUDA's own memory and its allocator's blocks.
+    """
+    n, stage, trained = layout.processes, layout.stage, step.trained
+    share = n if stage >= 3 else 1
+    rows = {"weights": Range.exactly(0 if layout.offload_weights else step.weights / share)}
+    if stage >= 3:
+        rows["gathered weights"] = Range(gathered, 2 * gathered, min(step.weights, 4 * gathered + 2 * _MOST_LIVE))
+    states = 2 * trained if stage == 0 else 3 * trained / n  # ZeRO keeps its share of the weights once more
+    rows["optimizer"] = Range.exactly(0 if layout.offload_optimizer else states)
+    if stage >= 2:
+        rows["gradients"] = Range.exactly(0 if layout.offload_optimizer else trained / n)
+    bucket = min(trained, 4 * width**2)
+    if stage >= 1:
+        rows["buckets"] = Range(bucket, bucket + min(trained, bucket), 2 * bucket + trained)
+    elif n > 1:
+        rows["buckets"] = Range(trained, trained, trained)
+    rows["batch"] = Range.exactly(step.batch)
+    rows["step"] = Range(step.peak, step.peak, 1.05 * step.peak)
+    held = sum(rows.values(), Range.exactly(0))
+    if context:
+        rows["allocator"] = Range(*(getattr(held, k) * (c - 1) for k, c in zip(held.__dict__, _CACHING, strict=True)))
+        rows["CUDA context"] = Range(*(c * GIB for c in _CONTEXT))
+        if n > 1:
+            rows["NCCL"] = Range(*(c * GIB for c in _NCCL))
+    return {**rows, "total": sum(rows.values(), Range.exactly(0))}

@@ -1,0 +1,58 @@
+"""Mirrors ``deepmlf_llm/commands/plan.py``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deepmlf_llm.commands import train
+from deepmlf_llm.commands.plan import main
+from deepmlf_llm.errors import ConfigError
+
+TINY = ["--base_model", "tiny-llama", "--fusion_layers", "even:2", "--text_tokens", "20", "--frames", "audio=30x16"]
+
+
+def test_says_parameters_memory_time_and_what_to_take(capsys):
+    main([*TINY, "--gpus", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["gpus"] == 2
+    assert found["batch"] == {"a_gpu": 16, "accumulated": 1}
+    assert found["recommendation"]["choice"] == "DDP"
+    assert found["recommendation"]["utterances"] == 16
+    assert found["memory"]["total"]["low"] < found["memory"]["total"]["expected"] < found["memory"]["total"]["high"]
+    assert found["largest_batch"] >= 16
+    assert found["step"]["seconds"]["expected"] > 0
+
+
+def test_shows_a_plan_to_people(capsys):
+    main([*TINY, "--ffw_scope", "fusion", "--text_cache", "memory", "--readout", "both"])
+    said = capsys.readouterr().out
+    for word in ("MM Blocks", "CUDA context", "largest batch that fits", "take: one GPU"):
+        assert word in said
+
+
+def test_a_run_is_planned_with_the_lengths_of_its_data(capsys, isolated_cache):
+    train.main(["--plan", "--base_model", "tiny-llama", "--fusion_layers", "even:2", "--batch_size", "4"])
+    said = capsys.readouterr().out
+    assert "tiny-llama on 1 GPU(s)" in said
+    assert "take: one GPU" in said
+    with pytest.raises(ConfigError, match="--frames audio=9x9: a run has the lengths of its data"):
+        train.main(["--plan", "--frames", "audio=9x9"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "0"], "--gpus 0: expected a whole number"),
+        (["--gpu", "h10"], "did you mean 'h100'"),
+        (["--gpu_memory", "much"], "--gpu_memory much: expected a number"),
+        (["--frames", "audio=many"], "--frames audio=many: expected modality=FRAMESxWIDTH"),
+        (["--ds", "zero9"], "--ds zero9: planned here are"),
+        (["--fusion_layer", "1"], "fusion_layer"),
+    ],
+    ids=str,
+)
+def test_refuses_by_name(words, message):
+    with pytest.raises(ConfigError, match=message):
+        main([*TINY, *words])

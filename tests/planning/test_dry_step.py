@@ -1,0 +1,109 @@
+"""Mirrors ``deepmlf_llm/planning/dry_step.py``: against what PyTorch's allocator gives out in a real step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from deepmlf_llm.backbones import load_base_model
+from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.planning.dry_step import DryModel, Step
+from deepmlf_llm.planning.geometries import planned_shape
+from deepmlf_llm.planning.live_bytes import LiveBytes
+
+B, T, FRAMES, DIMS = 6, 24, {"audio": 40, "vision": 30}, {"audio": 16, "vision": 20}
+JOINT, FUSION = {"ffw_scope": "joint"}, {"ffw_scope": "fusion"}
+
+
+def config(**settings) -> DeepMLFConfig:
+    modalities = {name: {"dim": dim} for name, dim in DIMS.items()}
+    return DeepMLFConfig(**{"fusion_layers": "even:2", "modalities": modalities, **settings})
+
+
+MADE: dict[str, DryModel] = {}
+
+
+def dry(method, **step):
+    if repr(method) not in MADE:
+        MADE[repr(method)] = made(method)
+    return MADE[repr(method)].run(Step(**{"utterances": B, "text_tokens": T, "frames": FRAMES, **step}))
+
+
+def made(method) -> DryModel:
+    shape = planned_shape("tiny-llama")
+    shape.set_attn_implementation("sdpa")
+    with torch.device("meta"):
+        model = DeepMLFModel(shape, config(**method))
+    return DryModel(model, torch.float32)
+
+
+def real(method, cached=False, checkpointing=False) -> int:
+    """Most bytes that a step takes from the allocator and has not given back."""
+    model = DeepMLFModel(load_base_model("tiny-llama", attn_implementation="sdpa"), config(**method))
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_text_cache("memory" if cached else "none")
+    model.train()
+    mask = torch.ones(B, T, dtype=torch.long)
+    mask[0, :5] = 0
+    batch = {"input_ids": torch.randint(3, 250, (B, T)), "attention_mask": mask, "labels": torch.randn(B)}
+    for name, frames in FRAMES.items():
+        batch[name] = torch.randn(B, frames, DIMS[name])
+        batch[f"{name}_mask"] = torch.ones(B, frames, dtype=torch.bool)
+    model(**batch).loss.backward()
+    model.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model(**batch).loss.backward()
+    now, peak = 0, 0
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [
+        (JOINT, {}),
+        (FUSION, {"cached": True}),
+        ({**JOINT, "r": 4}, {"checkpointing": True}),
+        ({**JOINT, "objective": {"gamma": 1.0}}, {}),
+    ],
+    ids=str,
+)
+def test_the_peak_is_that_of_a_real_step(method, step):
+    renamed = {{"cached": "text_cached"}.get(name, name): value for name, value in step.items()}
+    assert dry(method, **renamed).peak == pytest.approx(real(method, **step), rel=0.03)
+
+
+def test_each_option_changes_what_it_should():
+    plain = dry(JOINT)
+    assert plain.gradients == plain.trained
+    assert dry(JOINT, utterances=2 * B).peak > 1.8 * plain.peak - plain.trained
+    assert dry(JOINT, text_tokens=2 * T).peak > plain.peak
+    assert dry(JOINT, frames={"audio": 200, "vision": 30}).peak > plain.peak
+    assert dry({**JOINT, "r": 4}, checkpointing=True).kept < dry({**JOINT, "r": 4}).kept
+    assert dry(JOINT, accumulates=True).peak > plain.peak
+    dropped = dry(JOINT, drops_gradients=True)
+    assert dropped.gradients == 0
+    assert dropped.peak <= plain.peak
+    assert dry(JOINT, granule=512).peak > plain.peak
+    cached = dry(FUSION, text_cached=True)
+    fusion = dry(FUSION)
+    assert cached.text > dry(FUSION, text_cached=True, cache_dtype="bfloat16").text > fusion.text == 0
+    assert fusion.kept < plain.kept
+
+
+def test_bytes_end_with_their_storage():
+    with LiveBytes(held=[]) as live:
+        a = torch.empty(100)
+        view = a[:10]
+        assert live.now == 400
+        del a
+        assert live.now == 400
+        del view
+        assert live.now == 0
+    assert live.peak == 400
