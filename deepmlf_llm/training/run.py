@@ -243,15 +243,17 @@ class _Run:
             world = {"processes": self.launch.processes, "zero_stage": zero_stage(self.deepspeed)}
             self.directory.enter_world(0 if checkpoint is None else step_of(checkpoint) or 0, **world)
         faulty = nullcontext() if self.faults is None else self.faults.of_writes()
-        with self.stop.graceful(), faulty, trainer.watch.watching():
-            output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            self.has_stopped_together = trainer.stops()
-            if self.has_stopped_together:
-                keep_talking()
-                trainer.save_where_it_is()
-        if self.has_stopped_together:
-            say(f"stopped at step {trainer.state.global_step}: the same command goes on from there", self.launch)
-            raise RunStopped(self.stop.number or signal.SIGTERM)
+        with self.stop.graceful():
+            with faulty, trainer.watch.watching():
+                output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                stops = trainer.stops()
+                if stops:
+                    keep_talking()
+                    trainer.save_where_it_is()
+            if stops:  # said in here: as it ends, graceful() answers a signal without a word
+                self.has_stopped_together = True
+                say(f"stopped at step {trainer.state.global_step}: the same command goes on from there", self.launch)
+                raise RunStopped(self.stop.number or signal.SIGTERM)
         return output
 
     def conclude(self, trainer: Any, splits: dict[str, Any], output: Any, began: float) -> dict[str, Any]:
