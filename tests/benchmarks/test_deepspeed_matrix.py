@@ -28,7 +28,7 @@ def test_the_table_has_every_stage_that_a_cpu_can_run() -> None:
         {"cell": "zero3-nf4-1", "save": "FAILED", "failed": "save: codes [2]"},
     ]
     lines = deepspeed_matrix.table(rows).splitlines()
-    assert lines[2] == "| zero2 | none | 2 | whole | x | equal | losses within 2e-6 |"
+    assert lines[2] == "| zero2 | none | 2 | whole | x | equal to the bit | losses within 2e-6 |"
     assert lines[3] == "| zero3 | nf4 | 1 | FAILED | not tried | not tried | not tried |"
 
 
