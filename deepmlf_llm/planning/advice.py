@@ -177,7 +177,7 @@ def recommend(planner: Planner, among: list[Choice], utterances: int) -> tuple[C
         refused.append(choice.name)
         if largest > best[1]:
             best = choice, largest
-    choice, largest = best
-    if choice is None:
+    found, largest = best
+    if found is None:
         return None, 0, "nothing fits: take more GPUs, GPUs with more memory, or a smaller base model"
-    return choice, largest, f"holds most of a batch ({largest} of {utterances}); accumulate the rest"
+    return found, largest, f"holds most of a batch ({largest} of {utterances}); accumulate the rest"

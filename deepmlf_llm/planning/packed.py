@@ -43,7 +43,7 @@ class _Product(torch.autograd.Function):
     """x W^T with a weight that lives only while it runs. The input is not kept: the weight is not trained."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         ctx.shape, ctx.dtype = shape, dtype
         return x @ torch.empty(shape, dtype=dtype, device=x.device).to(x.dtype).T
 
