@@ -165,6 +165,7 @@ def test_every_call_of_transformers_says_that_nothing_may_run(repository):
     for path in sorted((repository / "deepmlf_llm").rglob("*.py")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if any(f"{name}.from_" in line for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM")):
-                calls.append((path.name, number, "NO_CODE" in line or "**origin" in line or line.strip()[-1] == "("))
+                flags = ("NO_CODE", "**origin", "trust_remote_code=False")
+                calls.append((path.name, number, any(f in line for f in flags) or line.strip()[-1] == "("))
     assert len(calls) >= 5
     assert all(flagged for _, _, flagged in calls), calls
