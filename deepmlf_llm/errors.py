@@ -51,7 +51,9 @@ class MissingPackageError(DeepMLFError):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the nearest of ``known``, or an empty string."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    near = [entry for entry in known if entry.casefold() == name.casefold()]
+    near = near or get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

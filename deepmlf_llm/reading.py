@@ -36,6 +36,10 @@ def parse_json(text: str | bytes, nan: bool = False, settings: bool = False) -> 
         return json.loads(text, object_pairs_hook=hook, parse_constant=None if nan else _no_constant)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):  # Python's own sentence gives advice on Python
+            raise ValueError("an integer of more than 4300 digits") from None
+        raise
 
 
 def read_json(path: str | Path, limit: int = JSON_LIMIT, settings: bool = False) -> Any:

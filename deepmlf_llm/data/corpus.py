@@ -72,6 +72,11 @@ def check_modality_names(names: Iterable[str]) -> None:
     for name in names:
         if not name.isidentifier() or name in RESERVED_NAMES or name.endswith(("_mask", "_lengths")):
             raise DataError(f"modality {name!r}: expected a plain name such as 'audio', 'vision' or 'heart_rate'")
+        if name not in ("audio", "vision"):  # these need no torch
+            from deepmlf_llm.config.names import name_problem
+
+            if reason := name_problem(name):
+                raise DataError(f"modality {name!r}: {reason}; give it another name (--rename {name}=NAME)")
 
 
 def check_corpus(corpus: Corpus, dataset: str | Task) -> dict[str, int]:

@@ -72,6 +72,8 @@ _SIGNATURES = [
     (0, b"ID3", "a recording (MP3)", _FEATURES),
     (0, b"fLaC", "a recording (FLAC)", _FEATURES),
     (0, b"OggS", "a recording (Ogg)", _FEATURES),
+    (0, b"\xff\xfe\x00\x00", "text in UTF-32", "save it as UTF-8"),
+    (0, b"\x00\x00\xfe\xff", "text in UTF-32", "save it as UTF-8"),
     (0, b"\xff\xfe", "text in UTF-16", "save it as UTF-8"),
     (0, b"\xfe\xff", "text in UTF-16", "save it as UTF-8"),
 ]
@@ -166,9 +168,18 @@ def _text_kind(head: bytes, last: bytes) -> FileKind | None:
         text = start.decode("utf-8")
     except UnicodeDecodeError as error:
         if error.start < len(start) - 3:  # else a character that the head cuts in two
-            return None
+            return _other_encoding(start, error.start)
         text = start[: error.start].decode("utf-8")
     return None if any(ord(letter) < 9 for letter in text) else _written(text, len(head) == _HEAD)
+
+
+def _other_encoding(start: bytes, first: int) -> FileKind | None:
+    """Text in an encoding of one byte a letter; None for what is no text."""
+    plain = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in start)
+    if plain < 0.7 * len(start) or any(byte < 9 for byte in start):
+        return None
+    what = f"text, and not in UTF-8: it holds the byte {start[first]:#04x} (Latin-1 or Windows-1252 perhaps)"
+    return FileKind(TEXT, what, "save it as UTF-8")
 
 
 def _written(text: str, cut: bool) -> FileKind:
@@ -176,7 +187,8 @@ def _written(text: str, cut: bool) -> FileKind:
         return FileKind("other", "blank", "download or copy it again")
     line = text.split("\n", 1)[0].strip()
     if text[0] in "{[":
-        if text[0] == "{" and (_is_json(line) or (cut and "\n" not in text)):
+        # A first line with a mistake in it is for the reader to name.
+        if text[0] == "{" and (_is_json(line) or line.endswith("}") or (cut and "\n" not in text)):
             return FileKind(JSON_LINES, "JSON Lines")
         return FileKind("other", "a JSON document", "write JSON Lines: one object a line with id, text, label, ...")
     if "Quota" in text or "quota" in text or "404" in line or "Not Found" in line:

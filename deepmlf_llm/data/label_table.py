@@ -63,7 +63,8 @@ def read_label_table(content: bytes, path: Path, labelled: bool = True, numeric:
     Raises:
         DataError: no such table; every wrong row is named by its line, the first few of many.
     """
-    lines = list(io.StringIO(_decode(content, path), newline=""))
+    # Files that were put together have a byte order mark where each began: left there, it would be part of an id.
+    lines = [line.lstrip("\ufeff") for line in io.StringIO(_decode(content, path), newline="")]
     if lines and lines[0].startswith("sep="):  # Excel's own line
         lines[0] = "\n"
     if not any(line.strip() for line in lines):

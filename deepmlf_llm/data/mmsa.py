@@ -72,8 +72,14 @@ def read_columns(
         DataError: a column is missing, or does not fit the others.
     """
     found = _required(split, reading, where, notes)
+    if not is_column(split["id"]):
+        raise DataError(f"{where}: id is a {type(split['id']).__name__}, expected one id a row")
     values = split[found[LABELS]] if LABELS in found else [None] * len(split["id"])
     count = len(values) if is_column(values) else 0
+    lengths = {key: len(split[key]) for key in ("id", *found.values()) if is_column(split[key])}
+    if len(set(lengths.values())) > 1:
+        rows_of = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise DataError(f"{where}: columns differ in their number of rows: {rows_of}")
     ids = read_texts(split["id"], count, f"{where}: id", "id") if count else None
     labels = read_labels(values, reading, f"{where}: {found.get(LABELS, LABELS)}", ids, notes)
     rows = Utterances(
@@ -191,12 +197,21 @@ def _read_modality(
     sequences = [read_frames(frames, f"{where}: {name} of {row_name(row, ids)}") for row, frames in enumerate(values)]
     if key in split:
         return _cut(sequences, split[key], f"{where}: {key}", ids)
-    if not (isinstance(values, np.ndarray) and values.ndim == 3):
+    if not _padded(values, sequences):
         return sequences
     note = f"{name} has no lengths in this file: all-zero frames at either end were cut off"
     if note not in notes:
         notes.append(note)
     return [_without_zero_ends(frames) for frames in sequences]
+
+
+def _padded(values: Any, sequences: list[np.ndarray]) -> bool:
+    """Whether utterances were padded to one length: an array [N x T x d], or the lists that ``tolist`` makes of one."""
+    if isinstance(values, np.ndarray) and values.ndim == 3:
+        return True
+    lengths = {len(frames) for frames in sequences}
+    nested = isinstance(values, (list, tuple)) and all(isinstance(frames, (list, tuple)) for frames in values)
+    return nested and len(values) > 1 and len(lengths) == 1 and lengths != {1}
 
 
 def _cut(sequences: list[np.ndarray], lengths: Any, where: str, ids: list[str]) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from deepmlf_llm.data.class_labels import read_classes
 from deepmlf_llm.data.corpus import SPLITS, UNIMODAL_LABELS, Corpus, Utterances
 from deepmlf_llm.data.file_kind import CSV, NPY, NPZ, TEXT, UNKNOWN, file_kind
 from deepmlf_llm.data.label_table import LabelTable, read_label_table
-from deepmlf_llm.data.source_names import TEXT_FEATURES, Reading
+from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading
 from deepmlf_llm.data.values import read_frames
 from deepmlf_llm.errors import DataError
 from deepmlf_llm.tasks.classification import ClassificationTask
@@ -48,7 +49,7 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
             modality none of whose files belongs to a row.
     """
     table_path = directory / TABLE
-    if not table_path.is_file():
+    if not os.path.lexists(table_path):
         raise DataError(f"{directory}: no {TABLE} in this folder")
     kind = file_kind(table_path)
     if kind.name not in (CSV, TEXT, UNKNOWN):
@@ -59,7 +60,7 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
     table = read_label_table(content, table_path, reading.labelled, is_number)
     folders = {entry.name: entry for entry in sorted(directory.iterdir()) if entry.is_dir()}
     present = [name for name, folder in folders.items() if next(_arrays(folder), None)]
-    notes = table.notes
+    notes = table.notes + _without_files(directory, present)
     texts = [name for name in present if name in TEXT_FEATURES and name not in (reading.modalities or ())]
     if texts:
         notes.append(f"left out: {', '.join(texts)} (text features are not needed)")
@@ -74,6 +75,13 @@ def read_npy_folder(directory: Path, reading: Reading) -> Corpus:
     }
     source = {"kind": "npy_folder", "name": directory.resolve().name, "sha256": digest.hexdigest()}
     return Corpus(splits, source, notes)
+
+
+def _without_files(directory: Path, present: list[str]) -> list[str]:
+    """A sentence for each folder, or link to one, that is called like a modality and has nothing to read."""
+    names = [entry.name for entry in sorted(directory.iterdir()) if entry.is_dir() or entry.is_symlink()]
+    empty = [name for name in names if name.lower() in MODALITY_NAMES and name not in present]
+    return [f"{name} is left out: there is no .npy or .npz file in it" for name in empty]
 
 
 def _what_there_is(folders: dict[str, Path]) -> str:
@@ -144,8 +152,8 @@ def _find(files: dict[str, Path], video: str, clip: str, folder: Path) -> Path |
 def _note_files(folder: Path, files: list[Path], orphans: int, notes: list[str]) -> None:
     if orphans:
         notes.append(f"{orphans} files of {folder.name} belong to no row of {TABLE}")
-    root = folder.parent.resolve()
-    outside = [path for path in files if not path.resolve().is_relative_to(root)]
+    root = os.path.realpath(folder.parent)  # resolve() fails at links in a circle
+    outside = [path for path in files if not Path(os.path.realpath(path)).is_relative_to(root)]
     if outside:
         notes.append(
             f"{len(outside)} files of {folder.name} are links to files outside of the folder (such as "

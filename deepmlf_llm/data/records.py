@@ -16,10 +16,10 @@ import numpy as np
 from deepmlf_llm.data.class_labels import CLASS_KEYS
 from deepmlf_llm.data.corpus import UNIMODAL_LABELS, Utterances
 from deepmlf_llm.data.mmsa import read_labels
+from deepmlf_llm.data.rows import json_rows
 from deepmlf_llm.data.source_names import MODALITY_NAMES, TEXT_FEATURES, Reading, split_name
-from deepmlf_llm.data.values import listed, read_frames, read_numbers, read_texts, row_name
+from deepmlf_llm.data.values import entry_types, listed, read_frames, read_numbers, read_texts, row_name
 from deepmlf_llm.errors import DataError, suggest
-from deepmlf_llm.reading import parse_json
 from deepmlf_llm.tasks.classification import ClassificationTask
 
 TEXTS = ("text", "raw_text")
@@ -27,27 +27,21 @@ LABELS = ("label", "regression_labels")
 SPLIT_KEYS = ("mode", "split")
 _OTHERS = {"id", "video_id", "clip_id", "annotation", "annotations", *TEXTS, *LABELS, *CLASS_KEYS, *SPLIT_KEYS}
 
+_NAMING = {"id", "video_id", "clip_id", *TEXTS}
+
 Record = Mapping[str, Any]
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON Lines in UTF-8, with or without a BOM; blank lines are skipped.
+    """The objects of a file of JSON Lines, read as :func:`~deepmlf_llm.data.rows.json_rows` does.
 
     Raises:
         DataError: a line that is not a JSON object, by number.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not content.strip():
-                continue
-            try:
-                record = parse_json(content, nan=True)
-            except ValueError as error:
-                raise DataError(f"{path}: line {number} is not JSON ({error})") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{path}: line {number} is a {type(record).__name__}, expected an object")
-            yield compact(record)
+    for row in json_rows(path):
+        if row.error is not None:
+            raise DataError(f"{path}: line {row.line}: {row.error}")
+        yield compact(row.values)
 
 
 def by_split(records: Sequence[Record], fallback: str, where: str) -> dict[str, list[Record]]:
@@ -92,7 +86,8 @@ def _holds_numbers(value: Any) -> bool:
 def compact(record: dict[str, Any]) -> dict[str, Any]:
     """The record with its lists of numbers as arrays, which take a fifth of the memory."""
     for key, value in record.items():
-        if isinstance(value, list) and _holds_numbers(value):
+        # Numbers alone: numpy would read the text "1_0" as 10, and true as 1.
+        if isinstance(value, list) and key not in _NAMING and entry_types(value) <= {int, float, type(None)}:
             with suppress(ValueError, TypeError, OverflowError):  # what is no table is named when it is read
                 record[key] = np.asarray(value, dtype=np.float64)
     return record
@@ -113,7 +108,7 @@ def read_records(
     Raises:
         DataError: no text or label, or one that is none, by row; frames that are not numbers.
     """
-    ids = read_texts([_id(record, row) for row, record in enumerate(records)], len(records), where, "id")
+    ids = read_texts([_id(record, row) for row, record in enumerate(records)], len(records), f"{where}: id", "id")
     text = _key(records, TEXTS, ids, where)
     labels = CLASS_KEYS if isinstance(reading.task, ClassificationTask) else LABELS
     label = _key(records, labels, ids, where) if reading.labelled else _present(records, labels) or labels[0]

@@ -67,7 +67,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    return _parquet_rows(path) if path.suffix == ".parquet" else json_rows(path)
 
 
 def check_row_file(path: Path) -> list[Row]:
@@ -121,7 +121,8 @@ def _parsed_bytes(line: str) -> int:
     return len(line) + 88 * containers + 40 * line.count(",") + 30 * line.count('"')
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Path) -> Iterator[Row]:
+    """As :func:`read_rows`, of JSON Lines whatever the file is called."""
     number = 0
     for line, text in enumerate(_lines(path), start=1):
         if text is not None and not text.strip():

@@ -127,8 +127,11 @@ def _text_keys(tree: Any) -> Any:
 def _splits_of(tree: Any, fallback: str, path: Path) -> dict[str, Any]:
     if isinstance(tree, np.ndarray) and tree.dtype == object and tree.ndim == 1:
         tree = list(tree)
-    if isinstance(tree, list) and tree and (are_word_tuples(tree) or isinstance(tree[0], dict)):
-        return by_split(tree, fallback, str(path)) if isinstance(tree[0], dict) else {fallback: tree}
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        _check_records(tree, str(path))
+        return by_split(tree, fallback, str(path))
+    if isinstance(tree, list) and are_word_tuples(tree):
+        return {fallback: tree}
     if isinstance(tree, dict):
         keys = split_keys(tree, str(path))
         if keys:
@@ -170,12 +173,20 @@ def _form(content: Any, where: str) -> tuple[Callable[..., Iterable[str]], Calla
             raise DataError(f"{where} is empty")
         if are_word_tuples(content):
             return lambda *_: PLACES, read_word_tuples
-        if all(isinstance(record, dict) for record in content):
+        if isinstance(content[0], dict):
+            _check_records(content, where)
             return lambda records, _: modality_keys(records), read_records
     found = type(content[0]).__name__ + "s in a list" if isinstance(content, list) else type(content).__name__
     raise DataError(
         f"{where} holds {found}; expected columns (id, raw_text, regression_labels, ...), word tuples or dictionaries"
     )
+
+
+def _check_records(records: Sequence[Any], where: str) -> None:
+    """Raises DataError for the first of a list of dictionaries that is none."""
+    row = next((row for row, record in enumerate(records) if not isinstance(record, dict)), None)
+    if row is not None:
+        raise DataError(f"{where}: row {row} is a {type(records[row]).__name__}, expected a dictionary as row 0 is")
 
 
 def _read_folder(path: Path, reading: Reading) -> Corpus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from deepmlf_llm.errors import DataError
 SHOWN = 3
 """How many of many rows a message lists."""
 
+_DEEPEST = 64  # lists in lists that numpy reads
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 _KINDS = {"c": "complex numbers", "U": "strings", "S": "strings", "M": "dates", "m": "durations", "V": "records"}
@@ -71,10 +73,12 @@ def read_numbers(values: Any, where: str, ids: Sequence[str] | None = None) -> n
         array = array.reshape(-1)
     if array.ndim != 1:
         raise DataError(f"{where}: expected one number a row, found shape {array.shape}")
-    if array.dtype.kind in "fiu":
+    # numpy makes a number of a truth value that stands among numbers.
+    mixed = isinstance(values, (list, tuple)) and any(isinstance(value, (bool, np.bool_)) for value in values)
+    if array.dtype.kind in "fiu" and not mixed:
         return array.astype(np.float64)
     numbers, wrong = np.full(len(array), np.nan), []
-    for row, value in enumerate(array.tolist() if array.dtype.kind != "O" else values):
+    for row, value in enumerate(values if mixed or array.dtype.kind == "O" else array.tolist()):
         try:
             numbers[row] = _number(value)
         except ValueError as error:
@@ -130,10 +134,8 @@ def read_texts(values: Any, count: int, where: str, what: str, ids: Sequence[str
         except ValueError as error:
             wrong.append(f"{row_name(row, ids)} {error}: {_short(value)}")
     if missing:
-        raise DataError(
-            f"{where}: no {what} in {len(missing)} of {count} rows: {listed(missing)}; remove these rows, or give them "
-            "an empty string"
-        )
+        todo = "give each row one" if what == "id" else "remove these rows, or give them an empty string"
+        raise DataError(f"{where}: no {what} in {len(missing)} of {count} rows: {listed(missing)}; {todo}")
     if wrong:
         raise DataError(f"{where}: expected strings, but {listed(wrong)}")
     return texts
@@ -167,6 +169,8 @@ def read_frames(value: Any, where: str) -> np.ndarray:
     """
     if value is None:
         return np.empty((0, 0), dtype=np.float32)
+    if isinstance(value, (list, tuple)) and bool in entry_types(value):
+        raise DataError(f"{where} holds true or false, expected numbers (frames, dims)")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
@@ -186,6 +190,21 @@ def read_frames(value: Any, where: str) -> np.ndarray:
             f"{where} is {array.dtype} of shape {array.shape}, expected numbers (frames, dims) or (dims,){hint}"
         )
     return array.astype(np.float32) if array.dtype.kind == "b" else array
+
+
+def entry_types(values: Any) -> set[type]:
+    """Types of what nested lists hold at their ends."""
+    found: set[type] = set()
+    level = [values]
+    for _ in range(_DEEPEST):
+        kinds = set(map(type, level))
+        found |= kinds - {list, tuple}
+        # Each list once: pickles can hold one many times, or in itself.
+        lists = {id(part): part for part in level if isinstance(part, (list, tuple))} if kinds - found else {}
+        level = list(chain.from_iterable(lists.values()))
+        if not level:
+            break
+    return found
 
 
 def _real_objects(array: np.ndarray, where: str) -> np.ndarray:

@@ -71,13 +71,27 @@ def read_word_tuples(
     )
 
 
-def _label_rows(rows: Sequence[Any], where: str) -> np.ndarray:
-    """Labels that are numbers [N x w]."""
-    labels = [np.asarray(item[1]).reshape(-1) if is_column(item[1]) else np.array([item[1]]) for item in rows]
+def _label_rows(rows: Sequence[Any], where: str) -> Any:
+    """Labels as they stand there: a list of one a row, or where there are several an array [N x w]."""
+    labels = [_flat(item[1]) for item in rows]
     widths = {len(label) for label in labels}
     if len(widths) > 1 or 0 in widths:
         raise DataError(f"{where}: rows have {', '.join(map(str, sorted(widths)))} labels, expected one a row")
-    return np.stack(labels)
+    if widths == {1}:
+        return [label[0] for label in labels]
+    try:
+        return np.array(labels)
+    except ValueError:
+        raise DataError(f"{where}: labels are lists in lists of different length, expected one number a row") from None
+
+
+def _flat(label: Any) -> list[Any]:
+    """The numbers of a row of labels, out of whatever nests them."""
+    if isinstance(label, np.ndarray):
+        return label.reshape(-1).tolist()
+    if isinstance(label, (list, tuple)):
+        return [value for part in label for value in (_flat(part) if is_column(part) else [part])]
+    return [label]
 
 
 def _id(item: Sequence[Any], row: int, where: str) -> str:

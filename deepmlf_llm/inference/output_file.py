@@ -59,8 +59,9 @@ def partial_output(output: Path, made_of: Mapping[str, Any]) -> Iterator[Partial
             raise DataError(f"--output {output}: exists; move it away or name another file")
         try:
             with path.open("a+", encoding="utf-8", errors="backslashreplace") as file:
-                found, bad = _whole_lines(file)
+                found, bad, size = _whole_lines(file)
                 _begin(path, note, found, made_of)
+                file.truncate(size)  # not before it is known to be ours
                 yield PartialOutput(file, found, bad)
             if output.exists():
                 raise DataError(f"--output {output}: appeared meanwhile; the predictions are in {path}")
@@ -73,19 +74,18 @@ def partial_output(output: Path, made_of: Mapping[str, Any]) -> Iterator[Partial
             raise
 
 
-def _whole_lines(file: IO[str]) -> tuple[int, int]:
-    """How many lines were written to their end, and how many of those hold an error; a torn last one is cut off."""
+def _whole_lines(file: IO[str]) -> tuple[int, int, int]:
+    """How many lines were written to their end, how many of those hold an error, and the bytes of them all."""
     whole = bad = size = 0
     with open(file.fileno(), "rb", closefd=False) as raw:
         raw.seek(0)
         for line in raw:
             if not line.endswith(b"\n"):
-                file.truncate(size)
                 break
             size += len(line)
             whole += 1
             bad += b'"error": ' in line and "error" in json.loads(line)
-    return whole, bad
+    return whole, bad, size
 
 
 def _begin(path: Path, note: Path, found: int, made_of: Mapping[str, Any]) -> None:
@@ -94,7 +94,8 @@ def _begin(path: Path, note: Path, found: int, made_of: Mapping[str, Any]) -> No
     Raises:
         DataError: they are of another run, or nothing says of which.
     """
-    if not found:  # a note that a kill tears has no lines yet, and is written again
+    # A note that a kill tears has no lines yet, and is written again; without one, half a line is not of ours.
+    if not found and (note.exists() or not path.stat().st_size):
         write_aside(note, json.dumps(made_of, indent=2) + "\n")
         return
     try:

@@ -51,16 +51,18 @@ def being_written(directory: Path, needed: int | None = None) -> Iterator[None]:
 def flaw(directory: Path) -> str | None:
     """Why ``directory`` is not a whole checkpoint; None where it is one."""
     try:
-        files = read_json(directory / MANIFEST)["files"]
+        files = {
+            name: (facts["bytes"], facts["sha256"]) for name, facts in read_json(directory / MANIFEST)["files"].items()
+        }
     except FileNotFoundError:
         return "it was cut while being written"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is damaged"
-    for name, facts in files.items():
+    for name, (size, digest) in files.items():
         path = directory / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
+        if path.stat().st_size != size or sha256(path) != digest:
             return f"{name} is damaged"
     return None
 

@@ -253,6 +253,24 @@ def schema_problems(config: Mapping[str, Any]) -> list[str]:
     return list(_problems(config, SCHEMA, ""))
 
 
+def without_problems(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be looked at for contradictions: keys whose values are good, of each section those inside it.
+
+    ``zero_optimization`` is left out where its stage is not known: much depends on it.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        section = SCHEMA.get(key)
+        if isinstance(value, dict) and isinstance(section, dict):
+            kept[key] = {name: part for name, part in value.items() if not any(_problems({name: part}, section, key))}
+        elif not any(_problems({key: value}, SCHEMA, "")):
+            kept[key] = value
+    zero = config.get("zero_optimization")
+    if isinstance(zero, dict) and "stage" in zero and "stage" not in kept["zero_optimization"]:
+        del kept["zero_optimization"]
+    return kept
+
+
 def _problems(values: Mapping[str, Any], schema: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for key, value in values.items():
         path = f"{prefix}{key}"

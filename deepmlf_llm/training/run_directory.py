@@ -22,6 +22,7 @@ from deepmlf_llm.reading import read_json, read_yaml
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite
 from deepmlf_llm.training.run_identity import Difference, differences, in_words
+from deepmlf_llm.training.settings import flatten
 from deepmlf_llm.training.trusted import check_owner
 
 ORDER = 2
@@ -89,7 +90,7 @@ class RunDirectory:
         found = self._differences(stored)
         refused = [difference for difference in found or [] if not difference.is_of_the_world]
         if not found or refused:
-            words = "its settings cannot be read" if found is None else in_words(refused)
+            words = f"its {CONFIG} cannot be read" if found is None else in_words(refused)
             words = words or "of another version: nothing of it differs that is named in its files"
             raise RunError(f"output_dir={name}: holds another run ({words}); choose another directory")
         if self.order != ORDER:
@@ -259,5 +260,7 @@ class RunDirectory:
         try:
             stored = read_yaml(self.path / CONFIG) or {}
         except (OSError, ValueError):
+            return None
+        if not isinstance(stored, dict) or not all(isinstance(name, str) for name in flatten(stored)):
             return None
         return differences(stored, self.settings, stored_facts, self.facts)

@@ -43,6 +43,8 @@ def parse_seeds(text: str) -> list[int]:
                 f"--seeds {text}: expected seeds such as 0-4, 0,1,2 or 0-2,7: at most {MOST}, from 0 to {LARGEST}"
             )
         seeds += range(first, last + 1)
+        if len(seeds) > MOST:
+            raise ConfigError(f"--seeds {text[:40]}: more than {MOST} seeds")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {text}: a seed stands there twice")
     return seeds

@@ -16,7 +16,7 @@ from deepmlf_llm.extras import installed, require
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.tasks.metrics import higher_is_better
 from deepmlf_llm.training.deepspeed_agreement import async_io_problem, contradictions
-from deepmlf_llm.training.deepspeed_schema import AUTO, schema_problems, unknown_to
+from deepmlf_llm.training.deepspeed_schema import AUTO, schema_problems, unknown_to, without_problems
 from deepmlf_llm.training.launch import detect, on_terminal
 from deepmlf_llm.training.settings import RunSettings
 
@@ -38,11 +38,13 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
         raise ConfigError(f"--ds {path}: cannot be read ({error.strerror}){known}") from None
     except ValueError as error:
         raise ConfigError(f"--ds {path}: is not JSON ({error})") from None
-    if not isinstance(config, dict) or "zero_optimization" not in config:
-        raise ConfigError(f"--ds {path}: has no section zero_optimization{shipped.hint(shipped.DEEPSPEED, path)}")
+    nothing = f"has no section zero_optimization{shipped.hint(shipped.DEEPSPEED, path)}"
+    if not isinstance(config, dict):
+        raise ConfigError(f"--ds {path}: {nothing}")
     problems = Problems(ConfigError, f"--ds {path}")
+    problems.check("zero_optimization" in config, nothing)
     problems.messages.extend(schema_problems(config))
-    config = {key: value for key, value in config.items() if not schema_problems({key: value})}  # looked into below
+    config = without_problems(config)  # looked into below
     problems.messages.extend(unknown_to(config, version("deepspeed")))
     problems.messages.extend(
         contradictions(config, _batch(settings), settings.trainer_values()["max_grad_norm"], uses_bf16(settings))

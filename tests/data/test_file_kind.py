@@ -79,6 +79,8 @@ OTHERS = {
     "JSON": (json.dumps([LINE]).encode(), "a JSON document; write JSON Lines"),
     "JSON of several lines": (json.dumps(LINE, indent=1).encode(), "a JSON document"),
     "text": (b"to be read before use", r"text \('to be read before use'\)"),
+    "UTF-32": ("hello".encode("utf-32"), "text in UTF-32"),
+    "Latin-1": (json.dumps(LINE).encode() + b'\n{"text": "caf\xe9 au lait"}', "not in UTF-8: it holds the byte 0xe9"),
     "UTF-16": ("hello".encode("utf-16"), "text in UTF-16"),
     "noise": (b"\x01\x02\xff\xfe\x00\x99", "binary, of no kind known here"),
     "a later pickle": (b"\x80\x09K\x01.", "a pickle of protocol 9"),
@@ -109,6 +111,7 @@ def test_lines_are_lines(tmp_path):
         json.dumps(LINE),
         json.dumps(LINE) + "\n" + json.dumps(LINE),
         json.dumps(LINE | {"text": "x" * 20_000}),
+        '{"id": 1, "id": 2,}\n' + json.dumps(LINE),
     ):
         (tmp_path / "a").write_text("\ufeff" + content, encoding="utf-8")
         assert file_kind(tmp_path / "a").name == "jsonl"

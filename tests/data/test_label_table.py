@@ -23,6 +23,7 @@ def read(content, **settings):
 WAYS = {
     "as it should be": TABLE,
     "with a BOM": "\ufeff" + TABLE,
+    "put together of files with a BOM": "\ufeff\ufeff" + HEADER + "\ufeff" + ROWS.replace("\nv0,3", "\n\ufeffv0,3"),
     "semicolons": TABLE.replace(",", ";"),
     "tabs": TABLE.replace(",", "\t"),
     "Excel's sep line": "sep=;\n" + TABLE.replace(",", ";"),

@@ -69,6 +69,26 @@ def test_without_lengths_the_zero_frames_at_the_ends_are_padding(write_pickle, t
     assert any("audio has no lengths" in note for note in corpus.notes)
 
 
+def test_padding_is_cut_off_lists_as_off_arrays(write_pickle, tree):
+    for split in tree.values():
+        split["audio"][:] = 0
+        split["audio"][:, 2:4] = 1
+        split["audio"] = split["audio"].tolist()
+        del split["audio_lengths"]
+    corpus = read_mmsa(write_pickle(tree))
+    assert [len(frames) for frames in corpus.splits["valid"].features["audio"]] == [2, 2, 2, 2]
+    assert any("audio has no lengths" in note for note in corpus.notes)
+
+
+@pytest.mark.parametrize("ids", [None, 5, np.array("x")])
+def test_ids_that_are_no_column_are_named_without_labels_too(write_pickle, tree, ids):
+    for split in tree.values():
+        split["id"] = ids
+        del split["regression_labels"]
+    with pytest.raises(DataError, match=r"id is a (NoneType|int|ndarray), expected one id a row"):
+        open_source(write_pickle(tree), "mosi", labelled=False)
+
+
 def test_object_arrays_byte_strings_and_column_labels(write_pickle, tree):
     for split in tree.values():
         split["raw_text"] = np.array(split["raw_text"], dtype=object)
@@ -112,7 +132,10 @@ def _set(split, key, value):
         (_set("valid", "audio", lambda v: v.astype("U")), "expected numbers"),
         (_set("valid", "audio", 3.0), "audio is a float, expected an array"),
         (_set("valid", "audio", lambda v: [[[1.0], [1.0, 2.0]]] * len(v)), "audio of row 0 .* is not an array"),
-        (_set("valid", "raw_text", lambda v: v[1:]), "raw_text: expected 4 strings"),
+        (_set("valid", "raw_text", lambda v: v[1:]), "number of rows: id 4, raw_text 3, regression_labels 4"),
+        (_set("valid", "regression_labels", lambda v: v[:2]), "number of rows: id 4, raw_text 4, regression_labels 2"),
+        (_set("valid", "id", 5), "id is a int, expected one id a row"),
+        (_set("valid", "regression_labels", [0.5, True, 0, 0]), r"row 1 .* is True \(no number\)"),
         (
             _set("valid", "raw_text", lambda v: [None, *v[1:]]),
             r"raw_text: no transcript in 1 of 4 rows: row 0 \('validvideo\$_\$0'\) is None",

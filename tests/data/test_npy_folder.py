@@ -233,6 +233,28 @@ def test_folders_under_other_names_and_of_text_features(folder):
     assert list(read_npy_folder(folder, ["visual"]).splits["train"].features) == ["visual"]
 
 
+def test_folders_without_a_file_are_told(folder):
+    (folder / "visual").mkdir()
+    (folder / "acoustic").symlink_to("acoustic")
+    (folder / "audio" / "orphan.npy").symlink_to("orphan.npy")
+    assert read_npy_folder(folder).notes == [
+        "acoustic is left out: there is no .npy or .npz file in it",
+        "visual is left out: there is no .npy or .npz file in it",
+        "1 files of audio belong to no row of label.csv",
+    ]
+
+
+@pytest.mark.parametrize("target", [None, "nowhere", "label.csv"])
+def test_what_stands_in_the_place_of_the_table_is_named(folder, target):
+    (folder / "label.csv").unlink()
+    if target is None:
+        (folder / "label.csv").mkdir()
+    else:
+        (folder / "label.csv").symlink_to(target)
+    with pytest.raises(DataError, match=r"label.csv: (is no ordinary file|no such file, a link to)"):
+        read_npy_folder(folder)
+
+
 def _fifo(path):
     path.unlink()
     os.mkfifo(path)

@@ -200,10 +200,10 @@ def test_lines_under_other_names(tmp_path, tree):
 
 
 LINES = {
-    "no JSON": ("{id: 1}", r"line 2 is not JSON \("),
-    "no object": ("[1]", "line 2 is a list, expected an object"),
-    "a key twice": ('{"id": 1, "id": 2}', "line 2 is not JSON .*stands there twice"),
-    "endless nesting": ('{"a": ' + "[" * 100_000, "line 2 is not JSON .nested too deep"),
+    "no JSON": ("{id: 1}", r"line 2: not JSON \("),
+    "no object": ("[1]", "line 2: expected an object, got list"),
+    "a key twice": ('{"id": 1, "id": 2}', "line 2: not JSON .*stands there twice"),
+    "endless nesting": ('{"a": ' + "[" * 100_000, "line 2: not JSON .nested too deep"),
     "no label": ('{"id": "x", "text": "a"}', r"no 'label' in 1 of 2 rows: row 1 \('x'\)"),
     "no text": ('{"id": "x", "label": 1}', r"no 'text' in 1 of 2 rows: row 1 \('x'\)"),
     "a text of null": ('{"id": "x", "text": null, "label": 1}', r"no transcript in 1 of 2 rows: row 1 \('x'\) is None"),
@@ -217,6 +217,27 @@ LINES = {
     "words among the frames": (
         '{"id": "x", "text": "a", "label": 1, "audio": [[1, "b"]]}',
         r"audio of row 1 \('x'\) holds strings",
+    ),
+    "a number in quotes": (
+        '{"id": "x", "text": "a", "label": 1, "audio": [[1, "1_0"]]}',
+        r"audio of row 1 \('x'\) holds strings",
+    ),
+    "true among the frames": (
+        '{"id": "x", "text": "a", "label": 1, "audio": [[1, true]]}',
+        r"audio of row 1 \('x'\) holds true or false",
+    ),
+    "true among the labels": (
+        '{"id": "x", "text": "a", "label": true, "audio": [[1]]}',
+        r"row 1 \('x'\) is True \(no number\)",
+    ),
+    "an id of null": ('{"id": null, "text": "a", "label": 1}', "id: no id in 1 of 2 rows: row 1 is None; give each"),
+    "an id that is a list": (
+        '{"id": [1], "text": "a", "label": 1}',
+        r"id: expected strings, but row 1 is a list: \[1\]",
+    ),
+    "a keyword as a modality": (
+        '{"id": "x", "text": "a", "label": 1, "class": [[1]]}',
+        "modality 'class': a keyword of Python; give it another name",
     ),
     "ragged frames": (
         '{"id": "x", "text": "a", "label": 1, "audio": [[1], [1, 2]]}',
@@ -237,6 +258,34 @@ def test_lines_that_are_wrong_are_named(tmp_path, fault):
     path.write_text(json.dumps({"id": "a", "text": "b", "label": 1.0, "audio": [[1.0]]}) + "\n" + line + "\n")
     with pytest.raises(DataError, match=message):
         open_source(path, "mosi")
+
+
+def test_lines_of_files_that_were_put_together(tmp_path):
+    rows = [json.dumps({"id": str(i), "text": "b", "label": 1.0, "audio": [[1.0]]}) for i in range(3)]
+    for content in (f"\ufeff{rows[0]}\n\ufeff{rows[1]}\r\n\n{rows[2]}", "\r".join(rows)):
+        (tmp_path / "test.jsonl").write_bytes(content.encode())
+        assert open_source(tmp_path / "test.jsonl", "mosi").splits["test"].ids == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("rows", [[{"id": "a"}, 5], [{"id": "a"}, None, {"id": "b"}]])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_row_that_is_no_dictionary_is_named(write_pickle, rows, whole):
+    with pytest.raises(DataError, match=r"row 1 is a (int|NoneType), expected a dictionary as row 0 is"):
+        open_source(write_pickle(rows if whole else {"test": rows}), "mosi")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([[1.0], [2, 3]], "rows have 1, 3 labels, expected one a row"),
+        ({"a": 1}, r"row 1 \('v1'\) is {'a': 1} \(no number\)"),
+        (True, r"row 1 \('v1'\) is True \(no number\)"),
+    ],
+)
+def test_labels_of_word_tuples_that_are_none(write_pickle, label, message):
+    rows = [((["hi"], np.ones((1, 4)), np.ones((1, 3))), said, f"v{i}") for i, said in enumerate([0.5, label])]
+    with pytest.raises(DataError, match=message):
+        open_source(write_pickle({"test": rows}), "mosi")
 
 
 def test_null_among_numbers_is_nan_and_null_alone_is_absent(tmp_path):

@@ -91,6 +91,14 @@ def test_a_cut_run_goes_on_after_its_last_whole_line(source, tmp_path):
         assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.parametrize("content", ['{"id": 1}\n{"id": 2}', "half a line"])
+def test_a_file_of_somebody_else_is_left_as_it_is(source, tmp_path, content):
+    (tmp_path / "out.jsonl.partial").write_text(content)
+    with pytest.raises(DataError, match="nobody knows what"):
+        predict_file(Echo(), source, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl.partial").read_text() == content
+
+
 def test_lines_of_another_run_are_refused_and_kept(source, tmp_path):
     output = tmp_path / "out.jsonl"
     partial = cut(source, output, 10_000, {"adapter": "a", "dtype": "auto"})

@@ -29,7 +29,7 @@ def test_newest_whole_one_is_found_and_the_others_named(tmp_path: Path) -> None:
     assert skipped == {damaged: "global_step/optimizer.pt is damaged", cut: "it was cut while being written"}
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "{", "[]", '{"files": [1]}', '{"files": {"a": 1}}'])
 def test_any_damage_is_seen(tmp_path: Path, damage: str) -> None:
     directory = make(tmp_path, 1)
     file = directory / "adapter_model.safetensors"
@@ -40,7 +40,7 @@ def test_any_damage_is_seen(tmp_path: Path, damage: str) -> None:
     elif damage == "remove":
         file.unlink()
     else:
-        (directory / checkpoints.MANIFEST).write_text("{")
+        (directory / checkpoints.MANIFEST).write_text(damage)
     assert checkpoints.flaw(directory)
     assert checkpoints.newest_whole(tmp_path)[0] is None
 

@@ -13,7 +13,7 @@ import pytest
 
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.training import trainer_arguments
-from deepmlf_llm.training.deepspeed_schema import SCHEMA, SINCE, Refused, schema_problems, unknown_to
+from deepmlf_llm.training.deepspeed_schema import SCHEMA, SINCE, Refused, schema_problems, unknown_to, without_problems
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.trainer_arguments import make_arguments, read_deepspeed
@@ -70,6 +70,15 @@ def read(tmp_path: Path, config: Any, **settings: Any) -> dict[str, Any] | None:
             {},
             ["mean 'gradient_clipping'?)", "mean 'gradient_accumulation_steps'?)", "(did you mean 'fp16'?)"],
         ),
+        (
+            {
+                "fp16": {"enabled": True, "loss_scal": 0},
+                "zero_optimization": {"stage": 2, "overlap_com": True, "offload_param": {"device": "cpu"}},
+            },
+            {},
+            ["'loss_scale'?)", "'overlap_comm'?)", "fp16.enabled: fp16 is not", "offload_param needs stage 3, not 2"],
+        ),
+        ({"FP16": {"enabled": True}}, {}, ["unknown key 'FP16' (did you mean 'fp16'?)"]),
         ({"stage": 3}, {}, ["unknown key 'stage' (it belongs into zero_optimization)"]),
         ({"zero_optimization": {"stage": 1, "bf16": {}}}, {}, ["belongs at the top, outside of zero_optimization)"]),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, {}, ["offload_param needs stage 3"]),
@@ -93,6 +102,22 @@ def test_what_cannot_work_is_named(tmp_path, config, settings, messages):
     assert text.startswith(f"--ds {tmp_path / 'ds.json'}: ")
     assert "\n" not in text
     assert not [message for message in messages if message not in text], text
+
+
+def test_a_file_without_its_section_says_what_else_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"Zero_Optimization": {"stage": 2}, "fp16": {"enabled": True}}))
+    with pytest.raises(ConfigError) as caught:
+        read_deepspeed(RunSettings.from_dict({"report_to": "none", "deepspeed": str(path)}))
+    for words in ("has no section zero_optimization", "(did you mean 'zero_optimization'?)", "fp16.enabled: fp16 is"):
+        assert words in str(caught.value)
+
+
+def test_a_mistake_in_an_offloaded_section_is_not_told_as_another_one() -> None:
+    offload = {"device": "nvme", "nvme_path": 5}
+    kept = without_problems({"zero_optimization": {"stage": 3, "offload_param": offload}, "bf16": 1})
+    assert kept == {"zero_optimization": {"stage": 3}}
+    assert without_problems({"zero_optimization": {"stage": 9, "overlap_comm": True}}) == {}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("content", ["- 1\n", "5\n", "1: 2\n", "a: [\n", "objective: {1: 2}\n1: 3\n"])
+def test_settings_that_were_damaged_are_named(tmp_path: Path, content: str) -> None:
+    claim(directory(tmp_path))
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(RunError, match=r"holds another run \(its config.yaml cannot be read\)"):
+        directory(tmp_path, "g").check()
+
+
 def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(RunError, match="holds something that is not a run"):

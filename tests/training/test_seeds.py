@@ -36,6 +36,11 @@ def test_what_is_no_list_of_seeds_is_refused_by_name(text: str) -> None:
         parse_seeds(text)
 
 
+def test_too_many_seeds_are_refused_in_any_number_of_parts() -> None:
+    with pytest.raises(ConfigError, match="more than 1000 seeds"):
+        parse_seeds("0-999,1000")
+
+
 def test_seeds_on_the_command_line() -> None:
     assert take_seeds(["--seeds", "0-1", "--gate", "tanh"]) == (["--gate", "tanh"], [0, 1])
     assert take_seeds(["--gate=tanh", "--seeds=3,4"]) == (["--gate=tanh"], [3, 4])
