@@ -92,7 +92,7 @@ def train(run: Path, clips: Path, whisper: bool, small: bool, options: list[str]
         "--batch_size",
         "16",
         *CHEAP,
-        *(["--base_model", "tiny-llama"] if small else []),
+        *(["--base_model", "tiny-llama", "--fusion_layers", "last:2"] if small else []),
     ]
     step([*DEEPMLF, "train", "--data", data, "--output_dir", str(run / "run"), *ours, *options])
     output = ["--split", "test", "--output", str(run / "predictions.jsonl")]

@@ -54,6 +54,18 @@ def check_launcher() -> None:
             )
 
 
+@contextmanager
+def engine_of_this_run() -> Iterator[None]:
+    """Takes back what transformers tells accelerate under ZeRO-3: a later run of this process chooses for itself."""
+    before = os.environ.get("ACCELERATE_USE_DEEPSPEED")
+    try:
+        yield
+    finally:
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        if before is not None:
+            os.environ["ACCELERATE_USE_DEEPSPEED"] = before
+
+
 def pretend_world(processes: int) -> Launch:
     """Makes this process the first of so many that are not there: a process group whose operations do nothing.
 

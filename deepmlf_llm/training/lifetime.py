@@ -40,7 +40,7 @@ def carry_out(
         deepspeed = without_splitting(deepspeed)
     settings.resolve_batch(launch.processes)
     launching.prepare_environment(launch, deepspeed is not None)
-    with StopRequest(launch) as stop:
+    with StopRequest(launch) as stop, launching.engine_of_this_run():
         run = begin(launch, deepspeed, stop)
         try:
             result: dict[str, Any] = run.plan() if dry_run else run.result()

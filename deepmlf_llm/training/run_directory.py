@@ -22,7 +22,6 @@ from deepmlf_llm.reading import read_json, read_yaml
 from deepmlf_llm.training import checkpoints
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite
 from deepmlf_llm.training.run_identity import Difference, differences, in_words
-from deepmlf_llm.training.settings import flatten
 from deepmlf_llm.training.trusted import check_owner
 
 ORDER = 2
@@ -261,6 +260,6 @@ class RunDirectory:
             stored = read_yaml(self.path / CONFIG) or {}
         except (OSError, ValueError):
             return None
-        if not isinstance(stored, dict) or not all(isinstance(name, str) for name in flatten(stored)):
+        if not isinstance(stored, dict):
             return None
         return differences(stored, self.settings, stored_facts, self.facts)

@@ -319,7 +319,7 @@ def test_wrong_bases(whole, place, wrong, data, seal):
 @pytest.fixture(scope="module")
 def loads(tmp_path_factory):
     """Calls of ``load_base_model`` by the model: refusals come before them."""
-    import deepmlf_llm.model.peft_model as room
+    import deepmlf_llm.model.loading as room
 
     calls, load = [], room.load_base_model
     with pytest.MonkeyPatch.context() as patch:

@@ -251,7 +251,7 @@ def test_what_stands_in_the_place_of_the_table_is_named(folder, target):
         (folder / "label.csv").mkdir()
     else:
         (folder / "label.csv").symlink_to(target)
-    with pytest.raises(DataError, match=r"label.csv: (is no ordinary file|no such file, a link to)"):
+    with pytest.raises(DataError, match=r"label.csv: (is not an ordinary file|no such file, a link to)"):
         read_npy_folder(folder)
 
 

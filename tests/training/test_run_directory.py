@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,23 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("content", ["- 1\n", "5\n", "1: 2\n", "a: [\n", "objective: {1: 2}\n1: 3\n"])
-def test_settings_that_were_damaged_are_named(tmp_path: Path, content: str) -> None:
+UNREADABLE = "its config.yaml cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("- 1\n", UNREADABLE),
+        ("5\n", UNREADABLE),
+        ("a: [\n", UNREADABLE),
+        ("1: 2\n", "1=2 there"),
+        ("objective: {1: 2}\n1: 3\n", "objective.1=2 there"),
+    ],
+)
+def test_settings_that_were_damaged_are_named(tmp_path: Path, content: str, words: str) -> None:
     claim(directory(tmp_path))
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(RunError, match=r"holds another run \(its config.yaml cannot be read\)"):
+    with pytest.raises(RunError, match=rf"holds another run \(.*{re.escape(words)}"):
         directory(tmp_path, "g").check()
 
 
