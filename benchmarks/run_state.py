@@ -19,13 +19,10 @@ _STATES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 def run_state(run: Path) -> dict[str, str]:
     """Part -> a hash of it: adapter, optimizer, scheduler, random numbers, sampler and log (Trainer's), metrics."""
     last = all_checkpoints(run)[0]
-    trainer = json.loads((last / "trainer_state.json").read_text())
-    trainer["best_model_checkpoint"] = Path(trainer["best_model_checkpoint"] or "none").name
-    trainer["log_history"] = [_timeless(line) for line in trainer["log_history"]]
     result = json.loads((run / "result.json").read_text())
     parts: dict[str, Any] = {
-        "state": trainer,
-        "log": [_timeless(line) for line in read_metrics(run / "metrics.jsonl")],
+        "state": trainer_state(last),
+        "log": [timeless(line) for line in read_metrics(run / "metrics.jsonl")],
         "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
         "weights": (last / "adapter_model.safetensors").read_bytes(),
         "metrics": (result["metrics"], result["heads"]),
@@ -36,12 +33,21 @@ def run_state(run: Path) -> dict[str, str]:
     return {name: hashlib.sha256(_bytes(value)).hexdigest() for name, value in parts.items()}
 
 
+def trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """Trainer's own state in a checkpoint, without clocks and places."""
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+    state["best_model_checkpoint"] = Path(state["best_model_checkpoint"] or "none").name
+    state["log_history"] = [timeless(line) for line in state["log_history"]]
+    return state
+
+
 def unequal(one: dict[str, str], other: dict[str, str]) -> list[str]:
     """Names of the parts that differ."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def _timeless(line: dict[str, Any]) -> dict[str, Any]:
+def timeless(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a log without what a clock says."""
     return {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
 
 

@@ -25,11 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm import shipped
 from deepmlf_llm.baselines.settings import BaselineSettings
 from deepmlf_llm.errors import ConfigError, Problems, suggest
-from deepmlf_llm.reading import read_yaml
-from deepmlf_llm.training.command_line import read_layers
+from deepmlf_llm.training.command_line import read_layers, read_shipped
 from deepmlf_llm.training.seeds import parse_seeds
 from deepmlf_llm.training.settings import RunSettings, flatten
 
@@ -104,15 +102,7 @@ class AblationPlan:
         Raises:
             ConfigError: not there, no YAML, or wrong; one message names everything that is.
         """
-        path = shipped.locate(shipped.CONFIGS, given)
-        try:
-            content = read_yaml(path)
-        except OSError as error:
-            known = shipped.hint(shipped.CONFIGS, given) if isinstance(error, FileNotFoundError) else ""
-            raise ConfigError(f"{given}: cannot be read ({error.strerror}){known}") from None
-        except ValueError as error:
-            raise ConfigError(f"{given}: is not YAML ({' '.join(str(error).split())})") from None
-        return _read(content, str(given))
+        return _read(read_shipped(given, str(given)), str(given))
 
     def named(self, names: Sequence[str]) -> list[Variant]:
         """The variants of these names, or of these groups; of no name all.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from deepmlf_llm.ablation.store import Store
 from deepmlf_llm.baselines.run import run_baseline
 from deepmlf_llm.data.store import open_store
 from deepmlf_llm.errors import RunError
+from deepmlf_llm.files import make_directory, write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.tasks.metrics import regression_of
-from deepmlf_llm.training.checkpoints import all_checkpoints
+from deepmlf_llm.training.checkpoints import drop_checkpoints
 from deepmlf_llm.training.run_directory import RESULT
 from deepmlf_llm.training.run_keys import EMBEDDED
 from deepmlf_llm.training.seeds import run_seeds
@@ -72,16 +72,15 @@ def _fresh(place: Path, variant: Variant) -> None:
     mark = place / "fingerprint"
     if mark.is_file() and mark.read_text(encoding="utf-8").strip() != variant.fingerprint:
         raise RunError(f"{shown(place)}: holds runs of other settings of {variant.name!r}; move it away")
-    place.mkdir(parents=True, exist_ok=True)
-    mark.write_text(f"{variant.fingerprint}\n", encoding="utf-8")
+    make_directory(place)
+    write_aside(mark, f"{variant.fingerprint}\n")
 
 
 def _train(variant: Variant, data: str, place: Path, seeds: Sequence[int]) -> dict[int, Path]:
     run_seeds(variant.run_settings(data, place), seeds)
     runs = {seed: place / f"seed-{seed}" for seed in seeds}
     for run in runs.values():
-        for checkpoint in all_checkpoints(run):
-            shutil.rmtree(checkpoint)
+        drop_checkpoints(run)
     return runs
 
 

@@ -9,7 +9,7 @@ From these two files alone the table and the figure are made.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,21 +143,10 @@ class Store:
                 found[name] = Entry(name, [f"seed-{seed}" for seed in whole], made)
         return found
 
-    def seconds(self, name: str) -> float | None:
-        """Mean time of a run, of those that were not cut."""
-        return _mean(run["seconds"] for run in self._runs(name))
-
     def trained(self, name: str) -> int | None:
         """Trained parameters."""
-        return next((run["trained"] for run in self._runs(name) if run["trained"] is not None), None)
-
-    def _runs(self, name: str) -> Sequence[Mapping[str, Any]]:
-        return list(self.facts["variants"].get(name, {}).get("runs", {}).values())
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+        runs = self.facts["variants"].get(name, {}).get("runs", {}).values()
+        return next((run["trained"] for run in runs if run["trained"] is not None), None)
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,5 +155,4 @@ def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "trained": parameters.get("trainable", train.get("trained_parameters")),
         "seconds": train.get("seconds") or train.get("total_seconds"),
-        "best_epoch": train.get("best_epoch"),
     }

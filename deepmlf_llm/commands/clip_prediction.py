@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,18 @@ def add_clip_options(parser: RecipeParser) -> None:
     add("--csv", type=Path, metavar="FILE", help="a line for the clip and one for each row")
     add("--srt", type=Path, metavar="FILE", help="subtitles coloured by polarity")
     add("--plot", type=Path, metavar="FILE", help="the curves with the transcript below: .svg or .png, by matplotlib")
+    add_reader_options(add, "listen where no --text is given (default), or never")
+    add("--allow_damaged", action="store_true", help="take what can be read of a file that is cut off or damaged")
+    add("--device", metavar="cpu|cuda", help="of the model and the encoders (default: cuda where there is one)")
+
+
+def add_reader_options(add: Callable[..., Any], transcribe: str) -> None:
+    """What a clip is read with: encoders and speech to text.
+
+    Args:
+        add: ``add_argument`` of a parser.
+        transcribe: help of ``--transcribe``.
+    """
     add(
         "--encoder",
         type=key_value,
@@ -35,17 +48,10 @@ def add_clip_options(parser: RecipeParser) -> None:
         metavar="NAME=PLACE",
         help="where an encoder lies now, as vision=models/clip (default: where it was in training)",
     )
-    add(
-        "--transcribe",
-        type=one_of("missing", "never"),
-        default="missing",
-        metavar="missing|never",
-        help="listen where no --text is given (default), or never",
-    )
+    one = one_of("missing", "never")
+    add("--transcribe", type=one, default="missing", metavar="missing|never", help=transcribe)
     add("--asr_model", default="whisper-base", metavar="MODEL", help="speech to text: packaged, path or name")
     add("--language", default="auto", metavar="auto|CODE", help="that is spoken (default: heard from the clip)")
-    add("--allow_damaged", action="store_true", help="take what can be read of a file that is cut off or damaged")
-    add("--device", metavar="cpu|cuda", help="of the model and the encoders (default: cuda where there is one)")
 
 
 def predict_clip(options: Namespace) -> int:

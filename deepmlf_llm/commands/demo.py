@@ -11,7 +11,8 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, program, run_recipe
+from deepmlf_llm.commands.clip_prediction import add_reader_options
+from deepmlf_llm.commands.shell import RecipeParser, program, run_recipe
 from deepmlf_llm.errors import DataError
 
 
@@ -23,16 +24,7 @@ def build_parser() -> RecipeParser:
     add("--base_model", help="hub id or path of the base model (default: the one the adapter names)")
     add("--port", type=int, default=7860, help="where the page is served (default: 7860)")
     add("--max_seconds", type=float, default=120.0, metavar="S", help="longest clip (default: 120)")
-    add(
-        "--transcribe",
-        type=one_of("missing", "never"),
-        default="missing",
-        metavar="missing|never",
-        help="listen or not",
-    )
-    add("--asr_model", default="whisper-base", metavar="MODEL", help="speech to text: packaged, path or name")
-    add("--language", default="auto", metavar="auto|CODE", help="that is spoken (default: heard from the clip)")
-    add("--encoder", type=key_value, nargs="+", default=[], metavar="NAME=PLACE", help="where an encoder lies now")
+    add_reader_options(add, "listen where no words are given (default), or never")
     add("--device", default="cpu", metavar="cpu|cuda", help="of the encoders (default: cpu)")
     return parser
 

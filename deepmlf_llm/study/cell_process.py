@@ -19,7 +19,6 @@ from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.study import guard
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.results import CONFIG, LOG, RUN
-from deepmlf_llm.training.checkpoints import all_checkpoints, remove
 from deepmlf_llm.training.launch import free_port
 from deepmlf_llm.training.metrics_log import METRICS_FILE, read_metrics
 from deepmlf_llm.training.run_directory import FACTS
@@ -161,12 +160,6 @@ def remove_unstarted_run(run: Path) -> None:
     """Removes a run that was cut before it had a name: the training recipe would take it for something foreign."""
     if run.is_dir() and not (run / FACTS).is_file():
         shutil.rmtree(run)
-
-
-def drop_checkpoints(run: Path) -> None:
-    """Of a finished run: its adapter stays, the states of its optimizer go."""
-    for checkpoint in all_checkpoints(run):
-        remove(checkpoint)
 
 
 def _count_attempt(folder: Path) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.study.cell_process import CellProcess, Slot, drop_checkpoints
+from deepmlf_llm.study.cell_process import CellProcess, Slot
 from deepmlf_llm.study.cells import Plan, PlannedCell
 from deepmlf_llm.study.code_version import CodeWatch
 from deepmlf_llm.study.directory import StudyDirectory
@@ -28,6 +28,7 @@ from deepmlf_llm.study.results import (
     write_parquet,
     write_record,
 )
+from deepmlf_llm.training.checkpoints import drop_checkpoints
 
 POLL = 0.2  # seconds
 

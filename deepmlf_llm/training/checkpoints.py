@@ -118,6 +118,12 @@ def prune(
             remove(directory)
 
 
+def drop_checkpoints(run: Path) -> None:
+    """Of a finished run: its adapter stays, the states of its optimizer go."""
+    for checkpoint in all_checkpoints(run):
+        remove(checkpoint)
+
+
 def remove(directory: Path) -> None:
     """Removes a checkpoint, its manifest first: a kill in between leaves no half that looks whole."""
     (directory / MANIFEST).unlink(missing_ok=True)

@@ -145,18 +145,27 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: not there, not YAML, or not a mapping.
     """
-    try:
-        content = read_yaml(shipped.locate(shipped.CONFIGS, path))
-    except OSError as error:
-        known = shipped.hint(shipped.CONFIGS, path) if isinstance(error, FileNotFoundError) else ""
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}){known}") from None
-    except ValueError as error:
-        raise ConfigError(f"--config {path}: is not YAML ({' '.join(str(error).split())})") from None
+    content = read_shipped(path, f"--config {path}")
     if content is None:
         return {}
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise ConfigError(f"--config {path}: expected a mapping of settings")
     return dict(content)
+
+
+def read_shipped(path: str | Path, source: str) -> Any:
+    """What a YAML file holds, by its path or by the name of a shipped one.
+
+    Raises:
+        ConfigError: not there, or not YAML; the message begins with ``source``.
+    """
+    try:
+        return read_yaml(shipped.locate(shipped.CONFIGS, path))
+    except OSError as error:
+        known = shipped.hint(shipped.CONFIGS, path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{source}: cannot be read ({error.strerror}){known}") from None
+    except ValueError as error:
+        raise ConfigError(f"{source}: is not YAML ({' '.join(str(error).split())})") from None
 
 
 def help_text(usage: str, shown: Callable[[str], bool] = lambda name: True, several_seeds: bool = True) -> str:

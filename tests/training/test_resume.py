@@ -6,7 +6,6 @@ run here keeps all of its checkpoints; from each of them a copy goes on, and its
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.run_state import timeless, trainer_state
 from deepmlf_llm.training import run as run_module
 from deepmlf_llm.training.checkpoints import all_checkpoints, flaw, step_of
 from deepmlf_llm.training.data import TrainingData
@@ -30,7 +30,6 @@ from deepmlf_llm.training.stopping import RunStopped
 from .conftest import DIMS, Utterances
 
 MakeSettings = Callable[..., RunSettings]
-CLOCKS = ("runtime", "per_second")
 
 # 14 utterances, 4 a step: an epoch has 4 steps, the last two of 3 utterances; with accumulation each is two batches.
 SAVES: dict[str, dict[str, Any]] = {
@@ -99,13 +98,10 @@ def make(toy_settings: MakeSettings, cheap_runs: None) -> MakeSettings:
 def outcome(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     """All that is left of a run, without clocks and places."""
     last = all_checkpoints(run)[0]
-    state = json.loads((last / "trainer_state.json").read_text())
-    state["best_model_checkpoint"] = Path(state["best_model_checkpoint"] or "none").name
-    state["log_history"] = [_timeless(line) for line in state["log_history"]]
     return {
         "checkpoints": [path.name for path in all_checkpoints(run)],
-        "state": state,
-        "log": [_timeless(line) for line in read_metrics(run / "metrics.jsonl")],
+        "state": trainer_state(last),
+        "log": [timeless(line) for line in read_metrics(run / "metrics.jsonl")],
         "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
         "weights": (last / "adapter_model.safetensors").read_bytes(),
         "torch": {
@@ -116,10 +112,6 @@ def outcome(run: Path, result: dict[str, Any]) -> dict[str, Any]:
         "average": (last / "ema.safetensors").read_bytes(),
         "steps": (result["train"]["steps"], result["train"]["best_step"], result["train"]["epochs"]),
     }
-
-
-def _timeless(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
 
 
 def _content(value: Any) -> Any:
