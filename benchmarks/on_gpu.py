@@ -8,6 +8,7 @@ A step whose package is missing says so. On a CPU (``--device cpu``) what needs 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from gpu import Case, measure_case
 from measuring import Clock, benchmark_parser, environment, in_own_process, seconds_of, summary, use_threads, write_json
 from variants import VARIANTS, OurLoop
 
+from deepmlf_llm.backbones.smollm2 import smollm2_available
 from deepmlf_llm.commands.shell import run_recipe
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.extras import installed
@@ -60,14 +62,12 @@ def ceilings(where: Where) -> dict[str, Any]:
 
 
 def tests(where: Where, seconds: float) -> dict[str, Any]:
-    """Tests that need CUDA, and those that build models by hand, built there."""
+    """The suite with its models built there, all but the tests that take minutes."""
     options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb=line"]
     command, there = [sys.executable, "-m", "pytest", *options], {"DEEPMLF_TEST_DEVICE": where.device}
-    by_hand = ["tests/modules", "tests/fusion", "-m", "not slow"]
-    return {
-        name: _run([*command, *chosen], seconds / 2, **there)
-        for name, chosen in (("gpu", ["-m", "gpu"]), ("on_device", by_hand))
-    }
+    if installed("xdist"):
+        command += ["-n", str(max(1, len(os.sched_getaffinity(0)) - 2)), "--dist", "worksteal"]
+    return _run([*command, "-m", "not slow"], seconds, **there)
 
 
 def four_bit(where: Where) -> dict[str, Any]:
@@ -128,11 +128,27 @@ def launches(where: Where) -> dict[str, Any]:
     return result
 
 
-def zero2(where: Where, seconds: float) -> dict[str, Any]:
-    """Training under DeepSpeed ZeRO-2, a few steps on the embedded set."""
+def deepspeed(where: Where, seconds: float) -> dict[str, Any]:
+    """Training under DeepSpeed, a few steps on the embedded set; toys where SmolLM2 has not been fetched."""
+    ways = {"zero2": [], "zero2 nf4": ["--quantization", "nf4"], "zero3": [], "zero3_offload": []}
+    base = [] if smollm2_available() else ["--base_model", "tiny-llama"]
+    end, found = time.monotonic() + seconds, {}
+    for way, more in ways.items():
+        with tempfile.TemporaryDirectory() as directory:
+            stage = ["--ds", f"ds_configs/{way.split()[0]}.json", *more, *base]
+            command = [sys.executable, "recipes/train_llama.py", "--max_steps", "12", *stage]
+            found[way] = _run([*command, "--output_dir", f"{directory}/run"], max(1.0, end - time.monotonic()))
+    return found
+
+
+def planner(where: Where, seconds: float) -> dict[str, Any]:
+    """What the planner says of a step's memory against what it takes here."""
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "recipes/train_llama.py", "--ds", "ds_configs/zero2.json", "--max_steps", "12"]
-        return _run([*command, "--output_dir", f"{directory}/run"], seconds)
+        output = Path(directory) / "planner.json"
+        minutes = ["--minutes", f"{seconds / 60:.2f}"]
+        command = [sys.executable, "scripts/validate_plan.py", "--device", where.device, *minutes]
+        done = _run([*command, "--output", str(output)], seconds)
+        return {**done, "rows": json.loads(output.read_text()) if output.exists() else {}}
 
 
 def case_of(spec: str, where: Where) -> dict[str, Any]:
@@ -144,11 +160,12 @@ CASES = (
     "llama-70b@8:bfloat16:8", "llama-70b:nf4:8",
 )  # fmt: skip
 STEPS: dict[str, Callable[..., dict[str, Any]]] = {
-    step.__name__: step for step in (ceilings, tests, four_bit, kernels, launches, zero2)
+    step.__name__: step for step in (ceilings, tests, four_bit, kernels, launches, deepspeed, planner)
 } | {spec: partial(case_of, spec) for spec in CASES}
 MOST_SECONDS = 100.0  # of one step: what takes longer must not eat the others' time
-PACKAGES = {"four_bit": "bitsandbytes", "zero2": "deepspeed", "tests": "pytest"}
-CUDA_ONLY = ("zero2", "tests")
+TESTS_SECONDS = 180.0
+PACKAGES = {"four_bit": "bitsandbytes", "deepspeed": "deepspeed", "tests": "pytest"}
+CUDA_ONLY = ("tests", "deepspeed", "planner")
 
 
 def _small(where: Where) -> Case:
@@ -183,7 +200,7 @@ def _run(command: list[str], seconds: float, **variables: str) -> dict[str, Any]
         code, said = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as error:
         code, said = -1, f"{(error.stdout or b'').decode(errors='replace')}\nran past {seconds:.0f} s"
-    return {"exit_code": code, "seconds": time.monotonic() - began, "last_lines": said.splitlines()[-40:]}
+    return {"exit_code": code, "seconds": time.monotonic() - began, "last_lines": said.splitlines()[-120:]}
 
 
 def run(names: list[str], where: Where, minutes: float, output: Path | None) -> dict[str, Any]:
@@ -200,7 +217,7 @@ def run(names: list[str], where: Where, minutes: float, output: Path | None) -> 
             elif name in PACKAGES and not installed(PACKAGES[name]):
                 found = {"skipped": f"{PACKAGES[name]} is not installed"}
             elif name in CUDA_ONLY:  # commands of their own, from a process that has not touched the device
-                found = STEPS[name](where, min(left, MOST_SECONDS))
+                found = STEPS[name](where, min(left, TESTS_SECONDS if name == "tests" else MOST_SECONDS))
             else:
                 step = STEPS.get(name) or partial(case_of, name)
                 found = in_own_process(step, where, seconds=min(left, MOST_SECONDS))

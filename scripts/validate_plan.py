@@ -1,17 +1,20 @@
 """What the planner says of a step's memory against what a step takes: the table of docs/planner.md.
 
-    python scripts/validate_plan.py --output FILE.json [--only WORD ..] [--minutes M] [--table]
+    python scripts/validate_plan.py --output FILE.json [--only WORD ..] [--minutes M] [--device cuda] [--table]
 
 Measured on the CPU: the bytes that PyTorch's allocator has given out and not got back, event by event (the profiler's
-``profile_memory``), over a whole step with its optimizer, beside the tensors that were there before. A file that is
-there is gone on with. ``--table`` prints what has been measured and measures nothing.
+``profile_memory``), over a whole step with its optimizer, beside the tensors that were there before. On a GPU: what its
+allocator says that tensors took at most (``torch.cuda.max_memory_allocated``), of larger models with random weights. A
+file that is there is gone on with. ``--table`` prints what has been measured and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,13 @@ from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.files import write_aside
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.planning.dry_step import DryModel, Step
-from deepmlf_llm.planning.geometries import planned_shape
+from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
 from deepmlf_llm.planning.live_bytes import module_tensors, storage_bytes
 
 DIMS = {"audio": 74, "vision": 35}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 JOINT, FUSION = {"ffw_scope": "joint"}, {"ffw_scope": "fusion"}
+CUDA_BLOCK = 512  # bytes: the smallest that PyTorch's allocator hands out on a GPU
 LM_LOSS = {"ffw_scope": "joint", "objective": {"gamma": 1.0}}
 
 
@@ -78,6 +82,21 @@ def cases() -> dict[str, dict[str, Any]]:
     return found
 
 
+def gpu_cases() -> dict[str, dict[str, Any]]:
+    """Name -> one configuration of LLaMA-1B's or 8B's geometry, for a GPU of 80 GB."""
+    small, large = ("llama-1b", 16), ("llama-8b", 32)
+    plain = {"dtype": "bfloat16", "kernel": "sdpa", "batch": 32, "frames": 50}
+    seven = {"fusion_layers": "even:7"}
+    return {
+        "llama-1b-joint": _case(*small, {**JOINT, **seven}, **plain),
+        "llama-1b-fusion-cached": _case(*small, {**FUSION, **seven}, cached=True, **plain),
+        "llama-8b-fusion": _case(*large, {**FUSION, **seven}, **plain),
+        "llama-8b-joint-checkpointing": _case(*large, {**JOINT, **seven}, checkpointing=True, **plain),
+        "llama-8b-joint-nf4": _case(*large, {**JOINT, **seven}, quantization="nf4", **plain),
+        "llama-8b-fusion-nf4": _case(*large, {**FUSION, **seven}, quantization="nf4", **plain),
+    }
+
+
 def config_of(case: dict[str, Any]) -> DeepMLFConfig:
     return DeepMLFConfig(**{"modalities": {name: {"dim": dim} for name, dim in DIMS.items()}, **case["method"]})
 
@@ -88,8 +107,13 @@ def lengths_of(case: dict[str, Any]) -> list[int]:
     return [longest - (row * longest) // (2 * batch) for row in range(batch)]
 
 
-def predicted(case: dict[str, Any]) -> dict[str, int]:
-    """Bytes of weights, optimizer and the step's peak, without loading or computing anything."""
+def predicted(case: dict[str, Any], granule: int = 1) -> dict[str, int]:
+    """Bytes of weights, optimizer and the step's peak, without loading or computing anything.
+
+    Args:
+        case: one of :func:`cases`.
+        granule: the allocator's smallest block, bytes.
+    """
     dtype, kind = DTYPES[case.get("dtype", "float32")], case.get("quantization", "none")
     shape = planned_shape(case["base"], case["layers"])
     shape.set_attn_implementation(kernel_of(case))
@@ -103,6 +127,7 @@ def predicted(case: dict[str, Any]) -> dict[str, int]:
         checkpointing=case.get("checkpointing", False),
         text_cached=case.get("cached", False),
         real=(sum(lengths) - len(lengths)) / (len(lengths) * (max(lengths) - 1)),
+        granule=granule,
     )
     found = DryModel(model, dtype, kind).run(step)
     total = found.weights + found.batch + 2 * found.trained + found.peak
@@ -124,12 +149,26 @@ def held_tensors(model: Any) -> list[torch.Tensor]:
     return held
 
 
-def measured(case: dict[str, Any]) -> dict[str, Any]:
-    """Bytes at the peak of a real second step, and its seconds."""
+def random_base(case: dict[str, Any], device: str) -> Any:
+    """A base of the case's geometry with random weights, made on the device."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    from gpu import random_llama
+
+    sizes = {**GEOMETRIES[case["base"]][1], "num_hidden_layers": case["layers"]}
+    lm = random_llama(sizes, "nf4" if case.get("quantization") == "nf4" else case["dtype"], device)
+    lm.set_attn_implementation(kernel_of(case))
+    return lm
+
+
+def measured(case: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+    """Bytes at the peak of a real third step, and the seconds of the second."""
     torch.manual_seed(0)
     dtype, kind = case.get("dtype", "float32"), case.get("quantization", "none")
-    base = load_base_model(case["base"], kind, dtype, kernel_of(case), num_layers=case["layers"])
-    model = DeepMLFModel(base, config_of(case))
+    if device == "cpu":
+        base = load_base_model(case["base"], kind, dtype, kernel_of(case), num_layers=case["layers"])
+    else:
+        base = random_base(case, device)
+    model = DeepMLFModel(base, config_of(case)).to(device)
     if case.get("checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_text_cache("memory" if case.get("cached") else "none")
@@ -141,6 +180,7 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
     for name in model.deepmlf_config.modalities:
         batch[name] = torch.randn(len(lengths), case.get("frames", 60), DIMS[name])
         batch[f"{name}_mask"] = torch.ones(len(lengths), case.get("frames", 60), dtype=torch.bool)
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
 
@@ -152,7 +192,12 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
     step()
     began = time.perf_counter()
     step()
+    if device != "cpu":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - began
+    weights = storage_bytes(held_tensors(model))
+    if device != "cpu":
+        return {**_cuda_peak(step), "measured_weights": weights, "seconds": seconds}
     states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     held = storage_bytes([*held_tensors(model), *batch.values(), *states])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -165,9 +210,17 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
     return {
         "measured": held + peak,
         "measured_step": peak,
-        "measured_weights": storage_bytes(held_tensors(model)),
+        "measured_weights": weights,
         "seconds": seconds,
     }
+
+
+def _cuda_peak(step: Callable[[], None]) -> dict[str, int]:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    peak = torch.cuda.max_memory_allocated()
+    return {"measured": peak, "measured_step": peak - before}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -192,14 +245,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[""], help="cases whose name holds one of these words")
     parser.add_argument("--minutes", type=float, default=60.0, help="no case begins after these")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     rows = json.loads(options.output.read_text()) if options.output.exists() else {}
     began = time.monotonic()
-    for name, case in cases().items() if not options.table else ():
+    on_cpu = options.device == "cpu"
+    for name, case in (cases() if on_cpu else gpu_cases()).items() if not options.table else ():
         wanted = name not in rows and any(word in name for word in options.only)
         if wanted and time.monotonic() - began < 60 * options.minutes:
-            rows[name] = {"case": case, **predicted(case), **measured(case)}
+            found = predicted(case, 1 if on_cpu else CUDA_BLOCK)
+            rows[name] = {"case": case, **found, **measured(case, options.device)}
             write_aside(options.output, json.dumps(rows, indent=1) + "\n")
             print(f"{name}: {rows[name]['predicted_step'] / rows[name]['measured_step'] - 1:+.1%}", flush=True)
     print(table(rows))

@@ -110,7 +110,7 @@ def test_everything_that_waits_for_a_gpu_runs_on_a_cpu_and_is_written_step_by_st
     steps = json.loads(out.read_text())["steps"]
     assert list(steps) == [*(name for name in STEPS if name not in CASES), "tiny:float32:4"]
     assert {name for name, facts in steps.items() if "error" in facts} == set(), steps
-    assert {name for name, facts in steps.items() if "skipped" in facts} == {"tests", "zero2"}
+    assert {name for name, facts in steps.items() if "skipped" in facts} == {"tests", "deepspeed", "planner"}
     assert steps["ceilings"]["matmul_flops_bfloat16"] > 0
     assert all(facts["relative_error"] < 0.02 for name, facts in steps["four_bit"].items() if "rows" in name)
     assert any("scaled_dot_product" in name for name in steps["kernels"]["joint"]["names"])
@@ -126,12 +126,12 @@ def test_a_run_out_of_time_keeps_what_it_has_and_says_what_it_left(tmp_path, mon
     monkeypatch.setattr(on_gpu, "in_own_process", lambda step, where, seconds: {"seconds": seconds})
     monkeypatch.setattr(on_gpu, "NO_TIME", 30.0)
     out = tmp_path / "gpu.json"
-    result = on_gpu.run(["zero2", "ceilings"], Where("cpu", True), 0.1, out)
+    result = on_gpu.run(["deepspeed", "ceilings"], Where("cpu", True), 0.1, out)
     assert all("not begun: " in facts["error"] for facts in result["steps"].values())
-    result = on_gpu.run(["launches", "zero2", "four_bit"], Where("cpu", True), 9.0, out)
+    result = on_gpu.run(["launches", "deepspeed", "four_bit"], Where("cpu", True), 9.0, out)
     assert result["steps"]["launches"]["seconds"] == on_gpu.MOST_SECONDS
-    assert result["steps"]["zero2"]["skipped"] == "needs CUDA"
-    assert json.loads(out.read_text())["steps"].keys() == {"launches", "zero2", "four_bit"}
+    assert result["steps"]["deepspeed"]["skipped"] == "needs CUDA"
+    assert json.loads(out.read_text())["steps"].keys() == {"launches", "deepspeed", "four_bit"}
     monkeypatch.setattr(on_gpu, "installed", lambda package: False)
     result = on_gpu.run(["four_bit"], Where("cpu", True), 9.0, None)
     assert result["steps"]["four_bit"]["skipped"] == "bitsandbytes is not installed"
