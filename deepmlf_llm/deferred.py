@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -59,7 +60,16 @@ class Deferred:
         return (self._found(),)
 
 
-class _Names(ModuleType):
+class _StandIn(ModuleType):
+    """In the place of a module. It counts as a package: what is imported from below it loads the module itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
+        self.__spec__ = ModuleSpec(name, None)
+
+
+class _Names(_StandIn):
     """In the place of a module of :data:`DEFERRED`."""
 
     def __getattr__(self, name: str) -> Any:
@@ -68,7 +78,7 @@ class _Names(ModuleType):
         return Deferred(self.__name__, name)
 
 
-class _Compiler(ModuleType):
+class _Compiler(_StandIn):
     """In the place of the compiler: marks do nothing until it is loaded, and whatever else is asked of it loads it."""
 
     def __getattr__(self, name: str) -> Any:
@@ -78,8 +88,7 @@ class _Compiler(ModuleType):
             return _disabled
         if name.startswith("__"):
             raise AttributeError(name)
-        _remove(self)
-        return getattr(importlib.import_module(COMPILER), name)
+        return getattr(_real(self), name)
 
 
 def _disabled(function: Callable[..., Any] | None = None, *args: Any, **options: Any) -> Any:
@@ -119,18 +128,54 @@ def deferred() -> Iterator[None]:
     """Names of modules that are not loaded yet are deferred in here."""
     import torch
 
-    stand_ins: list[ModuleType] = [_Names(name) for name in DEFERRED if name not in sys.modules]
+    stand_ins: list[_StandIn] = [_Names(name) for name in DEFERRED if name not in sys.modules]
     if COMPILER not in sys.modules:
         stand_ins.append(_Compiler(COMPILER))
         vars(torch)["_dynamo"] = stand_ins[-1]
-    for module in stand_ins:
-        module.__spec__ = ModuleSpec(module.__name__, None)
-        sys.modules[module.__name__] = module
+    below = _Below(stand_ins)
+    sys.modules.update((module.__name__, module) for module in stand_ins)
+    sys.meta_path.insert(0, below)
     try:
         yield
     finally:
+        sys.meta_path.remove(below)
         for module in stand_ins:
             _remove(module)
+
+
+class _Below(MetaPathFinder):
+    """Imports from below a stand-in, as other packages make them (torchvision: ``torch._dynamo.utils``)."""
+
+    def __init__(self, stand_ins: list[_StandIn]) -> None:
+        self.stand_ins = stand_ins
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        for module in self.stand_ins:
+            if name.startswith(f"{module.__name__}.") and sys.modules.get(module.__name__) is module:
+                _real(module)
+                importlib.import_module(name)
+                return ModuleSpec(name, _Loaded())
+        return None
+
+
+class _Loaded(Loader):
+    """Hands out a module that is there, as it is."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = sys.modules[spec.name]
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
+def _real(module: _StandIn) -> ModuleType:
+    """The module itself, loaded without stand-ins for parts of it."""
+    for name, other in list(sys.modules.items()):
+        if isinstance(other, _StandIn) and f"{name}.".startswith(f"{module.__name__}."):
+            _remove(other)
+    return importlib.import_module(module.__name__)
 
 
 def _remove(module: ModuleType) -> None:

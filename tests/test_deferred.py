@@ -36,6 +36,25 @@ print(torch._dynamo.__name__, torch.compile(lambda x: x + 1, backend="eager")(to
     assert done.stdout.splitlines()[-3:] == ["[]", "[0, 1] True", "torch._dynamo 2.0"]
 
 
+def test_a_package_that_imports_from_below_a_stand_in_gets_the_real_modules():
+    told = """
+import sys
+from deepmlf_llm.deferred import deferred
+with deferred():
+    from torch._dynamo.utils import is_compile_supported  # as torchvision does
+    import torch._dynamo._trace_wrapped_higher_order_op as traced
+    import scipy.optimize._linprog as below
+import scipy.optimize, torch._dynamo.utils
+print(torch._dynamo.utils.is_compile_supported is is_compile_supported, torch._dynamo.utils.__spec__.origin is not None)
+print(traced.trace_wrapped.__module__, scipy.optimize._linprog is below)
+print([finder for finder in sys.meta_path if type(finder).__module__.startswith("deepmlf")])
+"""
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    compiler = "torch._dynamo._trace_wrapped_higher_order_op"
+    assert done.stdout.splitlines() == ["True True", f"{compiler} True", "[]"]
+
+
 @pytest.fixture
 def module(monkeypatch):
     """A module that is there to be loaded, and has not been."""
