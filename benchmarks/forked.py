@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that is forked cannot use CUDA
 
 from deepmlf_llm.commands import train
 from deepmlf_llm.commands.shell import run_recipe

@@ -76,7 +76,7 @@ def use_threads(count: int | None = None) -> None:
 def in_own_process(
     function: Callable[..., Any], *args: Any, seconds: float | None = None, threads: int | None = None
 ) -> Any:
-    """What a function returns in a process of its own, a fork of one that has imported libraries, no more.
+    """What a function returns in a process of its own; without CUDA a fork of one that has imported libraries, no more.
 
     Args:
         function: of a module; what it is given and returns is pickled.
@@ -86,7 +86,8 @@ def in_own_process(
     Raises:
         RunError: it raised something (the message has its last line), crashed, or ran out of time.
     """
-    context = get_context("forkserver")
+    # Libraries ask for devices as they are imported, and a process that is forked after that cannot use CUDA.
+    context = get_context("spawn" if torch.cuda.is_available() else "forkserver")
     context.set_forkserver_preload(["deepmlf_llm.model"])  # what takes long; __main__ itself fails before Python 3.12.8
     os.environ.update(LIVE_BLOCKS)  # read when a process starts, so not by this one
     here, there = context.Pipe(duplex=False)

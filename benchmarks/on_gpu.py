@@ -130,7 +130,8 @@ def launches(where: Where) -> dict[str, Any]:
 
 def deepspeed(where: Where, seconds: float) -> dict[str, Any]:
     """Training under DeepSpeed, a few steps on the embedded set; toys where SmolLM2 has not been fetched."""
-    ways = {"zero2": [], "zero2 nf4": ["--quantization", "nf4"], "zero3": [], "zero3_offload": []}
+    whole = ["--text_cache", "none"]  # ZeRO-3 splits the LM, which a text cache needs whole
+    ways = {"zero2": [], "zero2 nf4": ["--quantization", "nf4"], "zero3": whole, "zero3_offload": whole}
     base = [] if smollm2_available() else ["--base_model", "tiny-llama"]
     end, found = time.monotonic() + seconds, {}
     for way, more in ways.items():

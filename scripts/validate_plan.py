@@ -11,6 +11,7 @@ file that is there is gone on with. ``--table`` prints what has been measured an
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -163,6 +164,8 @@ def random_base(case: dict[str, Any], device: str) -> Any:
 def measured(case: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     """Bytes at the peak of a real third step, and the seconds of the second."""
     torch.manual_seed(0)
+    gc.collect()  # of the case before, which hooks may still hold
+    others = torch.cuda.memory_allocated() if device != "cpu" else 0
     dtype, kind = case.get("dtype", "float32"), case.get("quantization", "none")
     if device == "cpu":
         base = load_base_model(case["base"], kind, dtype, kernel_of(case), num_layers=case["layers"])
@@ -197,7 +200,7 @@ def measured(case: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     seconds = time.perf_counter() - began
     weights = storage_bytes(held_tensors(model))
     if device != "cpu":
-        return {**_cuda_peak(step), "measured_weights": weights, "seconds": seconds}
+        return {**_cuda_peak(step, others), "measured_weights": weights, "seconds": seconds}
     states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     held = storage_bytes([*held_tensors(model), *batch.values(), *states])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -215,12 +218,13 @@ def measured(case: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def _cuda_peak(step: Callable[[], None]) -> dict[str, int]:
+def _cuda_peak(step: Callable[[], None], others: int) -> dict[str, int]:
+    """Of one step; ``others``: bytes that were there before the model."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step()
     peak = torch.cuda.max_memory_allocated()
-    return {"measured": peak, "measured_step": peak - before}
+    return {"measured": peak - others, "measured_step": peak - before}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

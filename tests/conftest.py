@@ -8,12 +8,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 # Before torch and transformers are imported, here or in a child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-os.environ["DEEPMLF_CPU_DTYPE"] = "float32"  # bases whose dtype no test names: much is compared exactly
+os.environ["DEEPMLF_DTYPE"] = "float32"  # bases whose dtype no test names: much is compared exactly
 
 import hypothesis
 import pytest
@@ -107,13 +108,24 @@ def _link(source: Path, target: Path) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device of this session's models; see :mod:`tests.devices`."""
-    device = devices.chosen()
-    if device == "cpu":
-        yield device
-        return
-    place = request.path.relative_to(REPOSITORY / "tests").parts[0].removesuffix(".py")
-    with devices.built_on(device, place in devices.BY_HAND):
-        yield device
+    with _built_for(request.path):
+        yield devices.chosen()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """What a module of tests makes as it is imported lies where its tests put theirs."""
+    if not isinstance(collector, pytest.Module):
+        return (yield)
+    with _built_for(collector.path):
+        return (yield)
+
+
+def _built_for(path: Path) -> AbstractContextManager[None]:
+    if devices.chosen() == "cpu":
+        return nullcontext()
+    place = path.relative_to(REPOSITORY / "tests").parts[0].removesuffix(".py")
+    return devices.built_on(devices.chosen(), place in devices.BY_HAND)
 
 
 @pytest.fixture(autouse=True)

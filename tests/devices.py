@@ -42,12 +42,14 @@ def built_on(device: str, by_hand: bool) -> Iterator[None]:
 
     constructors = _device_constructors()
 
+    drawing = False  # a toy: its weights come from a CPU's generator, the same ones on every device
+
     class OnDevice(TorchFunctionMode):
         def __torch_function__(
             self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             kwargs = dict(kwargs or {})
-            if function not in constructors or kwargs.get("device") is not None:
+            if drawing or function not in constructors or kwargs.get("device") is not None:
                 return function(*args, **kwargs)
             if kwargs.get("generator") is not None:  # of a CPU: the same draws on every device
                 return function(*args, **kwargs).to(device)
@@ -55,7 +57,16 @@ def built_on(device: str, by_hand: bool) -> Iterator[None]:
             return function(*args, **kwargs)
 
     toy = loading.toy_model
-    loading.toy_model = lambda *args, **changes: toy(*args, **changes).to(device)
+
+    def toy_on_device(*args: Any, **changes: Any) -> Any:
+        nonlocal drawing
+        drawing = True
+        try:
+            return toy(*args, **changes).to(device)
+        finally:
+            drawing = False
+
+    loading.toy_model = toy_on_device
     try:
         if not by_hand:
             yield

@@ -10,8 +10,8 @@ import torch
 
 from deepmlf_llm.errors import BaseModelError
 
-DTYPE_VARIABLE = "DEEPMLF_CPU_DTYPE"
-"""Environment variable: what a base's dtype ``auto`` is on any CPU, where the choice must not depend on the machine."""
+DTYPE_VARIABLE = "DEEPMLF_DTYPE"
+"""Environment variable: what a base's dtype ``auto`` is on any machine, where the choice must not depend on it."""
 
 _NATIVE = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "bf16 instructions"}
 """Flags of x86 (AMX, AVX512-BF16) and of ARM; elsewhere bf16 is several times slower than fp32."""
@@ -36,9 +36,9 @@ def _cpuinfo() -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def cpu_dtype() -> str:
-    """What a base's dtype ``auto`` is on this CPU: bf16 where it computes that natively, else fp32; or what
-    ``$DEEPMLF_CPU_DTYPE`` says.
+def automatic_dtype() -> str:
+    """What a base's dtype ``auto`` is on this machine: bf16 on CUDA and on a CPU that computes it natively, else fp32;
+    or what ``$DEEPMLF_DTYPE`` says.
 
     Raises:
         BaseModelError: the variable holds neither name.
@@ -46,7 +46,7 @@ def cpu_dtype() -> str:
     asked = os.environ.get(DTYPE_VARIABLE)
     if asked not in (None, "", "float32", "bfloat16"):
         raise BaseModelError(f"${DTYPE_VARIABLE}={asked!r}: expected 'float32' or 'bfloat16', or no such variable")
-    return asked or ("bfloat16" if computes_bfloat16() else "float32")
+    return asked or ("bfloat16" if torch.cuda.is_available() or computes_bfloat16() else "float32")
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:

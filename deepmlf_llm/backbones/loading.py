@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deepmlf_llm.backbones.cpu import cpu_dtype
+from deepmlf_llm.backbones.cpu import automatic_dtype
 from deepmlf_llm.backbones.families import find_interface
 from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, check_no_code, code_refusal
 from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
@@ -32,10 +32,10 @@ def cpu_or_cuda_dtype(dtype: str = "auto") -> torch.dtype:
     """``auto``: bf16 on CUDA, and on a CPU that computes it natively; fp32 on any other (see :mod:`.cpu`).
 
     Raises:
-        BaseModelError: unknown name.
+        BaseModelError: unknown name, here or in ``$DEEPMLF_DTYPE``.
     """
     if dtype == "auto":
-        dtype = "bfloat16" if torch.cuda.is_available() else cpu_dtype()
+        dtype = automatic_dtype()
     if dtype not in DTYPES:
         raise BaseModelError(f"dtype={dtype!r}: expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
     return DTYPES[dtype]

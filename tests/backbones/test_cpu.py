@@ -30,23 +30,23 @@ def test_of_this_machine_it_says_something():
     assert cpu.computes_bfloat16() in (True, False)
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("native", ["no", "CPU", "CUDA"])
 @pytest.mark.parametrize("said", [None, "", "float32", "bfloat16"])
-def test_the_automatic_dtype_goes_by_the_cpu_unless_it_is_said(monkeypatch, native, said):
-    monkeypatch.setattr(cpu, "computes_bfloat16", lambda: native)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_the_automatic_dtype_goes_by_the_machine_unless_it_is_said(monkeypatch, native, said):
+    monkeypatch.setattr(cpu, "computes_bfloat16", lambda: native == "CPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: native == "CUDA")
     monkeypatch.delenv(cpu.DTYPE_VARIABLE)
     if said is not None:
         monkeypatch.setenv(cpu.DTYPE_VARIABLE, said)
-    expected = said or ("bfloat16" if native else "float32")
+    expected = said or ("float32" if native == "no" else "bfloat16")
     assert cpu_or_cuda_dtype("auto") == getattr(torch, expected)
     assert cpu_or_cuda_dtype("float32") == torch.float32
 
 
 def test_another_word_for_it_is_refused(monkeypatch):
     monkeypatch.setenv(cpu.DTYPE_VARIABLE, "bf16")
-    with pytest.raises(BaseModelError, match=r"\$DEEPMLF_CPU_DTYPE='bf16': expected 'float32' or 'bfloat16'"):
-        cpu.cpu_dtype()
+    with pytest.raises(BaseModelError, match=r"\$DEEPMLF_DTYPE='bf16': expected 'float32' or 'bfloat16'"):
+        cpu.automatic_dtype()
 
 
 def test_the_suite_says_its_dtype():

@@ -435,7 +435,7 @@ def test_a_run_goes_on_in_the_dtype_that_it_was_begun_in(
         def fact(self, name: str) -> str | None:
             return noted if name == "dtype" else None
 
-    monkeypatch.setenv("DEEPMLF_CPU_DTYPE", "bfloat16")
+    monkeypatch.setenv("DEEPMLF_DTYPE", "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     directory: Any = Directory()
     assert base_dtype(RunSettings.from_dict({"dtype": asked}), directory) == expected
@@ -444,7 +444,7 @@ def test_a_run_goes_on_in_the_dtype_that_it_was_begun_in(
 def test_the_dtype_of_a_base_is_said_and_noted(
     toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setenv("DEEPMLF_CPU_DTYPE", "bfloat16")
+    monkeypatch.setenv("DEEPMLF_DTYPE", "bfloat16")
     result = run_training(toy_settings(max_steps=1), toy_data)
     assert result["base_model"]["stored"] == "bfloat16"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["dtype"] == "bfloat16"
