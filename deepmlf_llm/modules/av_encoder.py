@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from deepmlf_llm.modules.attention_kernels import leave_out_cudnn_attention
 from deepmlf_llm.modules.frame_norm import FRAME_NORMS
 from deepmlf_llm.modules.pooling import pool_time
 from deepmlf_llm.modules.precision import at_least_fp32
@@ -212,6 +213,7 @@ class AVEncoder(nn.Module):
         feature_norm: str = "none",
     ) -> None:
         super().__init__()
+        leave_out_cudnn_attention()
         self.max_frames = max_frames
         self.pool = pool
         self.encoders = nn.ModuleDict(

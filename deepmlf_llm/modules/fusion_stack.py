@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from deepmlf_llm.modules.attention_kernels import leave_out_cudnn_attention
 from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder
 from deepmlf_llm.modules.fusion_tokens import FusionTokens
 from deepmlf_llm.modules.heads import Heads
@@ -45,6 +46,7 @@ class FusionStack(nn.Module):
         layer_mix: LayerMix | None = None,
     ) -> None:
         super().__init__()
+        leave_out_cudnn_attention()
         self.freeze_av_encoder = freeze_av_encoder
         self.fusion_tokens = fusion_tokens
         self.av_encoder = av_encoder

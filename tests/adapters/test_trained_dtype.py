@@ -33,6 +33,7 @@ def test_the_dtype_of_a_base_to_load_on_a_cpu(monkeypatch, stored, asked, expect
 
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("trained_on", ["float32", "bfloat16"])
+@pytest.mark.cpu
 def test_adapters_and_merged_models_are_loaded_so(trained_on, native, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "computes_bfloat16", lambda: native)
     monkeypatch.setenv(cpu.DTYPE_VARIABLE, "")

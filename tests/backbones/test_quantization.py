@@ -103,6 +103,7 @@ def test_a_copy_of_a_quantized_ffw_must_be_asked_for(base):
     model.eject()
 
 
+@pytest.mark.cpu
 def test_rows_of_a_quantized_head_are_what_it_computes_with():
     lm = load_base_model("tiny-llama", dtype="float32")
     head = bitsandbytes_linear(lm.lm_head.weight)

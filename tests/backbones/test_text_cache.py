@@ -38,6 +38,7 @@ def test_equals_the_stream_computed_now(decoder, depth, lowest, where, tmp_path)
     assert len(cache) == 3
 
 
+@pytest.mark.cpu
 def test_reads_in_batches_of_like_length(decoder, monkeypatch):
     monkeypatch.setattr(text_cache, "BATCH_TOKENS", 10)
     sizes = []
@@ -126,6 +127,7 @@ def test_texts_are_the_real_tokens_of_each_row():
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.cpu
 def test_what_does_not_fit_is_refused_before_anything_is_read(decoder, where, tmp_path, monkeypatch):
     cache = TextCache(decoder, 2, tmp_path if where == "disk" else None)
     texts = [[1, 2], [3, 4, 5]]
@@ -209,6 +211,7 @@ def dtypes_of_projections(lm, work):
     [("bfloat16", True, "bfloat16"), ("int8", True, "bfloat16"), (None, True, "float32"), ("float16", True, "float32"),
      ("bfloat16", False, "float32")],
 )  # fmt: skip
+@pytest.mark.cpu
 def test_text_that_is_kept_in_few_bits_is_read_in_the_dtype_that_is_fast_here(
     storage, native, expected, monkeypatch, tmp_path
 ):

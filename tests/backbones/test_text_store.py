@@ -41,6 +41,7 @@ def test_what_is_put_comes_back(kind, storage, tmp_path):
 
 
 @given(st.integers(1, 6), st.floats(1e-3, 1e3))
+@pytest.mark.cpu
 def test_int8_is_within_half_a_step_of_each_rows_largest(length, scale):
     _, keys_values = entry(length)
     kept = pack(keys_values * scale, torch.zeros(length, 6), "int8")
@@ -100,6 +101,7 @@ def test_what_is_missing_is_told_with_one_look_into_the_directory(kind, tmp_path
     assert len(looks) == (kind == "disk")
 
 
+@pytest.mark.cpu
 def test_processes_fill_one_store_at_the_same_time(tmp_path):
     store = DiskStore(tmp_path, KEY)
     store.put([((0,), entry(1)[0])])

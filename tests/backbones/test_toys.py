@@ -14,6 +14,7 @@ TOKENIZER = toy_tokenizer()
 
 
 @pytest.mark.parametrize("name", TOYS)
+@pytest.mark.cpu
 def test_the_same_weights_for_the_same_seed_and_no_trace_in_the_random_state(name):
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -68,7 +68,7 @@ def test_whole_ones_load(bases, source):
     }
     weights = dict(lm.state_dict())
     assert saved
-    assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
+    assert all(torch.equal(weights[name].cpu(), tensor) for name, tensor in saved.items())
 
 
 @pytest.mark.parametrize(

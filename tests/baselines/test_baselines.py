@@ -110,11 +110,11 @@ def test_states_are_those_of_each_text_alone(data: TrainingData) -> None:
     split = tokenised(data.valid, "valid", tokenizer, TextConfig())
     found = pooled_states(Decoder(base), split, Collator(tokenizer, {}))
     for row in (0, 5, 31):
-        ids = torch.tensor([split.input_ids[row]])
+        ids = torch.tensor([split.input_ids[row]], device=base.device)
         hidden = base(input_ids=ids, output_hidden_states=True).hidden_states[1:-1]  # the last one is normalised
         for layer, states in enumerate(hidden):
-            assert found[0, layer, row] == pytest.approx(states[0, -1].detach().numpy(), abs=1e-5)
-            assert found[1, layer, row] == pytest.approx(states[0].mean(dim=0).detach().numpy(), abs=1e-5)
+            assert found[0, layer, row] == pytest.approx(states[0, -1].detach().cpu().numpy(), abs=1e-5)
+            assert found[1, layer, row] == pytest.approx(states[0].mean(dim=0).detach().cpu().numpy(), abs=1e-5)
 
 
 def test_ridge_is_chosen_on_validation_and_never_sees_test_labels() -> None:

@@ -50,7 +50,7 @@ def test_rows_are_numbered_without_blank_lines_and_lines_with_them(tmp_path):
 
 BAD = {
     "nested lists": ('{"text": ' + "[" * 100_000, "nested too deep"),
-    "nested and closed": ('{"a": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deep"),
+    "nested and closed": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
     "nested objects": ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deep"),
     "5000 digits": ('{"id": ' + "7" * 5000 + "}", "not JSON"),
     "repeated key": ('{"text": "a", "text": "b"}', "'text'"),

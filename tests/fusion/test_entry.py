@@ -249,7 +249,7 @@ def test_saved_merged_and_asked_through_a_predictor_it_is_the_same_model(setting
     lm = load_base_model("tiny-llama")
     model = tiny_model(lm, fusion_layers=[FIRST, LAST], ffw_scope="fusion", **settings)
     model.save_pretrained(tmp_path / "adapter")
-    say = {"text": ["not bad", "well, that was two hours"], "audio": [torch.randn(4, 3).numpy()] * 2}
+    say = {"text": ["not bad", "well, that was two hours"], "audio": [torch.randn(4, 3).cpu().numpy()] * 2}
     tokenizer = load_tokenizer("tiny-llama")
     expected = SentimentPredictor(model, tokenizer).predict(**say)
     logits = lm(torch.arange(6)[None]).logits

@@ -237,6 +237,7 @@ class TestAttentionWithDropout:
             changed = self_attention(query, key.masked_fill(hidden, 7.0), value.masked_fill(hidden, 9.0), attend, 0.3)
         assert_close(changed, expected, rtol=0, atol=0)
 
+    @pytest.mark.cpu
     def test_no_map_of_a_batch_is_kept_for_the_backward_pass(self, monkeypatch):
         *inputs, attend = self.parts(monkeypatch)
         sizes = []

@@ -139,10 +139,10 @@ def test_without_dropout_training_is_evaluation(inputs):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_gate_stays_in_fp32(inputs):
+def test_the_gate_stays_in_fp32(inputs, device):
     tokens, key_value, mask = inputs
     gca = GatedCrossAttention(D, H)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         assert gca(tokens.float(), key_value.float(), mask).dtype == torch.bfloat16
         assert gca.gate().dtype == torch.float32
     assert gca.bfloat16().gate().dtype == torch.float32

@@ -131,13 +131,13 @@ def test_a_deep_copy_of_both_shares_between_the_copies():
     assert holder.ffw(x).count_nonzero()
 
 
-def test_lora_runs_in_fp32_beside_a_bf16_lm():
+def test_lora_runs_in_fp32_beside_a_bf16_lm(device):
     parts = swiglu()
     for projection in parts.projections().values():
         projection.bfloat16()
     ffw = FeedForward(parts, r=2)
     assert all(p.dtype == torch.float32 for p in ffw.parameters())
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # as an MM Block calls it
+    with torch.autocast(device, dtype=torch.bfloat16):  # as an MM Block calls it
         assert ffw(torch.randn(2, D)).dtype == torch.bfloat16
 
 

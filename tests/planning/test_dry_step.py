@@ -74,6 +74,7 @@ def real(method, cached=False, checkpointing=False) -> int:
     ],
     ids=str,
 )
+@pytest.mark.cpu
 def test_the_peak_is_that_of_a_real_step(method, step):
     renamed = {{"cached": "text_cached"}.get(name, name): value for name, value in step.items()}
     assert dry(method, **renamed).peak == pytest.approx(real(method, **step), rel=0.03)

@@ -41,8 +41,9 @@ def batch_of(rows: list[int]) -> dict[str, torch.Tensor]:
 
 
 def gradient(model: DeepMLFModel, parts: list[list[int]]) -> tuple[float, dict[str, torch.Tensor]]:
-    batches = [batch_of(rows) for rows in parts]
-    counts = step_counts(batches, MODALITIES, "cpu")
+    device = str(model.device)
+    batches = [{name: x.to(device) for name, x in batch_of(rows).items()} for rows in parts]
+    counts = step_counts(batches, MODALITIES, device)
     model.zero_grad()
     loss = 0.0
     for batch in batches:

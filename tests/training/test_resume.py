@@ -117,7 +117,7 @@ def outcome(run: Path, result: dict[str, Any]) -> dict[str, Any]:
 def _content(value: Any) -> Any:
     """What a torch file holds, every bit of it, in types that compare."""
     if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), value.cpu().numpy().tobytes()
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.tobytes()
     if isinstance(value, dict):

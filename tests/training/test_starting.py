@@ -92,6 +92,7 @@ def test_a_frozen_encoder_gives_one_context_an_utterance_and_keeps_its_statistic
     assert model.deepmlf_config.freeze_av_encoder
     assert not any(p.requires_grad for p in model.active_stack.av_encoder.parameters())
     assert all(p.requires_grad for p in model.active_stack.heads.parameters())
+    model.to("cpu")
     features = {n: (torch.randn(2, 4, d), torch.ones(2, 4).bool()) for n, d in DIMS.items()}
     first, again = (model.active_stack.av_encoder(features).frames for _ in range(2))
     assert torch.equal(first, again)  # with dropout .1 in its settings
@@ -125,7 +126,9 @@ def test_a_checkpoint_gives_the_frozen_encoder_back(
     fresh = DeepMLFModel(load_base_model("tiny-llama"), method_config(toy_settings(**values), toy_data))
     restore(fresh, tmp_path / "run" / "checkpoint-1")
     told = read_av_encoder(stage1 / "av_encoder").tensors
-    assert all(torch.equal(value, told[name]) for name, value in fresh.active_stack.av_encoder.state_dict().items())
+    assert all(
+        torch.equal(value.cpu(), told[name]) for name, value in fresh.active_stack.av_encoder.state_dict().items()
+    )
     trained = DeepMLFModel(load_base_model("tiny-llama"), method_config(toy_settings(), toy_data))
     before = trained.active_stack.av_encoder.join.weight.clone()
     restore(trained, tmp_path / "run" / "checkpoint-1")  # its engine's files have it
