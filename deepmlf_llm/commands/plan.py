@@ -15,6 +15,7 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from deepmlf_llm.planning.advice import Choice, Planner, choices, recommend
 from deepmlf_llm.planning.dry_step import Step
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
-from deepmlf_llm.planning.memory import GIB
+from deepmlf_llm.planning.memory import GIB, Layout
 from deepmlf_llm.planning.parameters import parameters_by_part
 from deepmlf_llm.planning.rates import PEAK_TFLOPS, step_seconds
 from deepmlf_llm.planning.summary import shown
@@ -256,17 +257,23 @@ def _of_choice(
 
 def _among(settings: Any, processes: int, cached: bool) -> list[Choice]:
     recomputes = bool(settings.trainer.get("gradient_checkpointing", False))
-    among = list(choices(processes, settings.quantization, recomputes, cached))
-    asked = settings.deepspeed
-    if asked is None:
-        return among
-    found = [choice for choice in among if choice.layout.name == asked]
-    if not found:
-        names = dict.fromkeys(choice.layout.name for choice in among if choice.layout.stage)
-        raise ConfigError(
-            f"--ds {asked}: planned here are {', '.join(names) or 'none: there is one GPU'}; leave it out"
-        )
-    return found
+    return list(choices(processes, settings.quantization, recomputes, cached, _asked(settings, processes)))
+
+
+def _asked(settings: Any, processes: int) -> Layout | None:
+    """The layout that ``--ds`` names, as the run itself would read it."""
+    from deepmlf_llm.training.trainer_arguments import read_deepspeed
+
+    with redirect_stdout(sys.stderr):  # where DeepSpeed greets as it is imported; --json is for programs
+        config = read_deepspeed(settings)
+    if config is None:
+        return None
+    section = config["zero_optimization"]
+
+    def away(part: str) -> bool:
+        return (section.get(part) or {}).get("device", "none") != "none"
+
+    return Layout(processes, section.get("stage", 0), away("offload_optimizer"), away("offload_param"))
 
 
 def _config(settings: Any, lengths: Lengths) -> DeepMLFConfig:

@@ -135,7 +135,9 @@ class Planner:
         return self._steps[key]
 
 
-def choices(processes: int, quantization: str, checkpointing: bool, text_cached: bool) -> Iterator[Choice]:
+def choices(
+    processes: int, quantization: str, checkpointing: bool, text_cached: bool, layout: Layout | None = None
+) -> Iterator[Choice]:
     """From the fastest to the one that takes least.
 
     Args:
@@ -143,17 +145,15 @@ def choices(processes: int, quantization: str, checkpointing: bool, text_cached:
         quantization: asked for; with "none" 4 bits are tried too.
         checkpointing: asked for; else tried without and with.
         text_cached: needs the whole LM in each process, so ZeRO-3 is left out.
+        layout: asked for; default: those that are worth a try.
     """
     kinds = [quantization] if quantization != "none" else ["none", "nf4"]
     kept = [True] if checkpointing else [False, True]
-    stages = [Layout(1)] if processes == 1 else [Layout(processes), Layout(processes, 2)]
-    for layout in stages:
-        yield from (Choice(layout, kind, recomputes) for kind in kinds for recomputes in kept)
-    if text_cached:
-        return
-    layouts = [Layout(processes, 3)] if processes > 1 else []
-    for layout in [*layouts, Layout(processes, 3, True, True)]:
-        yield from (Choice(layout, kind, recomputes) for kind in kinds for recomputes in kept)
+    layouts = [layout] if layout else [Layout(1)] if processes == 1 else [Layout(processes), Layout(processes, 2)]
+    if not text_cached and layout is None:
+        layouts += [*([Layout(processes, 3)] if processes > 1 else []), Layout(processes, 3, True, True)]
+    for each in layouts:
+        yield from (Choice(each, kind, recomputes) for kind in kinds for recomputes in kept)
 
 
 def recommend(planner: Planner, among: list[Choice], utterances: int) -> tuple[Choice | None, int, str]:

@@ -25,6 +25,17 @@ def test_says_parameters_memory_time_and_what_to_take(capsys):
     assert found["step"]["seconds"]["expected"] > 0
 
 
+@pytest.mark.parametrize("stage", ["zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload"])
+def test_a_stage_that_is_asked_for_is_the_one_that_is_planned(stage, capsys):
+    main([*TINY, "--gpus", "2", "--ds", stage, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["recommendation"]["choice"] == stage
+    rows = found["memory"]
+    assert (rows["optimizer"]["expected"] == 0) is stage.endswith("offload")
+    assert ("gathered weights" in rows) is ("zero3" in stage)
+    assert (rows["weights"]["expected"] == 0) is (stage == "zero3_offload")
+
+
 def test_shows_a_plan_to_people(capsys):
     main([*TINY, "--ffw_scope", "fusion", "--text_cache", "memory", "--readout", "both"])
     said = capsys.readouterr().out
@@ -48,7 +59,7 @@ def test_a_run_is_planned_with_the_lengths_of_its_data(capsys, isolated_cache):
         (["--gpu", "h10"], "did you mean 'h100'"),
         (["--gpu_memory", "much"], "--gpu_memory much: expected a number"),
         (["--frames", "audio=many"], "--frames audio=many: expected modality=FRAMESxWIDTH"),
-        (["--ds", "zero9"], "--ds zero9: planned here are"),
+        (["--ds", "zero9"], "--ds zero9: cannot be read"),
         (["--fusion_layer", "1"], "fusion_layer"),
     ],
     ids=str,

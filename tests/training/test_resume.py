@@ -230,15 +230,17 @@ def test_a_signal_before_training_ends_a_run_that_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow  # 60 combinations, some 300 runs
+@pytest.mark.slow  # 30 combinations, some 150 runs
 @pytest.mark.parametrize("save", SAVES)
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
 def test_every_combination_of_schedules(
     make: MakeSettings, data: TrainingData, tmp_path: Path, save: str, evaluation: str
 ) -> None:
-    """Every schedule of the log with them; the ends of runs and the kinds of steps are dealt out in turn."""
-    first = list(SAVES).index(save) * len(EVALUATIONS) + list(EVALUATIONS).index(evaluation)
-    for number, log in enumerate(LOGS):
+    """Two schedules of the log with each pair: each meets every one of both. Ends and kinds of steps in turn."""
+    row, column = list(SAVES).index(save), list(EVALUATIONS).index(evaluation)
+    first = row * len(EVALUATIONS) + column
+    for number in (0, 2):
+        log = list(LOGS)[(row + column + number) % len(LOGS)]
         end, step = list(ENDS)[(first + number) % len(ENDS)], list(STEPS)[(first + 2 * number) % len(STEPS)]
         place = tmp_path / str(number)
         assert check_every_resume(make, data, place, settings_of(save, evaluation, log, end, step)) >= 1, (
