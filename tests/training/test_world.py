@@ -170,8 +170,9 @@ def test_a_process_that_hangs_is_named(repository: Path, tmp_path: Path) -> None
 def test_any_cut_of_a_step_gives_the_same_run(
     toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, cheap_runs: None, accumulated: int, scope: str
 ) -> None:
-    """Ten steps of 8 utterances at once, or in batches of 4 or of one."""
-    values = {name.replace(".", "__"): value for name, value in WORLDLESS.items()} | {"ffw_scope": scope}
+    """Twenty steps of 8 utterances at once, or in batches of 4 or of one."""
+    values = {name.replace(".", "__"): value for name, value in WORLDLESS.items()}
+    values |= {"ffw_scope": scope, "num_train_epochs": 4}
     once = toy_settings(**values, output_dir=str(tmp_path / "once"))
     cut = toy_settings(**values, output_dir=str(tmp_path / "cut"), gradient_accumulation_steps=accumulated)
     logs = []
@@ -179,7 +180,7 @@ def test_any_cut_of_a_step_gives_the_same_run(
         run_training(settings, toy_data)
         logs.append(read_metrics(Path(str(settings.output_dir)) / "metrics.jsonl"))
     losses = [[line["loss"] for line in log if line["kind"] == "train"] for log in logs]
-    assert len(losses[0]) == 10
+    assert len(losses[0]) == 20
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
     assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-6)
 
