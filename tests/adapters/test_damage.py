@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -26,15 +26,12 @@ from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.adapters.damage import damaged
+from tests.examples import examples
 
 IDS = torch.arange(12).reshape(2, 6) * 9 + 3
 AUDIO = torch.linspace(-1, 1, 2 * 4 * 5).reshape(2, 4, 5)
 STANDARDISATION = {"mean": [0.0] * 5, "std": [1.0] * 5, "clip": 10.0, "constant": []}
 HUGE = [2**20, 2**31, 2**40, 2**62, 2**64, 10**30]
-
-
-def examples(count):
-    return settings(max_examples=count, suppress_health_check=list(HealthCheck))
 
 
 class Base:

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +19,7 @@ from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.adapters.damage import damaged
+from tests.examples import examples
 
 IDS = torch.arange(12).reshape(2, 6) * 9 + 3
 AUDIO = torch.linspace(-1, 1, 2 * 4 * 5).reshape(2, 4, 5)
@@ -156,7 +157,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("damaged")
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(1500)
 @given(data=st.data())
 def test_damaged_weights_always_end_in_the_documented_error(saved, sealed, place, data):
     whole = (saved / files.WEIGHTS).read_bytes()
@@ -176,7 +177,7 @@ def test_damaged_weights_always_end_in_the_documented_error(saved, sealed, place
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(400)
 @given(data=st.data())
 def test_whole_files_with_other_tensors_always_end_in_the_documented_error(expected, sealed, saved, place, data):
     tensors = load_file(saved / files.WEIGHTS)
@@ -209,7 +210,7 @@ def test_whole_files_with_other_tensors_always_end_in_the_documented_error(expec
         files.check_tensors(files.read_weights(place, config), expected, place)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(200)
 @given(
     field=st.sampled_from(["family", "width", "layers", "vocabulary", "shapes", "weights"]),
     value=st.integers(1, 2**31) | st.text(max_size=16),
@@ -230,7 +231,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(800)
 @given(data=st.data())
 def test_damaged_configs_end_in_the_documented_error_or_are_sound(saved, place, data):
     content = (saved / files.CONFIG).read_bytes()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 
@@ -16,6 +16,7 @@ from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.peft_model import DeepMLFModel
+from tests.examples import examples
 
 LOCATION = {"base_model_name_or_path", "base_model_relative", "revision"}
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just([]) | st.just({})
@@ -47,7 +48,7 @@ def places(value, path=()):
         yield from places(item, (*path, key))
 
 
-@settings(max_examples=600, suppress_health_check=list(HealthCheck))
+@examples(600)
 @given(data=st.data())
 def test_any_change_of_the_settings_is_found(saved, place, data):
     values = json.loads((saved / files.CONFIG).read_text())
@@ -72,7 +73,7 @@ def test_any_change_of_the_settings_is_found(saved, place, data):
         files.read_config(place)
 
 
-@settings(max_examples=600, suppress_health_check=list(HealthCheck))
+@examples(600)
 @given(data=st.data())
 def test_a_flipped_byte_changes_no_setting_unseen(saved, place, data):
     raw = bytearray((saved / files.CONFIG).read_bytes())

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from deepmlf_llm.backbones import load_base_model
+from deepmlf_llm.backbones.toys import toy_model, toy_tokenizer
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.inference.predictor import SentimentPredictor
 from deepmlf_llm.model.peft_model import DeepMLFModel
@@ -187,8 +188,15 @@ def test_parquet_and_bf16(predict: Any, tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(), reason="torch.compile needs Python's headers"
 )
-def test_compiled_predictions_are_the_same(predict: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_predictions_are_the_same(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
+
+    torch.manual_seed(0)
+    toy_model("tiny-llama", num_hidden_layers=1).save_pretrained(tmp_path / "base")  # each layer compiles for long
+    toy_tokenizer().save_pretrained(tmp_path / "base")
+    config = DeepMLFConfig(fusion_layers=[0], modalities={"audio": {"dim": 3}, "vision": {"dim": 2}})
+    DeepMLFModel(load_base_model(str(tmp_path / "base")), config).eval().save_pretrained(tmp_path / "adapter")
+    predict = partial(in_process, "predict", "--adapter", tmp_path / "adapter")
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     source = write(tmp_path / "in.jsonl", utterances(5))
