@@ -60,13 +60,10 @@ def predict_clip(options: Namespace) -> int:
     _check(options, given)
     from deepmlf_llm.adapters.hub import local_directory
     from deepmlf_llm.inference.predictor import SentimentPredictor
-    from deepmlf_llm.media.recipe import settings_of
-    from deepmlf_llm.model.merged import read_settings
 
     adapter = local_directory(options.adapter)
     if options.video is not None:
-        _check_encoders(dict(options.encoder), settings := read_settings(adapter))
-        settings_of(settings.modalities)  # a model that cannot take clips says so before it is loaded
+        check_takes_clips(adapter, dict(options.encoder))
     predictor = SentimentPredictor.from_pretrained(
         adapter,
         base=options.base_model,
@@ -101,11 +98,26 @@ def _check(options: Namespace, given: dict[str, Path]) -> None:
         raise ConfigError(f"--plot {options.plot}: expected a name that ends with .svg or .png")
 
 
-def _check_encoders(encoders: dict[str, str], settings: Any) -> None:
+def check_takes_clips(adapter: Path | str, encoders: dict[str, str]) -> None:
+    """What cannot be says so before a model is loaded.
+
+    Args:
+        adapter: directory of an adapter, of a run or of a merged model.
+        encoders: what ``--encoder`` was given: modality -> place.
+
+    Raises:
+        ConfigError: an encoder for a modality that the model does not have.
+        DataError: its features were not made of clips.
+    """
+    from deepmlf_llm.media.recipe import settings_of
+    from deepmlf_llm.model.merged import read_settings
+
+    modalities = read_settings(adapter).modalities
     for name in encoders:
-        if name not in settings.modalities:
-            known = ", ".join(settings.modalities) or "none"
-            raise ConfigError(f"--encoder {name}={suggest(name, settings.modalities)}: the modalities are {known}")
+        if name not in modalities:
+            known = ", ".join(modalities) or "none"
+            raise ConfigError(f"--encoder {name}={suggest(name, modalities)}: the modalities are {known}")
+    settings_of(modalities)
 
 
 def window_of(text: str) -> float | str:

@@ -11,7 +11,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.clip_prediction import add_reader_options
+from deepmlf_llm.commands.clip_prediction import add_reader_options, check_takes_clips
 from deepmlf_llm.commands.shell import RecipeParser, program, run_recipe
 from deepmlf_llm.errors import DataError
 
@@ -42,11 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from deepmlf_llm.inference.clips import ClipReader
     from deepmlf_llm.inference.predictor import SentimentPredictor
     from deepmlf_llm.media.asr import FasterWhisper
-    from deepmlf_llm.media.recipe import settings_of
-    from deepmlf_llm.model.merged import read_settings
 
     adapter = local_directory(options.adapter)
-    settings_of(read_settings(adapter).modalities)
+    check_takes_clips(adapter, dict(options.encoder))
     predictor = SentimentPredictor.from_pretrained(adapter, base=options.base_model)
     listens = options.transcribe == "missing"
     transcriber = FasterWhisper(options.asr_model, options.language, options.device) if listens else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -104,6 +106,27 @@ def test_what_cannot_be_is_one_line(world, words, told, capsys, tmp_path):
     places = {"CLIP": str(world / "source/Raw/v/a.mp4"), "ZERO": str(tmp_path / "zero.mp4")}
     try:
         code = cli.main(["predict", "--adapter", f"{world}/adapter", *(places.get(word, word) for word in words)])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--encoder", "visoin=x"], "did you mean 'vision'"),
+        (["--encoder", "vision"], "expected name=value"),
+        (["--encoder", "vision=outlin"], "did you mean 'outline'"),
+        (["--transcribe", "nevr"], "did you mean 'never'"),
+        (["--exampel", "x.mp4"], "unknown option --exampel (did you mean '--example'?)"),
+    ],
+)
+def test_the_page_refuses_the_same_before_it_is_built(world, words, told, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    monkeypatch.setattr("deepmlf_llm.commands.demo_page.build_page", lambda *_: pytest.fail("a page was built"))
+    try:
+        code = cli.main(["demo", "--adapter", f"{world}/adapter", "--transcribe", "never", *words])
     except SystemExit as ended:
         code = ended.code
     assert code == 2
