@@ -2,6 +2,8 @@
 
   deepmlf study                                                        # the default grid, on the embedded set
   deepmlf study --grid scale/mosi --output runs/mosi-study --slots 2
+  deepmlf study report runs/mosi-study                                 # its report again, from what is stored
+  deepmlf study compare runs/mosi-study runs/another                   # --help says more
 
 The same command again goes on: finished cells are skipped, cut ones resume, failed ones are tried again. Ctrl-C is
 safe, and so is a kill.
@@ -45,7 +47,15 @@ def build_parser() -> RecipeParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["compare"]:
+        from deepmlf_llm.commands import study_compare
+
+        study_compare.main(words[1:])
+        return 0
+    if words[:1] == ["report"]:
+        words = ["--report-only", *(["--output"] if words[1:] and not words[1].startswith("-") else []), *words[1:]]
+    args = build_parser().parse_args(words)
     from deepmlf_llm.study.directory import StudyDirectory
 
     if args.report_only:

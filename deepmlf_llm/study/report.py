@@ -13,18 +13,21 @@ from deepmlf_llm.study.configurations import Configuration, axis_name, gather, v
 from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.study.gate_plots import gates_plot
 from deepmlf_llm.study.html import to_html
+from deepmlf_llm.study.latex import to_latex
 from deepmlf_llm.study.plots import Plot, heads_plot, quality_plot, quantities
 from deepmlf_llm.study.report_tables import cell_table, cost_table, failed_cells, surroundings
 from deepmlf_llm.study.results import read_all, write_parquet
 from deepmlf_llm.study.statistics import effects
+from deepmlf_llm.study.summary_page import summary_blocks
 from deepmlf_llm.study.text_alone import text_alone
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 
-MARKDOWN, PAGE = "report.md", "report.html"
+MARKDOWN, PAGE, TABLES, SUMMARY = "report.md", "report.html", "report.tex", "summary.html"
 
 
 def write_report(directory: StudyDirectory) -> list[Path]:
-    """Writes ``report.md`` with its plots, ``report.html`` and the Parquet of all cells.
+    """Writes ``report.md`` with its plots, ``report.html``, the tables as ``report.tex``, one page to read in a minute
+    (``summary.html``) and the Parquet of all cells.
 
     Raises:
         RunError: no study there.
@@ -37,8 +40,15 @@ def write_report(directory: StudyDirectory) -> list[Path]:
     plots = [block for block in blocks if isinstance(block, Plot)]
     _write_plots(directory.path, plots)
     write_aside(directory.path / MARKDOWN, to_markdown(blocks))
-    write_aside(directory.path / PAGE, to_html(blocks, study["title"]))
-    return [directory.path / MARKDOWN, directory.path / PAGE]
+    texts = {
+        MARKDOWN: to_markdown(blocks),
+        PAGE: to_html(blocks, study["title"]),
+        TABLES: to_latex(blocks, study["title"]),
+        SUMMARY: to_html(summary_blocks(study, records, plots), study["title"]),
+    }
+    for name, text in texts.items():
+        write_aside(directory.path / name, text)
+    return [directory.path / name for name in texts]
 
 
 def _write_plots(path: Path, plots: Sequence[Plot]) -> None:

@@ -71,6 +71,24 @@ def _in_order(values: set[Any]) -> list[Any]:
     return sorted(values) if numbers else sorted(values, key=str)
 
 
+def seeds_to_tell(change: Interval, size: float | None = None, most: int = 1000) -> int | None:
+    """How many seeds would bring the interval below ``size``, if they spread as these do; itself uncertain with few.
+
+    Args:
+        change: over the seeds there are.
+        size: default: of the change that was seen.
+        most: None beyond that many.
+    """
+    size = abs(change.mean) if size is None else size
+    if change.half is None or not size:
+        return None
+    deviation = change.half * math.sqrt(change.n) / float(stdtrit(change.n - 1, (1 + CONFIDENCE) / 2))
+    for n in range(2, most + 1):
+        if float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n) < size:
+            return n
+    return None
+
+
 def different(xs: Sequence[float]) -> int:
     """How many x lie more than 5 % above the next lower one: two clusters are two places, whatever their size."""
     ordered = sorted(xs)
