@@ -6,20 +6,28 @@
   deepmlf study compare runs/mosi-study runs/another                   # --help says more
 
 The same command again goes on: finished cells are skipped, cut ones resume, failed ones are tried again. Ctrl-C is
-safe, and so is a kill.
+safe, and so is a kill. Several machines share one folder: each runs the command with --join, or all are started by
+
+  deepmlf study --grid FILE --output DIR --executor slurm --nodes 4 --sbatch=--gpus=1 --sbatch=--time=12:00:00
+  deepmlf study --grid FILE --output DIR --executor hostfile --hostfile hosts        # --dry-run shows what would start
 """
 
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepmlf_llm import shipped
 from deepmlf_llm.commands import train
-from deepmlf_llm.commands.shell import RecipeParser, program, run_recipe
-from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.commands.shell import RecipeParser, one_of, program, run_recipe
+from deepmlf_llm.errors import ConfigError, Problems
+from deepmlf_llm.files import make_directory, write_aside
 from deepmlf_llm.paths import shown
+
+if TYPE_CHECKING:
+    from deepmlf_llm.study.executors import Executor
 
 DEFAULT = "scale/default"
 TRAIN = Path(train.__file__)
@@ -36,6 +44,31 @@ def build_parser() -> RecipeParser:
         type=_positive,
         metavar="N",
         help="cells at a time (default: one a core, at most 4; GPUs / processes)",
+    )
+    add("--join", action="store_true", help="work with others in --output: take cells that no other process holds")
+    add(
+        "--executor",
+        type=one_of("local", "slurm", "hostfile"),
+        default="local",
+        help="local: this process; slurm: an array of jobs; hostfile: one process a host, by ssh (default: local)",
+    )
+    add("--nodes", type=_positive, metavar="N", help="of slurm: jobs of the array")
+    add(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="=OPTION",
+        help="of slurm: an option for sbatch; again for more",
+    )
+    add(
+        "--hostfile", type=Path, metavar="FILE", help="of hostfile: a host a line, with slots=N for its cells at a time"
+    )
+    add(
+        "--lease",
+        type=float,
+        default=90.0,
+        metavar="SECONDS",
+        help="a node whose heartbeat does not change for so long is dead, and its cells are taken over (default: 90)",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
@@ -68,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from deepmlf_llm.study.grid import Grid
     from deepmlf_llm.study.plan import make_plan
 
-    grid = Grid.from_yaml(shipped.locate(shipped.CONFIGS, args.grid or DEFAULT))
+    executor = _executor(args, lambda: _run(plan, directory, args))
+    source = shipped.locate(shipped.CONFIGS, args.grid or DEFAULT)
+    grid = Grid.from_yaml(source)
     directory = StudyDirectory(args.output or Path("runs") / f"scale-{grid.name}")
     directory.check(grid.name)
     plan = make_plan(grid, TRAIN)
@@ -77,29 +112,107 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.dry_run:
         _print_state(plan, directory)
+        if args.executor != "local":
+            print(executor.shown(_node_command(args, grid.name, directory)))
         return 0
-    return _run(plan, directory, args.slots)
+    if args.executor != "local":
+        with directory.claimed():
+            directory.check(grid.name)
+            directory.write(plan)
+            write_aside(_grid_of_nodes(directory), Path(source).read_bytes())
+    return executor.start(_node_command(args, grid.name, directory))
 
 
-def _run(plan: Any, directory: Any, slots: int | None) -> int:
-    from deepmlf_llm.study.cell_process import default_slots, make_slots
+def _executor(args: Any, work: Callable[[], int]) -> "Executor":
+    """Where the study runs.
+
+    Args:
+        args: of the command line.
+        work: runs it in this process.
+
+    Raises:
+        ConfigError: options that do not go together, all at once.
+    """
+    from deepmlf_llm.study.executors import Host, Hosts, Local, Slurm, read_hostfile
+    from deepmlf_llm.study.node import SHORTEST_LEASE
+
+    problems = Problems(ConfigError, f"--executor {args.executor}")
+    check, kind = problems.check, args.executor
+    check(
+        SHORTEST_LEASE <= args.lease <= 86400, f"--lease {args.lease:g}: expected {SHORTEST_LEASE:g} to 86400 seconds"
+    )
+    check(kind == "local" or not args.join, "--join is for the processes that it starts; leave it out")
+    check(
+        kind == "slurm" or (args.nodes is None and not args.sbatch), "--nodes and --sbatch belong to --executor slurm"
+    )
+    check(kind != "slurm" or args.nodes is not None, "give --nodes N")
+    check((kind == "hostfile") == (args.hostfile is not None), "--executor hostfile and --hostfile FILE go together")
+    problems.raise_if_any()
+    if kind == "slurm":
+        return Slurm(args.nodes, args.sbatch)
+    if kind == "hostfile":
+        return Hosts([Host(host.name, host.slots or args.slots) for host in read_hostfile(args.hostfile)])
+    return Local(work)
+
+
+def _grid_of_nodes(directory: Any) -> Path:
+    """A copy: nodes may begin long after the file was edited again."""
+    from deepmlf_llm.study.node import NODES
+
+    make_directory(directory.path / NODES)
+    return Path(directory.path) / NODES / "grid.yaml"
+
+
+def _node_command(args: Any, name: str, directory: Any) -> Any:
+    import deepmlf_llm
+    from deepmlf_llm.study.executors import NodeCommand, passed_on
+    from deepmlf_llm.study.node import NODES
+
+    folder = directory.path.resolve()
+    words = [sys.executable, "-m", "deepmlf_llm.commands.study", "--grid", str(folder / NODES / "grid.yaml")]
+    words += ["--output", str(folder), "--join", "--lease", f"{args.lease:g}"]
+    words += ["--slots", str(args.slots)] if args.slots and args.executor == "slurm" else []
+    return NodeCommand(words, folder, name, Path.cwd(), passed_on(Path(deepmlf_llm.__file__).resolve().parents[1]))
+
+
+def _run(plan: Any, directory: Any, args: Any) -> int:
+    from deepmlf_llm.study.claims import turn
     from deepmlf_llm.study.live import make_view
+    from deepmlf_llm.study.node import NODES, Node
     from deepmlf_llm.study.runner import Runner, Stopped
 
-    processes = plan.grid.processes
-    chosen = make_slots(slots or default_slots(processes), processes)
+    chosen, memory = _places(plan, args.slots)
     for note in plan.notes:
         print(f"note: {note}")
     print(f"{len(plan.cells)} cells in {shown(directory.path)}, {len(chosen)} at a time", flush=True)
-    with directory.claimed():
+    with nullcontext() if args.join else directory.claimed(), Node(directory.path, args.lease) as node:
         directory.check(plan.grid.name)
-        directory.write(plan)
+        if args.join:
+            directory.join(plan, node.name)
+        else:
+            directory.write(plan)
         try:
-            Runner(plan, directory, chosen, TRAIN, make_view(plan.grid.metric)).run()
+            Runner(plan, directory, chosen, TRAIN, make_view(plan.grid.metric), node=node, memory=memory).run()
         except Stopped as stopped:
             print(f"{stopped}; what is finished is kept, and the same command goes on", file=sys.stderr)
             return 128 + stopped.number
-        return _report(directory)
+        with turn(node, directory.path / NODES / "report"):
+            return _report(directory)
+
+
+def _places(plan: Any, slots: int | None) -> tuple[Any, Any]:
+    """Slots, and what is known of the GPUs' memory."""
+    import torch
+
+    from deepmlf_llm.study.cell_memory import memory_needs
+    from deepmlf_llm.study.cell_process import default_slots, make_slots
+    from deepmlf_llm.study.gpu_memory import GpuMemory, free_memory
+
+    processes = plan.grid.processes
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    free = free_memory(gpus) if gpus else {}
+    memory = GpuMemory(free, memory_needs(plan.cells) if free else {})
+    return make_slots(slots or default_slots(processes, memory.most(processes, gpus)), processes), memory
 
 
 def _report(directory: Any) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import deepmlf_llm
 from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.study import guard
 from deepmlf_llm.study.cells import PlannedCell
+from deepmlf_llm.study.claims import Claim
 from deepmlf_llm.study.results import CONFIG, LOG, RUN
 from deepmlf_llm.training.launch import free_port
 from deepmlf_llm.training.metrics_log import METRICS_FILE, read_metrics
@@ -58,26 +60,44 @@ class CellProcess:
         folder: of the cell; made where it is missing.
         slot: where it runs.
         recipe: the training recipe.
+        claim: on the folder; while it is held and the node's heartbeat is written, the cell may work.
     """
 
-    def __init__(self, cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> None:
-        self.cell, self.folder, self.slot = cell, folder, slot
+    def __init__(self, cell: PlannedCell, folder: Path, slot: Slot, recipe: Path, claim: Claim) -> None:
+        self.cell, self.folder, self.slot, self.claim = cell, folder, slot, claim
         make_directory(folder)
         write_aside(folder / CONFIG, settings_yaml(cell.settings))
         self.attempts = _count_attempt(folder)
         remove_unstarted_run(folder / RUN)
         self.began = time.monotonic()
         self._length, self._step = -1, 0
+        within = [guard.WITHIN, str(claim.node.within)]
         with writing(folder / LOG), (folder / LOG).open("ab") as log:
             log.write(f"---- start {self.attempts}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
-                [sys.executable, guard.__file__, *command(cell, folder, slot, recipe)],
+                [sys.executable, guard.__file__, *within, *command(cell, folder, slot, recipe)],
+                bufsize=0,
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends; the guard then ends the cell
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment(slot),
             )
+        try:
+            claim.name_worker(self.process.pid)  # before anything is started
+            self.pulse()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        claim.node.pulses.append(self.pulse)
+
+    def pulse(self) -> None:
+        """Lets the cell go on; without it the guard ends it."""
+        assert self.process.stdin is not None
+        with suppress(OSError, ValueError):  # it has ended
+            if self.claim.is_held():
+                self.process.stdin.write(b".")
 
     def poll(self) -> int | None:
         """Exit code, 128 + n for signal n; None while it runs."""
@@ -99,6 +119,14 @@ class CellProcess:
     def has_read_its_texts(self) -> bool:
         """Whether training has begun, and so every text stands in the cache."""
         return (self.folder / RUN / METRICS_FILE).is_file()
+
+    def close(self) -> None:
+        """Of one that has ended: no pulse is sent any more."""
+        with suppress(ValueError):
+            self.claim.node.pulses.remove(self.pulse)
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
 
     def ask_to_end(self) -> None:
         self.process.terminate()
@@ -150,9 +178,12 @@ def environment(slot: Slot) -> dict[str, str]:
     """This process' own, with the slot's share of the machine, and with this very package first."""
     given = {"OMP_NUM_THREADS": str(slot.threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")]))
-    # The launcher names GPUs by their numbers on the machine; a process of its own sees only the slot's.
+    # The launcher names GPUs by their numbers on the machine; a process of its own sees only the slot's, which counts
+    # among those that this process sees.
     if len(slot.gpus) == 1:
-        given["CUDA_VISIBLE_DEVICES"] = str(slot.gpus[0])
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        number = slot.gpus[0]
+        given["CUDA_VISIBLE_DEVICES"] = visible[number] if number < len(visible) else str(number)
     return given
 
 
@@ -169,10 +200,16 @@ def _count_attempt(folder: Path) -> int:
     return before + 1
 
 
-def default_slots(processes: int) -> int:
-    """As many cells as the GPUs carry; on CPU one a core, at most 4."""
+def default_slots(processes: int, most: int | None = None) -> int:
+    """As many cells as the GPUs carry; on CPU one a core, at most 4.
+
+    Args:
+        processes: of a cell.
+        most: cells that the GPUs hold, where their memory is known; they share the cores too.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return max(1, torch.cuda.device_count() // processes)
+        gpus = torch.cuda.device_count()
+        return max(1, gpus // processes) if most is None else max(gpus, min(most, usable_cores()))
     return max(1, min(4, usable_cores() // processes))

@@ -1,26 +1,33 @@
-"""The folder of a study: whose it is, where each cell lies, and one process at a time in it.
+"""The folder of a study: whose it is, where each cell lies, and who may work in it.
 
 ``study.json`` (the cells and the code version of the last start), ``cells/NAME/`` (``config.yaml``, ``log.txt``,
-``cell.json`` once ended, ``run/`` as the training recipe leaves it), ``results.parquet``, ``report.md`` with
-``plots/``, ``report.html``. Every file is written aside and renamed.
+``cell.json`` once ended, ``run/`` as the training recipe leaves it, ``claim-N.json``: whose it is), ``nodes/`` (a
+heartbeat of each process at work), ``results.parquet``, ``report.md`` with ``plots/``, ``report.html``, ``report.tex``,
+``summary.html``. Every file is written aside and renamed.
+
+One process at a time works there, unless the others say that they join it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.files import make_directory, write_aside
+from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import Plan, PlannedCell
+from deepmlf_llm.study.node import NODES
 
 SCHEMA = 1
 STUDY, CELLS, LOCK = "study.json", "cells", ".lock"
+_OURS = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(STUDY)}\.partial|{NODES}")
 
 
 class StudyDirectory:
@@ -44,7 +51,7 @@ class StudyDirectory:
         if not self.path.is_dir():
             raise RunError(f"{where}: is a file")
         if not (self.path / STUDY).is_file():
-            if any(entry.name not in (LOCK, f".{STUDY}.partial") for entry in self.path.iterdir()):
+            if any(not _OURS.fullmatch(entry.name) for entry in self.path.iterdir()):
                 raise RunError(f"{where}: holds something that is not a study; choose another folder")
             return
         stored = self.read()["name"]
@@ -73,18 +80,35 @@ class StudyDirectory:
 
     def write(self, plan: Plan) -> None:
         """Records what this start is about to run."""
-        content = {
-            "schema": SCHEMA,
-            "name": plan.grid.name,
-            "title": plan.grid.title,
-            "metric": plan.grid.metric,
-            "fixed": plan.grid.fixed,
-            "code": plan.code,
-            "excluded": plan.excluded,
-            "notes": plan.notes,
-            "cells": [cell.to_dict() for cell in plan.cells],
-        }
-        write_aside(self.path / STUDY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_aside(self.path / STUDY, _content(plan))
+
+    def join(self, plan: Plan, node: str) -> None:
+        """Takes part in what another start runs there; the first one to join records it.
+
+        Args:
+            plan: what this process would run.
+            node: its name.
+
+        Raises:
+            RunError: it is not the same.
+        """
+        make_directory(self.path / NODES)
+        if not (self.path / STUDY).is_file():
+            own = self.path / NODES / f"{node}.{STUDY}"  # several may do so at once, each with the same words
+            write_aside(own, _content(plan))
+            with writing(self.path / STUDY):
+                os.replace(own, self.path / STUDY)
+        stored, mine = self.read(), json.loads(_content(plan))
+        differ = [
+            what
+            for what, key in (("code version", "code"), ("cells", "cells"))
+            if _identity(stored[key]) != _identity(mine[key])
+        ]
+        if differ:
+            raise RunError(
+                f"--join: the study in {shown(self.path)} does not have the {' and '.join(differ)} that grid, "
+                "data and checkout give here; make them the same, or start it once without --join"
+            )
 
     def planned(self) -> list[PlannedCell]:
         """The cells of the last start, in the grid's order."""
@@ -105,7 +129,9 @@ class StudyDirectory:
         try:
             lock.acquire()
         except Timeout:
-            raise RunError(f"--output {shown(self.path)}: another process runs the study there") from None
+            raise RunError(
+                f"--output {shown(self.path)}: another process runs the study there (--join helps it)"
+            ) from None
         try:
             yield
         finally:
@@ -115,3 +141,23 @@ class StudyDirectory:
         """How many ended cells lie here that are none of ``names``: of an earlier grid, data or code version."""
         folders = (self.path / CELLS).glob("*/cell.json")
         return sum(path.parent.name not in names for path in folders)
+
+
+def _content(plan: Plan) -> str:
+    content = {
+        "schema": SCHEMA,
+        "name": plan.grid.name,
+        "title": plan.grid.title,
+        "metric": plan.grid.metric,
+        "fixed": plan.grid.fixed,
+        "code": plan.code,
+        "excluded": plan.excluded,
+        "notes": plan.notes,
+        "cells": [cell.to_dict() for cell in plan.cells],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _identity(value: Any) -> Any:
+    """Of cells their names and fingerprints."""
+    return [(cell["name"], cell["fingerprint"]) for cell in value] if isinstance(value, list) else value

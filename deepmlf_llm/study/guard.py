@@ -21,14 +21,23 @@ from pathlib import Path
 
 GRACE = 5.0
 """Seconds between asking a process to end and killing it."""
+LAPSED = 79
+"""Exit code where the study sent no pulse in time."""
+WITHIN = "--within"
 
 _LINUX = sys.platform.startswith("linux")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def main(command: list[str]) -> int:
-    """Runs ``command``; returns its exit code, 128 + n where signal n ended it."""
-    stopping = False
+def main(command: list[str], within: float | None = None) -> int:
+    """Runs ``command``; returns its exit code, 128 + n where signal n ended it.
+
+    Args:
+        command: with its arguments.
+        within: seconds; the study sends a byte at least as often, and the first one before anything is started. Where
+            it does not (it hangs, is stopped, or has lost its claim), the command ends and the code is ``LAPSED``.
+    """
+    stopping = lapsed = False
 
     def stop(*_: object) -> None:
         nonlocal stopping
@@ -40,16 +49,29 @@ def main(command: list[str]) -> int:
     if _LINUX:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the command become ours, so they can be found
     guard = os.getpid()
+    if within is not None and not _hears(within):
+        return LAPSED
+    heard = time.monotonic()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: _in_child(guard))
     status: int | None = None
     while status is None and not stopping:
         readable, _, _ = select.select([0], [], [], 0.1)
-        if readable and not os.read(0, 1):
-            stopping = True
+        if readable:
+            stopping = stopping or not os.read(0, 4096)
+            heard = time.monotonic()
+        lapsed = within is not None and time.monotonic() - heard > within
+        stopping = stopping or lapsed
         status = _reap(child.pid)
     left = _end(descendants(guard), child.pid)
+    if lapsed and status is None:
+        return LAPSED
     status = status if status is not None else left
     return os.waitstatus_to_exitcode(status) if status is not None and os.WIFEXITED(status) else 128 + _signal(status)
+
+
+def _hears(within: float) -> bool:
+    readable, _, _ = select.select([0], [], [], within)
+    return bool(readable and os.read(0, 1))
 
 
 def _in_child(guard: int) -> None:
@@ -140,4 +162,5 @@ def _processes() -> list[tuple[int, int, str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    given = sys.argv[1:]
+    sys.exit(main(given[2:], float(given[1])) if given[:1] == [WITHIN] else main(given))

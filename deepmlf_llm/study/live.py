@@ -50,6 +50,10 @@ class Progress:
         self.status[cell.name] = status
         self.seconds[cell.name] = self._clock() - self.began[cell.name]
 
+    def noted(self, cell: PlannedCell, status: str) -> None:
+        """What this process did not do itself: another node runs or has ended it, or it waits again."""
+        self.status[cell.name] = status
+
     def count(self, *status: str) -> int:
         return sum(one in status for one in self.status.values())
 
@@ -73,6 +77,8 @@ class Progress:
         parts = [f"{self.count('finished', 'failed')} of {len(self.cells)} cells"]
         if failed := self.count("failed"):
             parts.append(f"{failed} failed")
+        if elsewhere := self.count("elsewhere"):
+            parts.append(f"{elsewhere} with other nodes")
         left = self.seconds_left()
         if left is not None:
             parts.append(f"about {_duration(left)} left")
@@ -178,7 +184,7 @@ class TableView:
         from rich.table import Table
         from rich.text import Text
 
-        order = {"running": 0, "failed": 1, "finished": 2, "waiting": 3}
+        order = {"running": 0, "failed": 1, "finished": 2, "elsewhere": 3, "waiting": 4}
         cells = sorted(progress.cells, key=lambda cell: order[progress.status[cell.name]])
         table = Table(title=progress.line(), title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("cell", "status", "steps", "result"):

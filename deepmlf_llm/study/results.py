@@ -20,16 +20,18 @@ A failed cell has null for ``metrics`` and for what only a finished run knows.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.extras import installed
-from deepmlf_llm.files import file_aside, write_aside
+from deepmlf_llm.files import file_aside, write_aside, writing
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.node import NODES
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
 SCHEMA = 1
@@ -167,8 +169,14 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, str, bool, type(None))) else json.dumps(value)
 
 
-def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]]) -> bool:
-    """All cells in one table, one row each; False where ``pyarrow`` is not installed (it comes with ``datasets``)."""
+def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]], apart: str = "") -> bool:
+    """All cells in one table, one row each; False where ``pyarrow`` is not installed (it comes with ``datasets``).
+
+    Args:
+        directory: of the study.
+        records: of all cells that have ended.
+        apart: name of this node, where others may write the table at the same time.
+    """
     if not installed("pyarrow"):
         return False
     import pyarrow
@@ -178,8 +186,13 @@ def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]]) 
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
     columns = {name: values if _one_kind(values) else [_as_text(v) for v in values] for name, values in columns.items()}
-    with file_aside(directory.path / PARQUET) as aside:
+    place = directory.path / PARQUET
+    own = directory.path / NODES / f"{apart}.{PARQUET}" if apart else place
+    with file_aside(own) as aside:
         parquet.write_table(pyarrow.table(columns), aside)
+    if apart:
+        with writing(place):
+            os.replace(own, place)
     return True
 
 

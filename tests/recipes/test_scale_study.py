@@ -130,6 +130,45 @@ def test_default_study_without_the_real_base_runs_on_toys(recipe, monkeypatch):
         assert note in done.stdout
 
 
+def test_executors_refuse_what_is_not_theirs(recipe, grid, tmp_path):
+    given = ("--grid", grid(), "--output", "out")
+    for part, words in {
+        "give --nodes N": ("--executor", "slurm"),
+        "--nodes and --sbatch belong to --executor slurm": ("--nodes", 2),
+        "--executor hostfile and --hostfile FILE go together": ("--executor", "hostfile"),
+        "--join is for the processes that it starts": ("--executor", "slurm", "--nodes", 2, "--join"),
+        "--lease 3: expected 20 to 86400 seconds": ("--lease", 3),
+        "'slrm' is none of local, slurm, hostfile (did you mean 'slurm'?)": ("--executor", "slrm"),
+    }.items():
+        assert part in refused(recipe(*given, *words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_submitting_writes_the_study_and_a_script(recipe, grid, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 4711\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    row = {"backbone": "tiny-llama", "fusion_layers": "even:1", "num_fusion_tokens": 2}
+    path = grid(grid=[row], seeds=[1])
+    given = ("--grid", path, "--output", "out", "--executor", "slurm", "--nodes", 4, "--sbatch=--gpus=1", "--slots", 2)
+    shown = recipe(*given, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert not (tmp_path / "out").exists()
+    done = recipe(*given)
+    assert done.returncode == 0, done.stderr
+    assert "submitted 4 nodes as job 4711" in done.stdout
+    folder = tmp_path / "out"
+    assert (folder / "nodes" / "grid.yaml").read_bytes() == path.read_bytes()
+    assert len(json.loads((folder / "study.json").read_text())["cells"]) == 1
+    script = (folder / "nodes" / "slurm.sbatch").read_text()
+    assert script in shown.stdout
+    assert "#SBATCH --array=0-3" in script
+    assert "#SBATCH --gpus=1" in script
+    assert f"--grid {folder}/nodes/grid.yaml --output {folder} --join --lease 90 --slots 2 &" in script
+
+
 def start(repository: Path, *arguments: object, cache: Path) -> subprocess.Popen:
     command = [sys.executable, str(repository / "recipes" / "scale_study.py"), *map(str, arguments)]
     environment = {**os.environ, "DEEPMLF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}

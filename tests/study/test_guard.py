@@ -131,3 +131,37 @@ def test_descendants_are_found_through_every_generation(tmp_path):
     assert pids <= set(guard.descendants(os.getpid()))
     process.stdin.close()
     process.wait(30)
+
+
+def test_nothing_starts_before_the_first_pulse_and_all_ends_when_they_stop(tmp_path):
+    """The study that hangs may be taken for dead: what it started must be over by then."""
+    script = f"import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(60)"
+    process = guarded([guard.WITHIN, "1.0", sys.executable, "-c", script])
+    time.sleep(0.3)
+    assert not (tmp_path / "begun").exists()
+    for _ in range(6):  # longer than a second in all
+        process.stdin.write(b".")
+        process.stdin.flush()
+        time.sleep(0.25)
+    assert (tmp_path / "begun").exists()
+    assert process.poll() is None
+    assert process.wait(10) == guard.LAPSED
+    process.stdin.close()
+
+
+def test_without_any_pulse_nothing_is_started(tmp_path):
+    process = guarded([guard.WITHIN, "0.2", "touch", str(tmp_path / "begun")])
+    assert process.wait(10) == guard.LAPSED
+    process.stdin.close()
+    process = guarded([guard.WITHIN, "30", "touch", str(tmp_path / "begun")])
+    process.stdin.close()  # the study is gone before it said go
+    assert process.wait(10) == guard.LAPSED
+    assert not (tmp_path / "begun").exists()
+
+
+def test_with_pulses_the_exit_code_is_the_commands():
+    process = guarded([guard.WITHIN, "30", sys.executable, "-c", "raise SystemExit(3)"])
+    process.stdin.write(b".")
+    process.stdin.flush()
+    assert process.wait(30) == 3
+    process.stdin.close()

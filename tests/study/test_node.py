@@ -1,0 +1,112 @@
+"""Mirrors ``deepmlf_llm/study/node.py``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deepmlf_llm.study.node import NODES, Node, is_alive, is_gone, process_mark
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def beat(folder, name, number, lease=30.0, process=None):
+    (folder / NODES).mkdir(exist_ok=True)
+    content = {"node": name, "beat": number, "lease": lease, "process": process}
+    (folder / NODES / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_a_node_is_dead_when_its_heartbeat_has_not_changed_for_its_lease(tmp_path):
+    """By the watcher's own clock alone: what the file system says of times may be hours off."""
+    clock = Clock()
+    watcher = Node(tmp_path, lease=5.0, clock=clock)
+    beat(tmp_path, "other", 7)
+    os.utime(tmp_path / NODES / "other.json", (0, 0))
+    assert not watcher.is_dead("other")  # time counts from here
+    clock.now += 29
+    assert not watcher.is_dead("other")
+    beat(tmp_path, "other", 8)
+    os.utime(tmp_path / NODES / "other.json", (4e9, 4e9))
+    clock.now += 29
+    assert not watcher.is_dead("other")
+    clock.now += 29
+    assert not watcher.is_dead("other")
+    clock.now += 2
+    assert watcher.is_dead("other")
+    beat(tmp_path, "other", 9)  # it had only been stopped
+    assert not watcher.is_dead("other")
+
+
+def test_a_heartbeat_that_is_not_there_is_dead_after_the_watchers_lease(tmp_path):
+    clock = Clock()
+    watcher = Node(tmp_path, lease=5.0, clock=clock)
+    assert not watcher.is_dead("nobody")
+    clock.now += 6
+    assert watcher.is_dead("nobody")
+    assert not watcher.is_dead(watcher.name)
+
+
+def test_a_node_beats_until_its_end_and_tells_those_that_listen(tmp_path):
+    beats: list[int] = []
+    with Node(tmp_path, lease=0.3) as node:
+        path = tmp_path / NODES / f"{node.name}.json"
+        node.pulses.append(lambda: beats.append(json.loads(path.read_text())["beat"]))
+        deadline = time.monotonic() + 20
+        while len(beats) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert beats[:4] == [2, 3, 4, 5]  # the first one was written before anybody listened
+    assert list((tmp_path / NODES).iterdir()) == []
+
+
+def test_where_the_heartbeat_cannot_be_written_nobody_is_told(tmp_path):
+    with Node(tmp_path, lease=0.3) as node:
+        path = tmp_path / NODES / f"{node.name}.json"
+        path.unlink()
+        path.mkdir()  # in its place
+        time.sleep(0.1)
+        told: list[int] = []
+        node.pulses.append(lambda: told.append(1))
+        time.sleep(0.3)
+        assert told == []
+        path.rmdir()
+
+
+@linux
+def test_a_process_of_this_machine_that_has_ended_is_seen_at_once(tmp_path):
+    process = subprocess.Popen(["sleep", "60"])
+    mark = process_mark(process.pid)
+    assert is_alive(mark)
+    assert not is_gone(mark)
+    beat(tmp_path, "other", 1, process=mark)
+    watcher = Node(tmp_path)
+    assert not watcher.is_dead("other")
+    process.kill()
+    while process_mark(process.pid) == mark:  # until the kernel has ended it; nobody has waited for it yet
+        time.sleep(0.01)
+    assert watcher.is_dead("other")
+    process.wait()
+    assert watcher.is_dead("other")
+    assert not is_alive(mark)
+
+
+@linux
+def test_what_may_run_elsewhere_is_neither_gone_nor_alive():
+    place, pid, started = process_mark(os.getpid())
+    elsewhere = ["another boot", pid, started - 1]
+    assert not is_gone(elsewhere)
+    assert not is_alive(elsewhere)
+    assert is_gone([place, pid, started - 1])  # the number was given to another process
+    for damaged in (None, [], [place, "x", 1], [place, -1, 1], "x"):
+        assert not is_gone(damaged)
