@@ -29,6 +29,7 @@ from deepmlf_llm.planning.dry_step import Step
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
 from deepmlf_llm.planning.memory import GIB, Layout
+from deepmlf_llm.planning.packed import packed_linears
 from deepmlf_llm.planning.parameters import parameters_by_part
 from deepmlf_llm.planning.rates import PEAK_TFLOPS, step_seconds
 from deepmlf_llm.planning.summary import shown
@@ -242,7 +243,9 @@ def _of_choice(
     geometry = StepGeometry(fits, planner.step.text_tokens, planner.step.frames)
     flops = step_flops(model, geometry, planner.step.text_cached)
     batches = -(-wanted // fits)
-    seconds = step_seconds(flops, step.operators, machines.tflops, batches, choice.checkpointing)
+    lm = model.fused_decoder.decoder.lm
+    packed = 0 if choice.quantization == "none" else len(packed_linears(lm, lm.get_output_embeddings()))
+    seconds = step_seconds(flops, step.operators, machines.tflops, batches, choice.checkpointing, packed)
     return {
         "memory": {name: asdict(part) for name, part in rows.items()},
         "largest_batch": planner.largest_batch(choice),

@@ -17,10 +17,13 @@ PEAK_TFLOPS = {
 """Dense bf16 TFLOP/s by the makers' data sheets."""
 
 _USED = (0.55, 0.4, 0.2)  # share of the peak that matrices of a training step reach
-_LAUNCH = (4e-6, 8e-6, 20e-6)  # seconds that a process takes to issue one operator
+_LAUNCH = (3e-6, 4e-6, 12e-6)  # seconds that a process takes to issue one operator; 3.5e-6 to 4e-6 beside an H100
+_PACKED = 35  # operators that a product with a 4-bit weight takes as long to issue as; measured beside an H100
 
 
-def step_seconds(flops: float, operators: int, tflops: float, batches: int = 1, recomputes: bool = False) -> Range:
+def step_seconds(
+    flops: float, operators: int, tflops: float, batches: int = 1, recomputes: bool = False, packed_linears: int = 0
+) -> Range:
     """Seconds of an optimizer step on one GPU.
 
     Args:
@@ -29,8 +32,11 @@ def step_seconds(flops: float, operators: int, tflops: float, batches: int = 1, 
         tflops: peak of the GPU, or a measured rate of its matrix products.
         batches: accumulated.
         recomputes: activations are computed again: a third more.
+        packed_linears: layers with 4-bit weights; each is run forward and backward, and once more where it is
+            computed again.
     """
     work = flops * (4 / 3 if recomputes else 1)
+    operators += _PACKED * packed_linears * (3 if recomputes else 2)
     low, expected, high = (
         batches * max(work / (tflops * 1e12 * used), operators * launch)
         for used, launch in zip(_USED, _LAUNCH, strict=True)

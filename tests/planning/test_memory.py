@@ -44,7 +44,8 @@ def test_time_is_work_or_launches():
     assert work.expected == pytest.approx(1e15 / (1e15 * 0.4))
     assert step_seconds(1e15, 10, 1000, batches=3).expected == pytest.approx(3 * work.expected)
     assert step_seconds(1e15, 10, 1000, recomputes=True).expected == pytest.approx(4 / 3 * work.expected)
-    assert step_seconds(1.0, 1000, 1000).expected == pytest.approx(8e-3)
+    assert step_seconds(1.0, 1000, 1000).expected == pytest.approx(4e-3)
+    assert step_seconds(1.0, 1000, 1000, packed_linears=100).expected == pytest.approx(4e-3 + 2 * 100 * 35 * 4e-6)
 
 
 @pytest.fixture(scope="module")
