@@ -93,11 +93,13 @@ class CellProcess:
         claim.node.pulses.append(self.pulse)
 
     def pulse(self) -> None:
-        """Lets the cell go on; without it the guard ends it."""
+        """Lets the cell go on; without it the guard ends it. One that another node has by now is told to end."""
         assert self.process.stdin is not None
         with suppress(OSError, ValueError):  # it has ended
             if self.claim.is_held():
                 self.process.stdin.write(b".")
+            else:
+                self.process.terminate()
 
     def poll(self) -> int | None:
         """Exit code, 128 + n for signal n; None while it runs."""

@@ -15,6 +15,7 @@ import pytest
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.study import node as node_module
 from deepmlf_llm.study.cell_process import Slot
+from deepmlf_llm.study.claims import Claim
 from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.study.live import PlainView
 from deepmlf_llm.study.node import Node
@@ -149,6 +150,26 @@ def test_a_node_that_was_stopped_has_its_cell_ended_by_the_guard_and_does_not_ta
     os.kill(sleeper, signal.SIGCONT)
     assert ended(sleeper) == 0
     assert {path: path.read_bytes() for path in folder.glob("cells/*/cell.json")} == before
+
+
+def test_a_cell_that_is_another_nodes_by_now_ends_at_the_next_heartbeat(tmp_path, start, cells):
+    """As where a whole machine stood still and woke up; no lease is waited for."""
+    cells[1:] = []
+    cells[0].settings["weight_decay"] = 1.0  # seconds a step: it is not done before the next heartbeat
+    folder = tmp_path / "woken"
+    sleeper = start(folder, "here", 12.0)
+    wait_until(lambda: steps(folder) > 0)
+    (log,) = folder.glob("cells/*/log.txt")
+    pid = int(log.read_text().split("pid ")[1].split()[0])
+    with Node(folder) as other:
+        taken = Claim(log.parent, 2, other)
+        taken.name_worker(os.getpid())
+        wait_until(lambda: not Path("/proc", str(pid)).exists(), 5)
+        assert read_record(log.parent, cells[0].fingerprint) is None
+        taken.release()
+    assert ended(sleeper) == 0
+    assert [record["status"] for record in table(folder, cells)] == ["finished"]
+    assert sorted(path.name for path in log.parent.glob("claim-*")) == ["claim-1.json", "claim-2.json", "claim-3.json"]
 
 
 def test_what_failed_on_one_node_is_not_tried_again_by_the_other(tmp_path, start, make_cell, cells):
