@@ -19,7 +19,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from deepmlf_llm.adapters.compatibility import adapter_tensors
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.paths import shown
-from deepmlf_llm.training.gradients import average_over_processes
 
 EMA_FILE = "ema.safetensors"
 _STEPS = "steps"
@@ -68,10 +67,6 @@ class MovingAverage:
             decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
             _average(self.tensors, current, get_ema_multi_avg_fn(decay), self.steps)
         self.steps += 1
-
-    def agree(self) -> None:
-        """Sets running statistics to their mean over the processes, as those of the model are; all call this."""
-        average_over_processes(self.tensors.items())
 
     def save(self, directory: Path) -> None:
         """Into a checkpoint."""

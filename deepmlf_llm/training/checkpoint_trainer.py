@@ -21,7 +21,6 @@ from deepmlf_llm.training.averaging import MovingAverage, trained_tensors
 from deepmlf_llm.training.callbacks import AfterEachStep
 from deepmlf_llm.training.faults import Faults
 from deepmlf_llm.training.finite import FiniteSteps
-from deepmlf_llm.training.gradients import average_running_statistics
 from deepmlf_llm.training.launch import wait_for_everyone
 from deepmlf_llm.training.losses import LossWindow, mean_window
 from deepmlf_llm.training.trusted import tensors_only
@@ -136,7 +135,6 @@ class CheckpointingTrainer(Trainer):
         this = (self.state.global_step, len(self.state.log_history))
         if self._saved in (None, this) and checkpoints.flaw(directory) is None:
             return  # the schedule and a new best asked for the same one
-        average_running_statistics(self.model)
         if self.args.should_save:
             checkpoints.remove(directory)
         wait_for_everyone()
@@ -145,10 +143,8 @@ class CheckpointingTrainer(Trainer):
             if self.faults is not None:
                 self.faults.check_room(self.state.global_step)
             write_aside(directory / self._window_file, json.dumps(self._window_state()))
-            if self.ema is not None:
-                self.ema.agree()
-                if self.args.should_save:
-                    self.ema.save(directory)
+            if self.ema is not None and self.args.should_save:
+                self.ema.save(directory)
             wait_for_everyone()
             if self.args.should_save:
                 checkpoints.commit(directory, {"step": self.state.global_step, "processes": self.args.world_size})

@@ -13,7 +13,6 @@ from deepmlf_llm.data.unimodal import KEY as UNIMODAL
 from deepmlf_llm.training.batching import LongestFirst
 from deepmlf_llm.training.checkpoint_trainer import CheckpointingTrainer
 from deepmlf_llm.training.finite import check_predictions
-from deepmlf_llm.training.gradients import average_running_statistics
 from deepmlf_llm.training.head_metrics import heads_of, said_by_heads
 from deepmlf_llm.training.watch import PeerWatch
 
@@ -60,12 +59,11 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return heads_of(self.model.deepmlf_config)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in Trainer; all processes evaluate the same BatchNorm statistics.
+        """As in Trainer.
 
         Raises:
             DataError, RunError: predictions that are not finite.
         """
-        average_running_statistics(self.model)
         self._evaluated = self.eval_dataset if eval_dataset is None else eval_dataset
         return super().evaluate(eval_dataset, *args, **kwargs)
 

@@ -99,8 +99,21 @@ class FirstGradients:
 
 
 def average_running_statistics(model: nn.Module) -> None:
-    """Sets BatchNorm's running mean and variance to their mean over the processes, so that all evaluate one model."""
-    average_over_processes(model.named_buffers())
+    """Sets BatchNorm's running mean and variance to their mean over the processes, which then hold one model.
+
+    To be done after every step: where it is done for evaluations and checkpoints alone, one more of these rounds
+    differently, and a run that was stopped at any step ends with other last bits than one that was not.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    found = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    if not found:
+        return
+    together = torch.cat([buffer.flatten() for buffer in found])
+    torch.distributed.all_reduce(together)
+    together /= torch.distributed.get_world_size()
+    for buffer, mean in zip(found, together.split([buffer.numel() for buffer in found]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
@@ -110,13 +123,3 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
     return [
         buffer for buffer in (module.running_mean, module.running_var, module.num_batches_tracked) if buffer is not None
     ]
-
-
-def average_over_processes(buffers: Iterable[tuple[str, Tensor]]) -> None:
-    """The same of buffers by name; others than running statistics stay."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return
-    for name, buffer in buffers:
-        if name.endswith(("running_mean", "running_var")):
-            torch.distributed.all_reduce(buffer)
-            buffer /= torch.distributed.get_world_size()

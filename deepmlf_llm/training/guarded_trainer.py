@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deepmlf_llm.training.evaluating_trainer import EvaluatingTrainer
 from deepmlf_llm.training.finite import FiniteSteps, gradients_by_group, is_finite_norm
-from deepmlf_llm.training.gradients import FirstGradients, running_statistics
+from deepmlf_llm.training.gradients import FirstGradients, average_running_statistics, running_statistics
 from deepmlf_llm.training.losses import LossWindow
 
 
@@ -89,6 +89,7 @@ class GuardedTrainer(EvaluatingTrainer):
         elif self.first_gradients is not None:
             self.first_gradients.check(step)
         self._statistics = []
+        average_running_statistics(self.model)
         return loss
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -65,7 +65,6 @@ def _on_validation(trainer: Any, validation: Any, dataset: str, name: str, metri
 def _averages(trainer: Any, launch: Launch) -> Iterator[tuple[str, dict[str, Any], Mapping[str, Tensor]]]:
     """Name, facts and tensors of each average that the run has been told to make."""
     if trainer.ema is not None:
-        trainer.ema.agree()
         yield EMA, {"decay": trainer.ema.decay, "steps": trainer.ema.steps}, trainer.ema.tensors
     steps = trainer.averaged_steps()
     run = Path(trainer.args.output_dir)

@@ -214,7 +214,7 @@ def test_killed_ten_times_it_ends_with_the_same_table(repository, grid, tmp_path
         while process.poll() is None and not (folder / "study.json").exists():
             time.sleep(0.05)
         try:
-            process.wait(chance.uniform(0.2, 1.6) * cell_seconds)
+            process.wait(chance.uniform(0.2, 1.1) * cell_seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -66,6 +66,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[
         "killed": {"processes": 2, "from": ["whole", 2], "settings": {**own, "deepspeed": ds["zero2"]}, **killed},
         "skips": {"processes": 2, "settings": {**own, "deepspeed": ds["zero2"], "max_skipped_steps": 1}, **not_finite},
         "planned": {"processes": 1, "settings": {**own, "deepspeed": ds["zero3"]}, **planned},
+        "seldom": {"processes": 2, "settings": {**own, "head_norm": "batch"}},
+        "often": {"processes": 2, "settings": {**own, "head_norm": "batch", "save_steps": 1}},
         "plain": {"processes": 1, "from": ["whole", 2], "settings": {**own, "gradient_accumulation_steps": 2}},
     }
     found = start(folder, cases)
@@ -87,6 +89,14 @@ def test_the_same_world_goes_on_to_the_bit(worlds: tuple[Path, dict[str, Any]]) 
     for one, other in zip(states[0]["state"].values(), states[1]["state"].values(), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert not list((folder / "whole" / "checkpoint-2").glob("global_step*"))
+
+
+def test_a_checkpoint_more_changes_nothing_where_running_statistics_are_of_two_processes(
+    worlds: tuple[Path, dict[str, Any]],
+) -> None:
+    seldom, often = (adapter(worlds[0] / name) for name in ("seldom", "often"))
+    assert any("running_mean" in name for name in seldom)
+    assert all(torch.equal(often[name], tensor) for name, tensor in seldom.items())
 
 
 @pytest.mark.parametrize("name", ["zero3", "plain"])
