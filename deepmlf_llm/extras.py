@@ -22,6 +22,7 @@ EXTRAS = {
     "matplotlib": "study",
     "pyarrow": "study",
     "scipy": "train",
+    "skimage": "lbp",
     "sklearn": "train",
     "tensorboard": "tensorboard",
 }
@@ -31,6 +32,7 @@ _PACKAGES = {  # where module and package have different names
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "faster_whisper": "faster-whisper",
+    "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }
 

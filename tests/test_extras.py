@@ -12,7 +12,7 @@ import pytest
 from deepmlf_llm.errors import DeepMLFError, MissingPackageError
 from deepmlf_llm.extras import EXTRAS, installed, missing, require
 
-LARGE = ("asr", "demo", "faces")  # left out of `all`: 70 to 370 MB that only clips need
+LARGE = ("asr", "demo", "faces", "lbp")  # left out of `all`: 70 to 370 MB that only clips need
 OLD = Path(__file__).resolve().parent / "fixtures" / "v1"
 
 # Blocked before anything is imported: what comes with the extras of this package.

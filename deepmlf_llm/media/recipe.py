@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepmlf_llm.data.facts import FeatureRecipe, provenance_of
-from deepmlf_llm.errors import ConfigError, DataError, Problems
+from deepmlf_llm.errors import ConfigError, DataError, Problems, suggest
 from deepmlf_llm.media.faces import DETECTORS
 
 KIND = "clips"
@@ -62,7 +62,9 @@ class RecipeSettings:
         if self.vision is not None:
             fps, face, margin = self.vision.fps, self.vision.face, self.vision.margin
             problems.check(0 < fps <= 60, f"fps {fps:g}: expected up to 60 Hz")
-            problems.check(face in DETECTORS, f"face {face!r}: expected one of {', '.join(DETECTORS)}")
+            problems.check(
+                face in DETECTORS, f"face {face!r}: expected one of {', '.join(DETECTORS)}{suggest(face, DETECTORS)}"
+            )
             problems.check(0.5 <= margin <= 4, f"margin {margin:g}: expected 0.5 to 4 sizes of the face")
         problems.raise_if_any()
 

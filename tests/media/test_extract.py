@@ -61,11 +61,15 @@ def test_what_is_absent_is_empty_and_named(extractor, tmp_path):
 
 def test_a_clip_without_a_face_has_no_vision(monkeypatch, tmp_path):
     class Never:
+        def __init__(self):
+            self.facts = {"face_cascade": "a"}
+
         def detect(self, rgb):
             return []
 
     class Sometimes:
-        calls = 0
+        def __init__(self):
+            self.facts, self.calls = {}, 0
 
         def detect(self, rgb):
             self.calls += 1
@@ -73,12 +77,14 @@ def test_a_clip_without_a_face_has_no_vision(monkeypatch, tmp_path):
 
     path = write_clip(tmp_path / "a.mp4", 2, None, grey())
     settings = RecipeSettings(vision=VisionSettings("outline", 2.0, face="centerface"))
-    for detector, status in ((Never, "ok_no_face"), (Sometimes, "ok")):
+    for detector, status, cascade in ((Never, "ok_no_face", "a"), (Sometimes, "ok", None)):
         monkeypatch.setattr("deepmlf_llm.media.extract.open_detector", lambda name, detector=detector: detector())
         extractor = Extractor(settings)
         record = extractor.extract(path)
         assert record.status == status
         assert extractor.facts()["vision"]["dim"] == 513
+        assert extractor.facts()["vision"]["features"].get("face_cascade") == cascade
+        assert settings_of(extractor.facts()) == settings
     assert record.face_found.tolist() == [False, True, False, False]
     assert record.features["vision"][:, -1].tolist() == [0, 1, 0, 0]  # faceless frames keep their place in time
 
@@ -158,5 +164,5 @@ def test_a_model_of_other_features_says_that_it_takes_no_clips():
 
 
 def test_settings_out_of_range_are_told_all_at_once():
-    with pytest.raises(ConfigError, match=r"audio rate 0: .*fps -1: .*face 'x'"):
-        RecipeSettings(AudioSettings("prosody", 0), VisionSettings("outline", -1, face="x")).check()
+    with pytest.raises(ConfigError, match=r"audio rate 0: .*fps -1: .*face 'lpb'.*did you mean 'lbp'"):
+        RecipeSettings(AudioSettings("prosody", 0), VisionSettings("outline", -1, face="lpb")).check()
