@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     speed = report.speed()
     if speed:
         told = ", ".join(f"{stage} {rate:.1f}x" for stage, rate in speed.items() if stage not in ("all", "open"))
-        print(f"{speed['all']:.1f} times as fast as the clips last ({told}); {report.took:.0f} s")
+        took = f"{report.took:.0f} s, {report.cpu:.0f} of CPU"
+        print(f"{speed['all']:.1f} times as fast as the clips last ({told}); {took}")
     if report.failed and len(report.failed) == len(report.clips):
         raise DataError(f"{options.data}: none of its clips gave features; see {options.out / 'extract_report.json'}")
     print(f"features: {options.out}; next: deepmlf prepare --source {options.out} --dataset NAME --out DATA")

@@ -77,6 +77,7 @@ def test_a_folder_becomes_a_corpus_with_its_recipe(features):
     assert report["counts"] == {"ok": 3, "ok_no_video": 1}
     assert report["clips"]["v2$_$1"]["status"] == "ok_no_video"
     assert report["times_real_time"]["all"] > 0
+    assert report["cpu_seconds"] > 0
     assert "Positive" in (features / "label.csv").read_text()
 
 
