@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -81,6 +82,7 @@ class PackedRows:
         }
 
 
+@cache  # asked for in every layer
 def varlen_kernel() -> Any:
     """PyTorch's variable-length flash kernel; None where this version has none that can be causal."""
     try:

@@ -120,7 +120,6 @@ def test_the_automatic_kernel(monkeypatch, cuda, installed):
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: installed)
     expected = ("flash_attention_2" if installed else None) if cuda else "eager"
     assert attention_kernel("auto", torch.bfloat16) == expected
-    assert cpu_or_cuda_dtype("auto") == (torch.bfloat16 if cuda else torch.float32)
 
 
 def test_quantization_without_its_package_says_how_to_install_it(monkeypatch):
