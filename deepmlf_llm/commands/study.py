@@ -12,6 +12,7 @@ safe, and so is a kill. Several machines share one folder: each runs the command
   deepmlf study --grid FILE --output DIR --executor hostfile --hostfile hosts        # --dry-run shows what would start
 """
 
+import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -168,7 +169,7 @@ def _node_command(args: Any, name: str, directory: Any) -> Any:
     from deepmlf_llm.study.executors import NodeCommand, passed_on
     from deepmlf_llm.study.node import NODES
 
-    folder = directory.path.resolve()
+    folder = Path(os.path.abspath(directory.path))  # a link stays one: it may lead elsewhere on another machine
     words = [sys.executable, "-m", "deepmlf_llm.commands.study", "--grid", str(folder / NODES / "grid.yaml")]
     words += ["--output", str(folder), "--join", "--lease", f"{args.lease:g}"]
     words += ["--slots", str(args.slots)] if args.slots and args.executor == "slurm" else []

@@ -35,7 +35,7 @@ class NodeCommand:
 
     Args:
         words: of the command line, Python first.
-        folder: of the study.
+        folder: of the study, absolute.
         name: of the study.
         where: directory to run in.
         variables: of the environment, that a node needs and another machine may not have.
@@ -103,7 +103,7 @@ class Slurm:
         wrong = [option for option in self.options if not re.fullmatch(r"-[^\r\n]*", option)]
         if wrong:
             raise ConfigError(f"--sbatch={wrong[0]!r}: expected one option of sbatch, as --sbatch=--partition=gpu")
-        log = command.folder.resolve() / NODES / "slurm-%A-%a.log"
+        log = command.folder / NODES / "slurm-%A-%a.log"
         lines = [f"--job-name=study-{command.name}", f"--array=0-{self.nodes - 1}", f"--output={log}"]
         lines += ["--open-mode=append", "--requeue", "--signal=B:TERM@120", *self.options]
         return "\n".join(["#!/usr/bin/env bash", *(f"#SBATCH {line}" for line in lines), self._body(command)])

@@ -59,7 +59,12 @@ class Node:
     def __enter__(self) -> Node:
         make_directory(self.folder / NODES)
         self._stop.clear()
-        self.beat()
+        try:
+            self.beat()
+        except BaseException:
+            with suppress(OSError):  # others are there
+                (self.folder / NODES).rmdir()
+            raise
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
         self._thread.start()
         return self
