@@ -15,6 +15,8 @@ from deepmlf_llm.study.configurations import Configuration
 
 FIT_POINTS = 4
 """Fewer different x than this carry no curve."""
+POWER = 0.8
+"""Probability with which a planned number of seeds shows what is there."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def _in_order(values: set[Any]) -> list[Any]:
 
 
 def seeds_to_tell(change: Interval, size: float | None = None, most: int = 1000) -> int | None:
-    """How many seeds would bring the interval below ``size``, if they spread as these do; itself uncertain with few.
+    """How many seeds would show a change of ``size`` four times in five, if they spread as these do.
+
+    With n seeds of deviation s the interval excludes zero with a probability of 80 % where the change is
+    ``(t_.975 + t_.8) s / sqrt(n)``, t with n - 1 degrees of freedom. The deviation of few seeds is itself uncertain.
 
     Args:
         change: over the seeds there are.
@@ -82,11 +87,16 @@ def seeds_to_tell(change: Interval, size: float | None = None, most: int = 1000)
     size = abs(change.mean) if size is None else size
     if change.half is None or not size:
         return None
-    deviation = change.half * math.sqrt(change.n) / float(stdtrit(change.n - 1, (1 + CONFIDENCE) / 2))
+    deviation = change.half * math.sqrt(change.n) / _quantile(change.n, (1 + CONFIDENCE) / 2)
     for n in range(2, most + 1):
-        if float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n) < size:
+        if (_quantile(n, (1 + CONFIDENCE) / 2) + _quantile(n, POWER)) * deviation / math.sqrt(n) < size:
             return n
     return None
+
+
+def _quantile(n: int, share: float) -> float:
+    """Of Student's t for n values."""
+    return float(stdtrit(n - 1, share))
 
 
 def different(xs: Sequence[float]) -> int:

@@ -148,14 +148,15 @@ def _untold(
         blocks.append(Table(columns, table, (2, 3)))
         blocks.append(
             Paragraph(
-                "The last column takes the change as seen for the true one, and these seeds' spread for that of all: "
-                "with few seeds it is a guess."
+                "The last column: seeds that would show the change four times in five, if it is as large as seen and "
+                "all seeds spread as these do. With few seeds it is a guess."
             )
         )
     failed = sum(record["status"] == "failed" for record in records)
     missing = len(study["cells"]) - len(records)
-    text = "Anything about other data, other base models, or settings that are not in the question. "
-    text += f"Configurations have {min(len(c.records) for c in found)} to {max(len(c.records) for c in found)} seeds."
+    counts = sorted({len(c.records) for c in found})
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+    text = f"Nor anything about other data, base models or settings than those in the question, with {seeds} each."
     text += f" {failed} cells failed." if failed else ""
     text += f" {missing} cells have not ended." if missing else ""
     return [*blocks, Paragraph(text + " Every row is in report.md; report.tex has the tables.")]

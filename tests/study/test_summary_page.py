@@ -51,12 +51,9 @@ def test_a_study_without_a_finished_cell_says_so(finished_study):
 
 
 def test_seeds_that_would_tell_a_change():
-    """n seeds of deviation 1 tell a mean above t / sqrt(n): by hand 2.776 / sqrt 5 = 1.24, 2.571 / sqrt 6 = 1.05."""
-    spread = t_interval([-1.0, 0.0, 1.0])  # deviation 1
-    assert seeds_to_tell(spread, 1.25) == 5
-    assert seeds_to_tell(spread, 1.24) == 6
-    assert seeds_to_tell(spread, 1.05) == 6
-    assert seeds_to_tell(spread, 1.04) == 7
+    """By hand, with deviation 1: (2.776 + .941) / sqrt 5 = 1.66 for 5 seeds, (2.571 + .920) / sqrt 6 = 1.43 for 6."""
+    spread = t_interval([-1.0, 0.0, 1.0])
+    assert [seeds_to_tell(spread, size) for size in (1.67, 1.65, 1.43, 1.42)] == [5, 6, 6, 7]
     assert seeds_to_tell(spread, 0.001) is None
     assert seeds_to_tell(spread) is None  # no change at all
     assert seeds_to_tell(Interval(0.3, None, 1)) is None
