@@ -17,7 +17,7 @@ def project(repository):
 def test_everything_that_all_brings_has_a_lowest_version(project):
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"]]
-    for name in extras.keys() - {"all", "dev", "docs", "flash-attn", "asr", "faces", "demo"}:
+    for name in extras.keys() - {"all", "dev", "docs", "flash-attn", "asr", "faces", "lbp", "demo"}:
         wanted += extras[name]
     assert lowest(project).keys() == {requirement.partition(">=")[0] for requirement in wanted}
 
