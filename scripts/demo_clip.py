@@ -72,7 +72,8 @@ def main(extra: list[str], runs: Path = Path("runs")) -> int:
     clip = predict_unseen(run, clips, unseen, hears)
     print(f"{time.monotonic() - start:.0f} s. {shown(run)} holds features, data, adapter and what was said of the clip")
     print("Voices and faces are synthetic: this model shows the way, and knows nothing of people.")
-    print(f"The page: pip install 'deepmlf_llm[demo]', then deepmlf demo --adapter {run}/run/adapter --example {clip}")
+    page = f"deepmlf demo --adapter {run}/run/adapter --example {clip} --language en"
+    print(f"The page: pip install 'deepmlf_llm[demo]', then {page}")
     return 0
 
 
