@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that is forked cannot use CUDA
 
 from deepmlf_llm.commands import train
 from deepmlf_llm.commands.shell import run_recipe
@@ -56,6 +55,7 @@ class Ended:
 
 def import_all() -> None:
     """What every run needs, once, before the first fork."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that is forked cannot use CUDA
     import accelerate
     import bitsandbytes
     import deepspeed

@@ -30,11 +30,11 @@ from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.planning.dry_step import DryModel, Step
 from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
 from deepmlf_llm.planning.live_bytes import module_tensors, storage_bytes
+from deepmlf_llm.training.planned import CUDA_BLOCK
 
 DIMS = {"audio": 74, "vision": 35}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 JOINT, FUSION = {"ffw_scope": "joint"}, {"ffw_scope": "fusion"}
-CUDA_BLOCK = 512  # bytes: the smallest that PyTorch's allocator hands out on a GPU
 LM_LOSS = {"ffw_scope": "joint", "objective": {"gamma": 1.0}}
 
 

@@ -19,20 +19,18 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.readout import scale_steps
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.planning.advice import Choice, Planner, choices, recommend
-from deepmlf_llm.planning.dry_step import Step
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
-from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
+from deepmlf_llm.planning.geometries import GEOMETRIES
 from deepmlf_llm.planning.memory import GIB, Layout
 from deepmlf_llm.planning.packed import packed_linears
 from deepmlf_llm.planning.parameters import parameters_by_part
 from deepmlf_llm.planning.rates import PEAK_TFLOPS, step_seconds
 from deepmlf_llm.planning.summary import shown
+from deepmlf_llm.training.planned import Lengths, method_and_lengths, run_planner
 
 OPTIONS = {
     "--gpus": "1",
@@ -69,14 +67,6 @@ class Machines:
     tflops: float
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Of a batch: text tokens, and modality -> (frames, width)."""
-
-    text_tokens: int
-    frames: dict[str, tuple[int, int]]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     from deepmlf_llm.training.command_line import parse_settings
 
@@ -99,28 +89,16 @@ def plan_of_run(argv: list[str], default_config: str) -> str:
     Raises:
         DeepMLFError: as the run would be refused, or an option of the planner is off.
     """
-    from deepmlf_llm.backbones import load_tokenizer
-    from deepmlf_llm.fusion.verbalised import with_token_ids
-    from deepmlf_llm.training.assemble import method_config, resolve_base_model
     from deepmlf_llm.training.command_line import parse_settings
-    from deepmlf_llm.training.data import load_data, tokenised
+    from deepmlf_llm.training.data import load_data
 
     argv, given = take_options(argv)
     for name in ("--text_tokens", "--frames"):
         if given[name] != OPTIONS[name]:
             raise ConfigError(f"{name} {given[name]}: a run has the lengths of its data; leave it out")
     settings = parse_settings(argv, default_config=default_config)
-    data = load_data(settings)
-    config = method_config(settings, data)
-    tokenizer = load_tokenizer(resolve_base_model(settings.base_model), settings.revision)
-    texts = tokenised(data.train, "train", tokenizer, config.text, data.rules).input_ids
-    rows = range(len(data.train))  # type: ignore[arg-type]
-    frames = {
-        name: (max(max(len(data.train[row][name]) for row in rows), 1), modality.dim)
-        for name, modality in config.modalities.items()
-    }
-    lengths = Lengths(max(map(len, texts)), frames)
-    return shown(plan(settings, read_machines(given), lengths, with_token_ids(config, tokenizer)))
+    config, lengths = method_and_lengths(settings, load_data(settings))
+    return shown(plan(settings, read_machines(given), lengths, config))
 
 
 def take_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -191,43 +169,20 @@ def plan(settings: Any, machines: Machines, lengths: Lengths, config: DeepMLFCon
     Raises:
         DeepMLFError: a base model or a setting that cannot be.
     """
-    from deepmlf_llm.backbones.loading import DTYPES
-    from deepmlf_llm.model.peft_model import DeepMLFModel
     from deepmlf_llm.training.assemble import resolve_base_model
 
-    base = resolve_base_model(settings.base_model)
     config = _completed(config or _config(settings, lengths))
-    dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else torch.bfloat16
-    kernel = "eager" if settings.attn_implementation == "eager" else "sdpa"
-
-    def make() -> Any:
-        shape = planned_shape(base, settings.num_layers, settings.revision)
-        shape.set_attn_implementation(kernel)
-        with torch.device("meta"):
-            return DeepMLFModel(shape, config)
-
-    cached = settings.text_cache != "none"
+    planner = run_planner(settings, config, lengths, machines.processes, machines.memory)
     per_device, accumulated = settings.resolve_batch(machines.processes)
-    step = Step(
-        utterances=per_device,
-        text_tokens=lengths.text_tokens,
-        frames={name: count for name, (count, _) in lengths.frames.items()},
-        autocast=bool(settings.trainer.get("bf16", True)),
-        text_cached=cached,
-        cache_dtype=settings.text_cache_dtype,
-        accumulates=accumulated > 1,
-        granule=512,
-    )
-    planner = Planner(make, dtype, step, machines.memory)
-    among = list(_among(settings, machines.processes, cached))
+    among = list(_among(settings, machines.processes, planner.step.text_cached))
     choice, fits, why = recommend(planner, among, per_device)
-    model = make()
+    model = planner.make()
     kind = settings.quantization if choice is None else choice.quantization
     found: dict[str, Any] = {
-        "base_model": base,
+        "base_model": resolve_base_model(settings.base_model),
         "gpus": machines.processes,
         "batch": {"a_gpu": per_device, "accumulated": accumulated},
-        "parameters": [asdict(part) for part in parameters_by_part(model, dtype, kind)],
+        "parameters": [asdict(part) for part in parameters_by_part(model, planner.dtype, kind)],
         "recommendation": {"choice": None if choice is None else choice.name, "utterances": fits, "why": why},
     }
     if choice is not None:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-
-from deepmlf_llm.backbones import load_tokenizer
-from deepmlf_llm.backbones.loading import DTYPES
-from deepmlf_llm.backbones.shape import base_model_shape
-from deepmlf_llm.fusion.verbalised import with_token_ids
-from deepmlf_llm.model.peft_model import DeepMLFModel
-from deepmlf_llm.planning.advice import Choice, Planner
-from deepmlf_llm.planning.dry_step import Step
+from deepmlf_llm.planning.advice import Choice
 from deepmlf_llm.planning.memory import Layout
 from deepmlf_llm.study.cells import PlannedCell
-from deepmlf_llm.training.assemble import method_config, resolve_base_model
-from deepmlf_llm.training.data import TrainingData, load_data, tokenised
+from deepmlf_llm.training.data import TrainingData, load_data
+from deepmlf_llm.training.planned import method_and_lengths, run_planner
 from deepmlf_llm.training.settings import RunSettings
 
 
@@ -45,41 +34,10 @@ def memory_needs(cells: list[PlannedCell]) -> dict[str, int]:
 
 
 def _needed(settings: RunSettings, data: TrainingData) -> int:
-    base = resolve_base_model(settings.base_model)
-    tokenizer = load_tokenizer(base, settings.revision)
-    config = with_token_ids(method_config(settings, data), tokenizer)
-    utterances = settings.resolve_batch(1)[0]
-    dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else torch.bfloat16
-    texts = tokenised(data.train, "train", tokenizer, config.text, data.rules).input_ids
-    frames = dict.fromkeys(config.modalities, 1)
-    for row in range(len(data.train)):  # type: ignore[arg-type]
-        features = data.train[row]
-        frames = {name: max(longest, len(features[name])) for name, longest in frames.items()}
-    step = Step(
-        utterances=utterances,
-        text_tokens=max(map(len, texts)),
-        frames=frames,
-        autocast=bool(settings.trainer.get("bf16", True)),
-        text_cached=settings.text_cache != "none",
-        cache_dtype=settings.text_cache_dtype,
-        accumulates=settings.resolve_batch(1)[1] > 1,
-        granule=512,
-    )
+    planner = run_planner(settings, *method_and_lengths(settings, data), processes=1, memory=float("inf"))
     choice = Choice(Layout(1), settings.quantization, bool(settings.trainer.get("gradient_checkpointing", False)))
-    planner = Planner(_maker(settings, base, config), dtype, step, memory=float("inf"))
+    utterances = planner.step.utterances
     total = planner.checked(choice, utterances)["total"].high
     splits = (data.train, data.valid, data.test)
     cached = planner.step_bytes(choice, utterances).text / utterances * sum(map(len, splits))  # type: ignore[arg-type]
     return int(total + cached)
-
-
-def _maker(settings: RunSettings, base: str, config: Any) -> Callable[[], Any]:
-    kernel = "eager" if settings.attn_implementation == "eager" else "sdpa"
-
-    def make() -> Any:
-        shape = base_model_shape(base, settings.num_layers, settings.revision)
-        shape.set_attn_implementation(kernel)
-        with torch.device("meta"):
-            return DeepMLFModel(shape, config)
-
-    return make
