@@ -1,11 +1,13 @@
 """What the planner says of a step's memory against what a step takes: the table of docs/planner.md.
 
-    python scripts/validate_plan.py --output FILE.json [--only WORD ..] [--minutes M] [--device cuda] [--table]
+    python scripts/validate_plan.py --output FILE.json [--only WORD ..] [--minutes M] [--device cuda]
+    python scripts/validate_plan.py --output FILE.json --table [--peak_tflops N]
 
 Measured on the CPU: the bytes that PyTorch's allocator has given out and not got back, event by event (the profiler's
 ``profile_memory``), over a whole step with its optimizer, beside the tensors that were there before. On a GPU: what its
 allocator says that tensors took at most (``torch.cuda.max_memory_allocated``), of larger models with random weights. A
-file that is there is gone on with. ``--table`` prints what has been measured and measures nothing.
+file that is there is gone on with. ``--table`` prints what has been measured and measures nothing; with the rate that
+matrix products reached on that GPU, seconds too.
 """
 
 from __future__ import annotations
@@ -27,9 +29,12 @@ from deepmlf_llm.backbones.quantization import is_bitsandbytes
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.files import write_aside
 from deepmlf_llm.model.peft_model import DeepMLFModel
-from deepmlf_llm.planning.dry_step import DryModel, Step
+from deepmlf_llm.planning.dry_step import DryModel, Step, StepBytes
+from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
 from deepmlf_llm.planning.live_bytes import module_tensors, storage_bytes
+from deepmlf_llm.planning.packed import packed_linears
+from deepmlf_llm.planning.rates import step_seconds
 from deepmlf_llm.training.planned import CUDA_BLOCK
 
 DIMS = {"audio": 74, "vision": 35}
@@ -115,6 +120,13 @@ def predicted(case: dict[str, Any], granule: int = 1) -> dict[str, int]:
         case: one of :func:`cases`.
         granule: the allocator's smallest block, bytes.
     """
+    _, _, found = dry_step(case, granule)
+    total = found.weights + found.batch + 2 * found.trained + found.peak
+    return {"predicted": total, "predicted_step": found.peak, "predicted_weights": found.weights}
+
+
+def dry_step(case: dict[str, Any], granule: int = 1) -> tuple[DeepMLFModel, Step, StepBytes]:
+    """The case's model without weights, its step, and what that takes."""
     dtype, kind = DTYPES[case.get("dtype", "float32")], case.get("quantization", "none")
     shape = planned_shape(case["base"], case["layers"])
     shape.set_attn_implementation(kernel_of(case))
@@ -130,9 +142,23 @@ def predicted(case: dict[str, Any], granule: int = 1) -> dict[str, int]:
         real=(sum(lengths) - len(lengths)) / (len(lengths) * (max(lengths) - 1)),
         granule=granule,
     )
-    found = DryModel(model, dtype, kind).run(step)
-    total = found.weights + found.batch + 2 * found.trained + found.peak
-    return {"predicted": total, "predicted_step": found.peak, "predicted_weights": found.weights}
+    return model, step, DryModel(model, dtype, kind).run(step)
+
+
+def seconds_table(rows: dict[str, dict[str, Any]], tflops: float) -> str:
+    """Markdown: seconds of a step on a GPU, expected with its measured rate of matrix products."""
+    lines = ["| configuration | expected (low .. high) s | measured s | error |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        case = row["case"]
+        model, step, found = dry_step(case, CUDA_BLOCK)
+        lm = model.fused_decoder.decoder.lm
+        packed = len(packed_linears(lm, lm.get_output_embeddings())) if "quantization" in case else 0
+        geometry = StepGeometry(step.utterances, step.text_tokens, step.frames)
+        flops = step_flops(model, geometry, step.text_cached)
+        told = step_seconds(flops, found.operators, tflops, 1, step.checkpointing, packed)
+        expected = f"{told.expected:.3f} ({told.low:.3f} .. {told.high:.3f})"
+        lines.append(f"| {name} | {expected} | {row['seconds']:.3f} | {told.expected / row['seconds'] - 1:+.0%} |")
+    return "\n".join(lines)
 
 
 def kernel_of(case: dict[str, Any]) -> str:
@@ -251,6 +277,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="no case begins after these")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--peak_tflops", type=float, help="with --table, of a file measured on a GPU: seconds too")
     options = parser.parse_args()
     rows = json.loads(options.output.read_text()) if options.output.exists() else {}
     began = time.monotonic()
@@ -263,6 +290,8 @@ def main() -> None:
             write_aside(options.output, json.dumps(rows, indent=1) + "\n")
             print(f"{name}: {rows[name]['predicted_step'] / rows[name]['measured_step'] - 1:+.1%}", flush=True)
     print(table(rows))
+    if options.peak_tflops:
+        print(f"\n{seconds_table(rows, options.peak_tflops)}")
 
 
 if __name__ == "__main__":

@@ -30,3 +30,14 @@ def test_cases_have_names_of_their_own_and_texts_that_differ_in_length():
     lengths = validate_plan.lengths_of({"text": 40, "batch": 8})
     assert (max(lengths), len(lengths)) == (40, 8)
     assert min(lengths) > 20
+
+
+def test_seconds_are_told_beside_those_that_were_measured():
+    case = validate_plan.cases()["toy-joint"]
+    slow, fast = (
+        validate_plan.seconds_table({"a step": {"case": case, "seconds": 0.5}}, tflops).splitlines()[-1]
+        for tflops in (1e-4, 1e6)
+    )
+    assert slow.startswith("| a step | ")
+    assert slow.split("|")[3].strip() == fast.split("|")[3].strip() == "0.500"
+    assert float(slow.split("|")[2].split("(")[0]) > float(fast.split("|")[2].split("(")[0]) > 0
