@@ -30,6 +30,9 @@ class DecoderInterface:
         post_norm: from a layer to a norm after its FFW; empty: none.
         rms_norm: the family's norms are RMSNorm (else LayerNorm).
         norm_offset: what its norms add to their stored weight (Gemma: 1).
+        plain_attention: its attention layers hand keyword arguments on to the kernel, and score as softmax(q k) does:
+            no cap, no bias, no sink. On a CPU such a family reads a kept text by
+            :mod:`~deepmlf_llm.backbones.prefix_attention`.
     """
 
     family: str
@@ -46,9 +49,10 @@ class DecoderInterface:
     post_norm: str = ""
     rms_norm: bool = True
     norm_offset: float = 0.0
+    plain_attention: bool = False
 
 
-_LLAMA = DecoderInterface("llama")
+_LLAMA = DecoderInterface("llama", plain_attention=True)
 _GPT2 = DecoderInterface(
     "gpt2",
     body="transformer",
@@ -60,17 +64,20 @@ _GPT2 = DecoderInterface(
     activation="act",
     ffw_norm="ln_2",
     rms_norm=False,
+    plain_attention=True,
 )
 _GEMMA = replace(_LLAMA, family="gemma", norm_offset=1.0)
-_GEMMA2 = replace(_GEMMA, family="gemma2", ffw_norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm")
+_GEMMA3 = replace(
+    _GEMMA, family="gemma3_text", ffw_norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"
+)
 FAMILIES: dict[str, DecoderInterface] = {
     "llama": _LLAMA,
     "mistral": replace(_LLAMA, family="mistral"),
     "qwen2": replace(_LLAMA, family="qwen2"),
     "qwen3": replace(_LLAMA, family="qwen3"),
     "gemma": _GEMMA,
-    "gemma2": _GEMMA2,
-    "gemma3_text": replace(_GEMMA2, family="gemma3_text"),
+    "gemma2": replace(_GEMMA3, family="gemma2", plain_attention=False),
+    "gemma3_text": _GEMMA3,
     "phi3": replace(_LLAMA, family="phi3", up="gate_up_proj", gate="", fused_gate=True, activation="activation_fn"),
     "gpt2": _GPT2,
     "gpt_neox": replace(

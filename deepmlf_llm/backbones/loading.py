@@ -14,6 +14,7 @@ from deepmlf_llm.backbones.families import find_interface
 from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, check_no_code, code_refusal
 from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
+from deepmlf_llm.backbones.prefix_attention import PREFIX
 from deepmlf_llm.backbones.quantization import keep_weights_in_place, quantization_config
 from deepmlf_llm.backbones.random_base import random_base
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
@@ -23,7 +24,7 @@ from deepmlf_llm.backbones.whole import check_files, check_loaded
 from deepmlf_llm.deferred import deferred
 from deepmlf_llm.errors import BaseModelError
 
-ATTENTION = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
+ATTENTION = ("auto", "sdpa", "eager", PREFIX, VARLEN, "flash_attention_2", "flash_attention_3", "flex_attention")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORAGE_DTYPES = {**DTYPES, "uint8": torch.uint8}
 
@@ -44,8 +45,9 @@ def cpu_or_cuda_dtype(dtype: str = "auto") -> torch.dtype:
 def attention_kernel(name: str = "auto", dtype: torch.dtype = torch.float32) -> str | None:
     """What to ask transformers for; None lets it choose (sdpa where the family has it).
 
-    ``auto``: flash-attn on CUDA where it is installed; eager for bf16 on CPU, where the backward pass of PyTorch's
-    fused attention takes longer than all matmuls of the step together.
+    ``auto``: flash-attn on CUDA where it is installed. On a CPU :data:`PREFIX` takes its place once the family is known
+    and its attention is plain; else eager for bf16, where the backward pass of PyTorch's fused attention takes longer
+    than all matmuls of the step together.
 
     Raises:
         BaseModelError: unknown, or not installed; the message says how to install it.
@@ -139,7 +141,7 @@ def load_base_model(
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     lm = _with_weights(name, options, init_seed)
-    _use_kernel_that_caps_scores(lm, attn_implementation, name)
+    _fit_kernel(lm, attn_implementation, name)
     lm.name_or_path = lm.config._name_or_path = name
     keep_weights_in_place(lm)
     find_interface(lm)
@@ -178,17 +180,18 @@ def _store_in(dtype: torch.dtype, lm: Any) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _use_kernel_that_caps_scores(lm: Any, attn_implementation: str, name: str) -> None:
-    """Gemma 2 caps its attention scores, which these kernels do not; transformers 5.17 runs them all the same."""
-    if getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is None:
-        return
-    if lm.config._attn_implementation in ("sdpa", VARLEN):
-        if attn_implementation != "auto":
+def _fit_kernel(lm: Any, asked: str, name: str) -> None:
+    """What ``auto`` means for this family on a CPU; Gemma 2 caps its attention scores, which these kernels do not, and
+    transformers 5.17 runs them all the same."""
+    caps = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if caps and lm.config._attn_implementation in ("sdpa", PREFIX, VARLEN):
+        if asked != "auto":
             raise BaseModelError(
-                f"attn_implementation={attn_implementation!r} caps no attention scores, as base_model={name!r} needs "
-                "it; use 'eager'"
+                f"attn_implementation={asked!r} caps no attention scores, as base_model={name!r} needs it; use 'eager'"
             )
         lm.set_attn_implementation("eager")
+    elif asked == "auto" and not torch.cuda.is_available() and find_interface(lm).plain_attention:
+        lm.set_attn_implementation(PREFIX)
 
 
 def _load_toy(name: str, options: dict[str, Any]) -> Any:

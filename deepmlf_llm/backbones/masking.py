@@ -14,9 +14,10 @@ from transformers.masking_utils import create_masks_for_generate
 
 from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.packing import VARLEN
+from deepmlf_llm.backbones.prefix_attention import PREFIX
 from deepmlf_llm.errors import ConfigError
 
-MASKED = ("sdpa", "eager", VARLEN)  # varlen hands padded rows to sdpa
+MASKED = ("sdpa", "eager", PREFIX, VARLEN)  # varlen hands padded rows to sdpa
 
 
 def check_maskable(decoder: Decoder) -> None:

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from deepmlf_llm.backbones.interface import Decoder, layer_output
 from deepmlf_llm.backbones.masking import masks_among_last
 from deepmlf_llm.backbones.packing import PackedRows
+from deepmlf_llm.backbones.prefix_attention import PREFIX, TEXT_PREFIX
 from deepmlf_llm.backbones.segment import ENTERING, segment
 
 
@@ -59,9 +60,13 @@ class PrefixCache(Cache):
         self.keys_values = dict(enumerate(keys_values, lowest))
         self.length = length
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+    def of(self, layer_idx: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer [b x h x l x e]."""
         keys, values = self.keys_values[layer_idx]
-        keys, values = keys.to(key_states.dtype), values.to(value_states.dtype)
+        return keys.to(dtype), values.to(dtype)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = self.of(layer_idx, key_states.dtype)
         return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -72,6 +77,17 @@ class PrefixCache(Cache):
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
         return self.length + _count(query_length), 0
+
+
+class PrefixApart(PrefixCache):
+    """The same for a kernel that takes the prefix by itself (:meth:`of`): ``update`` returns the news alone."""
+
+    def __init__(self, prefix: PrefixCache) -> None:
+        super().__init__((), prefix.length)
+        self.keys_values = prefix.keys_values
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        return key_states, value_states
 
 
 class RecordingCache(Cache):
@@ -130,11 +146,14 @@ def run_layers(
 
     Raises:
         ConfigError: ``reads`` with an attention kernel that takes no mask.
+        BaseModelError: ``attn_implementation="prefix"`` in a family that it does not fit.
 
     Returns:
         [b x s x d] after layer ``last - 1``, or after the final norm.
     """
     body = segment(decoder, first, last, keep_activations=cache is not None)
+    if isinstance(cache, PrefixCache) and decoder.body.config._attn_implementation == PREFIX:
+        to_layers[TEXT_PREFIX] = cache = PrefixApart(cache)
     if first > 0:
         to_layers[ENTERING] = hidden
     out = body(

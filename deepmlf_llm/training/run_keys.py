@@ -54,7 +54,7 @@ _LOG_TO = optional(
     )
 )
 _RATE = optional(number(0, 1e3))
-_KERNELS = ("auto", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
+_KERNELS = ("auto", "sdpa", "eager", "prefix", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass
@@ -78,7 +78,7 @@ class RunKeys:
         choice(AUTO, "float32", "bfloat16", "float16"),
         AUTO,
     )
-    attn_implementation: str = setting("auto, sdpa, eager, varlen, flash_attention_2, ..", choice(*_KERNELS), AUTO)
+    attn_implementation: str = setting("auto, sdpa, eager, prefix, varlen, ..", choice(*_KERNELS), AUTO)
     data: str = setting("data directory made by `deepmlf prepare`, or embedded", word("a directory"), EMBEDDED)
     modalities: list[str] | None = setting(
         "which of the data's modalities to use, or none: text alone, without AV encoder and GCA; default: all of them",

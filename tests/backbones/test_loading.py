@@ -178,7 +178,9 @@ def test_automatic_choices_on_a_cpu():
     assert attention_kernel("auto", torch.float32) is None
     assert attention_kernel("auto", torch.bfloat16) == "eager"
     assert attention_kernel("sdpa") == "sdpa"
-    assert load_base_model("tiny-llama", dtype="bfloat16").config._attn_implementation == "eager"
+    for dtype in ("float32", "bfloat16"):
+        assert load_base_model("tiny-llama", dtype=dtype).config._attn_implementation == "prefix"
+    assert load_base_model("tiny-llama", attn_implementation="sdpa").config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -19,7 +19,7 @@ def model_on(kernel, family, **settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"ffw_scope": "fusion"}, {"r": 2, "target_modules": "all-linear"}])
-@pytest.mark.parametrize("kernel", ["sdpa", "varlen"])
+@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "prefix"])
 @pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name != "gemma2"])  # it caps scores: eager only
 def test_kernels_agree_with_eager_on_either_padding(family, kernel, settings):
     expected, expected_gradients = losses_and_gradients(model_on("eager", family, **settings), **tiny_batch())
@@ -32,11 +32,11 @@ def test_kernels_agree_with_eager_on_either_padding(family, kernel, settings):
             assert_close(gradients[name], value, rtol=1e-3, atol=1e-4 * scale, msg=f"{side} {padding}: {name}")
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "varlen"])
+@pytest.mark.parametrize("kernel", ["sdpa", "varlen", "prefix"])
 def test_a_kernel_that_cannot_cap_scores_is_refused_in_one_line(tmp_path, kernel):
     tiny_family("gemma2").save_pretrained(tmp_path)
     assert load_base_model(str(tmp_path)).config._attn_implementation == "eager"
-    with pytest.raises(BaseModelError, match=r"(sdpa|varlen|scaled_dot_product).*") as caught:
+    with pytest.raises(BaseModelError, match=r"(sdpa|varlen|prefix|scaled_dot_product).*") as caught:
         load_base_model(str(tmp_path), attn_implementation=kernel)
     assert "\n" not in str(caught.value)
 
