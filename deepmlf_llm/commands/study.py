@@ -17,6 +17,7 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,14 @@ def build_parser() -> RecipeParser:
         type=_positive,
         metavar="N",
         help="cells at a time (default: one a core, at most 4; GPUs / processes)",
+    )
+    add("--seeds", metavar="LIST", help="in the place of the grid's, as 5-8 or 1,3: the same study again")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="run the cells whose name fits, as *135m*-text-*; again for more (default: all)",
     )
     add("--join", action="store_true", help="work with others in --output: take cells that no other process holds")
     add(
@@ -101,18 +110,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from deepmlf_llm.study.grid import Grid
     from deepmlf_llm.study.plan import make_plan
+    from deepmlf_llm.training.seeds import parse_seeds
 
     executor = _executor(args, lambda: _run(plan, directory, args))
     source = shipped.locate(shipped.CONFIGS, args.grid or DEFAULT)
     grid = Grid.from_yaml(source)
+    if args.seeds is not None:
+        grid = replace(grid, seeds=parse_seeds(args.seeds))
     directory = StudyDirectory(args.output or Path("runs") / f"scale-{grid.name}")
     directory.check(grid.name)
     plan = make_plan(grid, TRAIN)
+    chosen = plan.only(args.only)
     if args.plan:
-        _print_plan(plan)
+        _print_plan(chosen)
         return 0
     if args.dry_run:
-        _print_state(plan, directory)
+        _print_state(chosen, directory)
         if args.executor != "local":
             print(executor.shown(_node_command(args, grid.name, directory)))
         return 0
@@ -172,6 +185,8 @@ def _node_command(args: Any, name: str, directory: Any) -> Any:
     folder = Path(os.path.abspath(directory.path))  # a link stays one: it may lead elsewhere on another machine
     words = [sys.executable, "-m", "deepmlf_llm.commands.study", "--grid", str(folder / NODES / "grid.yaml")]
     words += ["--output", str(folder), "--join", "--lease", f"{args.lease:g}"]
+    words += [word for pattern in args.only for word in ("--only", pattern)]
+    words += ["--seeds", args.seeds] if args.seeds else []
     words += ["--slots", str(args.slots)] if args.slots and args.executor == "slurm" else []
     return NodeCommand(words, folder, name, Path.cwd(), passed_on(Path(deepmlf_llm.__file__).resolve().parents[1]))
 
@@ -179,13 +194,15 @@ def _node_command(args: Any, name: str, directory: Any) -> Any:
 def _run(plan: Any, directory: Any, args: Any) -> int:
     from deepmlf_llm.study.claims import turn
     from deepmlf_llm.study.live import make_view
+    from deepmlf_llm.study.lm_measuring import measure
     from deepmlf_llm.study.node import NODES, Node
     from deepmlf_llm.study.runner import Runner, Stopped
 
-    chosen, memory = _places(plan, args.slots)
+    part = plan.only(args.only)
+    chosen, memory = _places(part, args.slots)
     for note in plan.notes:
         print(f"note: {note}")
-    print(f"{len(plan.cells)} cells in {shown(directory.path)}, {len(chosen)} at a time", flush=True)
+    print(f"{len(part.cells)} cells in {shown(directory.path)}, {len(chosen)} at a time", flush=True)
     with nullcontext() if args.join else directory.claimed(), Node(directory.path, args.lease) as node:
         directory.check(plan.grid.name)
         if args.join:
@@ -193,11 +210,12 @@ def _run(plan: Any, directory: Any, args: Any) -> int:
         else:
             directory.write(plan)
         try:
-            Runner(plan, directory, chosen, TRAIN, make_view(plan.grid.metric), node=node, memory=memory).run()
+            Runner(part, directory, chosen, TRAIN, make_view(plan.grid.metric), node=node, memory=memory).run()
         except Stopped as stopped:
             print(f"{stopped}; what is finished is kept, and the same command goes on", file=sys.stderr)
             return 128 + stopped.number
         with turn(node, directory.path / NODES / "report"):
+            measure(directory)
             return _report(directory)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deepmlf_llm.planning.advice import Choice
 from deepmlf_llm.planning.memory import Layout
 from deepmlf_llm.study.cells import PlannedCell
+from deepmlf_llm.study.grid import BASELINE
 from deepmlf_llm.training.data import TrainingData, load_data
 from deepmlf_llm.training.planned import method_and_lengths, run_planner
 from deepmlf_llm.training.settings import RunSettings
@@ -14,12 +15,15 @@ def memory_needs(cells: list[PlannedCell]) -> dict[str, int]:
     """Cell -> bytes of a GPU at most: the planner's high estimate, and a text cache that lies there whole.
 
     Args:
-        cells: planned. Those of several processes, or under an engine, are left out: they share their GPUs with none.
+        cells: planned. Baselines and those of several processes, or under an engine, are left out: they share their
+            GPUs with none.
     """
     found: dict[str, int] = {}
     known: dict[str, int] = {}
     data: dict[str, TrainingData] = {}
     for cell in cells:
+        if BASELINE in cell.settings:
+            continue
         settings = RunSettings.from_dict(cell.settings, "settings")
         if cell.processes > 1 or settings.deepspeed:
             continue

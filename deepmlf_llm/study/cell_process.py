@@ -18,8 +18,10 @@ import yaml
 import deepmlf_llm
 from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.study import guard
+from deepmlf_llm.study.baseline_cells import baseline_words
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.claims import Claim
+from deepmlf_llm.study.grid import BASELINE
 from deepmlf_llm.study.results import CONFIG, LOG, RUN
 from deepmlf_llm.training.launch import free_port
 from deepmlf_llm.training.metrics_log import METRICS_FILE, read_metrics
@@ -155,7 +157,11 @@ def settings_yaml(settings: Mapping[str, Any]) -> str:
 
 
 def command(cell: PlannedCell, folder: Path, slot: Slot, recipe: Path) -> list[str]:
-    """The training recipe with the cell's settings; under the deepspeed launcher where it has more than one process."""
+    """The training recipe with the cell's settings, under the deepspeed launcher where it has more than one process; or
+    the recipe of baselines, which lies beside it."""
+    if BASELINE in cell.settings:
+        words = baseline_words(cell.settings, folder / RUN)
+        return [sys.executable, *words_of(recipe.with_name("baseline.py"), "-m"), *words]
     options = ["--config", str(folder / CONFIG), "--output_dir", str(folder / RUN)]
     if "report_to" not in cell.settings:
         options += ["--report_to", "none"]  # the study has its own report

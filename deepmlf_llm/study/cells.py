@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
+
+from deepmlf_llm.errors import ConfigError, Problems
 
 if TYPE_CHECKING:
     from deepmlf_llm.study.grid import Grid
@@ -66,3 +70,17 @@ class Plan:
     cells: list[PlannedCell]
     excluded: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def only(self, patterns: Sequence[str]) -> Plan:
+        """With the cells whose name fits one of the patterns of a shell; of no pattern the plan itself.
+
+        Raises:
+            ConfigError: a pattern that fits none.
+        """
+        problems = Problems(ConfigError, "--only")
+        for pattern in patterns:
+            fits = any(fnmatchcase(cell.name, pattern) for cell in self.cells)
+            problems.check(fits, f"{pattern!r} fits no cell; --plan lists them")
+        problems.raise_if_any()
+        kept = [c for c in self.cells if not patterns or any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+        return replace(self, cells=kept)

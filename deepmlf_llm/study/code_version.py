@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 
 import deepmlf_llm
@@ -25,6 +26,14 @@ def code_version(recipe: Path) -> str:
         digest.update(f"{name}\n{_meaning(path.read_text(encoding='utf-8'))}\n".encode())
     for library in _LIBRARIES:
         digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """Changes when what these files compute does."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\n{_meaning(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
 
 

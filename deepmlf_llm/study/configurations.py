@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+BACKBONE = ("base", "layers")
 AXIS_NAMES = {
     "base": "base model",
     "layers": "LM layers",
@@ -18,6 +19,10 @@ AXIS_NAMES = {
     "ffw_lora_r": "FFW LoRA rank",
     "data_fraction": "share of the training data",
 }
+NOTHING = "none"
+"""Of ``modalities``: the text alone."""
+OWN = "own"
+"""Of a setting: what the base model brings."""
 
 
 def axis_name(axis: str) -> str:
@@ -44,8 +49,12 @@ class Configuration:
 
     def head(self, head: str, metric: str, split: str = "test") -> list[float]:
         """A head's own metric, one value a seed."""
-        found = (record["metrics"]["heads"][split].get(head, {}).get(metric) for record in self.records.values())
-        return [value for value in found if value is not None]
+        return list(self.head_by_seed(head, metric, split).values())
+
+    def head_by_seed(self, head: str, metric: str, split: str = "test") -> dict[int, float]:
+        """A head's own metric of each seed where it is defined."""
+        found = {s: r["metrics"]["heads"][split].get(head, {}).get(metric) for s, r in self.records.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def train(self, *path: str) -> list[float]:
         """A number of ``train_info``, one value a seed."""
@@ -62,30 +71,64 @@ class Configuration:
         """The values of all other axes."""
         return json.dumps({name: self.values.get(name) for name in axes if name != axis}, sort_keys=True)
 
+    @property
+    def backbone(self) -> tuple[Any, ...]:
+        """Base model and how many of its layers there are."""
+        return tuple(self.values.get(name) for name in BACKBONE)
+
+    @property
+    def lm_parameters(self) -> float:
+        """Of the base model, as loaded."""
+        total, trained = self.train("parameters", "total"), self.train("parameters", "trainable")
+        return total[0] - trained[0] if total and trained else 0.0
+
     def label(self, axes: Sequence[str]) -> str:
         return ", ".join(f"{self.values.get(name)} {axis_name(name)}" for name in axes)
 
 
-def gather(records: Iterable[Mapping[str, Any]]) -> list[Configuration]:
-    """Finished cells by configuration, in the order in which they come."""
+def gather(records: Iterable[Mapping[str, Any]], baselines: bool = False) -> list[Configuration]:
+    """Finished cells by configuration, in the order in which they come: those of the method, or the baselines."""
     found: dict[str, Configuration] = {}
     for record in records:
-        if record["status"] == "finished":
+        if record["status"] == "finished" and ("baseline" in record["run_info"]["values"]) == baselines:
             run = record["run_info"]
-            key = json.dumps(run["values"], sort_keys=True)
-            found.setdefault(key, Configuration(dict(run["values"]))).records[run["seed"]] = dict(record)
+            values = {name: _plain(value) for name, value in run["values"].items()}
+            key = json.dumps(values, sort_keys=True)
+            found.setdefault(key, Configuration(values)).records[run["seed"]] = dict(record)
     return list(found.values())
+
+
+def _plain(value: Any) -> Any:
+    """A value that can be compared and sorted: of a list its words."""
+    return " + ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def varied(configurations: Sequence[Configuration]) -> list[str]:
     """Settings that have more than one value, those of the backbone first; ``fusion_layers`` only where number and
-    placement of the MM Blocks do not say all."""
+    placement of the MM Blocks do not say all, ``layers`` only where the base model does not."""
     names = list(dict.fromkeys(name for c in configurations for name in c.values))
     found = [name for name in names if _count(configurations, name) > 1]
     known = ("layers", "blocks", "placement")
     if "fusion_layers" in found and _count(configurations, *known) == _count(configurations, *known, "fusion_layers"):
         found.remove("fusion_layers")
-    return found
+    if "base" in found and "layers" in found and _count(configurations, "base") == _count(configurations, *BACKBONE):
+        found.remove("layers")
+    return [name for name in found if name not in together(configurations, found)]
+
+
+def together(configurations: Sequence[Configuration], names: Sequence[str]) -> dict[str, str]:
+    """Settings that are a base model's own, or not, wherever an earlier one is: the setting -> that one.
+
+    Such a bundle (rank, scale and width, say) varies as one, and goes by the name of its first setting.
+    """
+    bundled: dict[str, str] = {}
+    brought = [name for name in names if any(c.values.get(name) == OWN for c in configurations)]
+    for place, name in enumerate(brought):
+        for first in brought[:place]:
+            both, alone = _count(configurations, first, name), (_count(configurations, n) for n in (first, name))
+            if first not in bundled and all(count == both for count in alone):
+                bundled.setdefault(name, first)
+    return bundled
 
 
 def _count(configurations: Sequence[Configuration], *names: str) -> int:

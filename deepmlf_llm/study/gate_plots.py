@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from deepmlf_llm.statistics.style import COLOURS, MARKERS, WIDTH, figure, svg
-from deepmlf_llm.study.configurations import Configuration
+from deepmlf_llm.study.configurations import NOTHING, Configuration
 from deepmlf_llm.study.plots import Plot
 
 _GATE_START = {"sigmoid": 0.5, "tanh": 0.0, "none": 1.0}
@@ -18,9 +18,8 @@ def gates_plot(configurations: Sequence[Configuration], axes: Sequence[str]) -> 
     chosen: dict[Any, Configuration] = {}
     for c in configurations:
         backbone = (c.values["base"], c.values["layers"])
-        size = (c.values["blocks"], c.values.get("num_fusion_tokens", 0))
         best = chosen.get(backbone)
-        if best is None or size > (best.values["blocks"], best.values.get("num_fusion_tokens", 0)):
+        if best is None or _size(c) > _size(best):
             chosen[backbone] = c
     panels = [(c, curves) for c in list(chosen.values())[:3] if (curves := gate_curves(c))]
     if not panels:
@@ -40,6 +39,11 @@ def gates_plot(configurations: Sequence[Configuration], axes: Sequence[str]) -> 
         "Blocks, the most tokens."
     )
     return Plot("gates", "Plots of gate factors over training", caption, picture)
+
+
+def _size(c: Configuration) -> tuple[bool, int, int]:
+    """What hears and sees comes first: the text alone has no gates of cross-attention."""
+    return c.values.get("modalities") != NOTHING, c.values["blocks"], c.values.get("num_fusion_tokens", 0)
 
 
 def gate_curves(c: Configuration) -> dict[tuple[int, str], list[tuple[int, float]]]:

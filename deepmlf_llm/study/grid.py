@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepmlf_llm.baselines.settings import KINDS as BASELINES
 from deepmlf_llm.config.placement import parse_fusion_layers
 from deepmlf_llm.errors import ConfigError, Problems, suggest
 from deepmlf_llm.reading import read_yaml
@@ -18,7 +19,9 @@ from deepmlf_llm.training.keys import all_keys, refuse
 from deepmlf_llm.training.settings import flatten
 
 CELLS_LIMIT = 10_000  # at a minute each they take a week
-_BACKBONE_KEYS = ("base_model", "num_layers", "revision", "otherwise")
+_BACKBONE_KEYS = ("base_model", "num_layers", "revision", "settings", "otherwise")
+BASELINE = "baseline"
+SAME_FOR_ALL_SEEDS = ("constant", "ridge")
 _NOT_HERE = {
     "seed": "list the seeds under seeds",
     "base_model": "name it under backbone, in the rows of grid",
@@ -30,12 +33,17 @@ _NOT_HERE = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A base model, cut to its first layers where ``num_layers`` says so, and what stands in where it is not there."""
+    """A base model, cut to its first layers where ``num_layers`` says so, and what stands in where it is not there.
+
+    ``own``: settings of the recipe that belong to this base model (its question, its learning rate), dotted. They come
+    before those that are fixed for all cells, and behind those of a row.
+    """
 
     base_model: str
     num_layers: int | None = None
     revision: str | None = None
     otherwise: Backbone | None = None
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def settings(self) -> dict[str, Any]:
         """As keys of the training recipe."""
@@ -67,7 +75,8 @@ class Grid:
         name: of the study; its output folder belongs to it.
         title: of the report.
         fixed: settings of the training recipe that all cells share, dotted.
-        rows: each maps ``backbone`` and any further settings of the recipe to the values to cross.
+        rows: each maps ``backbone`` and any further settings of the recipe to the values to cross; or ``backbone`` and
+            ``baseline`` to what has to be beaten.
         seeds: every combination runs with each.
         exclude: combinations left out.
         processes: of each cell; with more than one, under the deepspeed launcher.
@@ -119,11 +128,16 @@ class Grid:
             for values in itertools.product(*row.values()):
                 chosen = dict(zip(names, values, strict=True))
                 backbone = chosen.pop("backbone")
-                for seed in self.seeds:
+                for seed in self.seeds if _draws(chosen) else self.seeds[:1]:
                     identity = (backbone, repr(sorted(chosen.items())), seed)
                     if identity not in seen:
                         seen.add(identity)
                         yield backbone, chosen, seed
+
+
+def _draws(chosen: Mapping[str, Any]) -> bool:
+    """Whether seeds differ: those of a baseline that draws nothing do not."""
+    return chosen.get(BASELINE) not in SAME_FOR_ALL_SEEDS
 
 
 class _Reader:
@@ -190,10 +204,20 @@ class _Reader:
             self.problems.check(bool(values), f"{where}: {name} has no value")
             if name == "backbone":
                 row[name] = [backbone for v in values if (backbone := self.backbone(v, where)) is not None]
+            elif name == BASELINE:
+                row[name] = self.baselines(values, content, where)
             elif self.setting(name, where):
                 self.problems.check(name not in fixed, f"{where}: {name} stands under fixed too")
                 row[name] = [self.value(name, value, where) for value in values]
         return row
+
+    def baselines(self, values: list[Any], content: Mapping[str, Any], where: str) -> list[str]:
+        for value in values:
+            known = isinstance(value, str) and value in BASELINES
+            self.problems.check(known, f"{where}: baseline={value!r}: expected one of {', '.join(BASELINES)}")
+        others = [name for name in flatten(content) if name not in ("backbone", BASELINE)]
+        self.problems.check(not others, f"{where}: {', '.join(others)} beside baseline, which takes backbone alone")
+        return [str(value) for value in values]
 
     def backbone(self, content: Any, where: str) -> Backbone | None:
         content = {"base_model": content} if isinstance(content, str) else content
@@ -209,7 +233,14 @@ class _Reader:
         )
         other = content.get("otherwise")
         stand_in = None if other is None else self.backbone(other, f"{where}: otherwise")
-        return Backbone(content["base_model"], layers, content.get("revision"), stand_in)
+        own = self.own(content.get("settings") or {}, f"{where}: backbone: settings")
+        return Backbone(content["base_model"], layers, content.get("revision"), stand_in, own)
+
+    def own(self, content: Any, where: str) -> dict[str, Any]:
+        if not isinstance(content, Mapping):
+            self.problems.check(False, f"{where}={content!r}: expected a mapping of settings")
+            return {}
+        return {n: self.value(n, v, where) for n, v in flatten(content).items() if self.setting(n, where)}
 
     def setting(self, name: str, where: str) -> bool:
         if name in _NOT_HERE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,11 +18,15 @@ from deepmlf_llm.errors import BaseModelError, ConfigError, DeepMLFError, Proble
 from deepmlf_llm.fusion.verbalised import with_token_ids
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
+from deepmlf_llm.study.baseline_cells import KEPT, baseline_code, baseline_settings, baseline_size
 from deepmlf_llm.study.cells import Plan, PlannedCell
 from deepmlf_llm.study.code_version import code_version, combined
-from deepmlf_llm.study.grid import Backbone, Grid
+from deepmlf_llm.study.configurations import NOTHING, OWN
+from deepmlf_llm.study.grid import BASELINE, Backbone, Grid
 from deepmlf_llm.training.assemble import method_config, resolve_base_model, selecting_metric
-from deepmlf_llm.training.data import TrainingData, load_data, take_fraction, tokenised
+from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, take_fraction, tokenised
+from deepmlf_llm.training.keys import all_keys
+from deepmlf_llm.training.run_keys import TEXT_ALONE
 from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.trainer_arguments import read_deepspeed
 
@@ -51,9 +55,9 @@ class _Planner:
 
     def plan(self) -> Plan:
         names: set[str] = set()
-        for settings, values, seed in self._combinations():
+        for settings, values, own, seed in self._combinations():
             try:
-                cell = self._cell(settings, values, seed)
+                cell = self._cell(settings, values, own, seed)
             except DeepMLFError as error:
                 self._refuse(str(error))
                 continue
@@ -70,24 +74,25 @@ class _Planner:
         if message not in self.problems.messages:
             self.problems.check(False, message)
 
-    def _combinations(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
+    def _combinations(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[str], int]]:
+        """Settings of a cell, those that its row names, the names of those that its base model brings, its seed."""
         for backbone, values, seed in self.grid.combinations():
-            settings = {**self.grid.fixed, **values, "seed": seed}
             try:
-                settings.update(self._available(backbone).settings())
+                there = self._available(backbone)
             except BaseModelError as error:
                 self._refuse(str(error))
                 continue
+            settings = {**self.grid.fixed, **there.own, **values, "seed": seed, **there.settings()}
             by = next((exclusion.name for exclusion in self.grid.exclude if exclusion.covers(settings)), None)
             if by is None:
-                yield settings, values, seed
+                yield settings, values, [name for name in there.own if name not in values], seed
             else:
                 self.plan_.excluded[by] += 1
 
     def _available(self, backbone: Backbone) -> Backbone:
         name = resolve_base_model(backbone.base_model)
         if name != backbone.base_model:
-            backbone = Backbone(name, backbone.num_layers, backbone.revision, backbone.otherwise)
+            backbone = replace(backbone, base_model=name)
         if backbone.otherwise is None or name in TOYS or (name == SMOLLM2 and smollm2_available()):
             return backbone
         try:
@@ -104,7 +109,9 @@ class _Planner:
     def _size_of(self, backbone: Backbone) -> None:
         base_model_shape(backbone.base_model, backbone.num_layers, backbone.revision)
 
-    def _cell(self, given: dict[str, Any], values: dict[str, Any], seed: int) -> PlannedCell:
+    def _cell(self, given: dict[str, Any], values: dict[str, Any], own: list[str], seed: int) -> PlannedCell:
+        if BASELINE in values:
+            return self._baseline(given, seed)
         settings = RunSettings.from_dict(given, "settings")
         data = self._data(settings)
         settings = selecting_metric(settings, data.rules)
@@ -113,12 +120,16 @@ class _Planner:
         key = settings.fingerprint(self.grid.processes, base, data.fingerprint)
         fingerprint = combined(key, self.plan_.code)
         rows = len(take_fraction(data.train, settings.data_fraction))  # type: ignore[arg-type]
-        facts = {"base": base, "layers": size["layers"]}
+        facts = {"base": _base_name(base), "layers": size["layers"]}
         return PlannedCell(
             name=_cell_name(given, size["layers"], seed, fingerprint),
             fingerprint=fingerprint,
             settings=given,
-            values={**facts, **_placed(size["blocks"], given.get("fusion_layers", "even:7")), **values},
+            values={
+                **facts,
+                **_placed(size["blocks"], given.get("fusion_layers", "even:7")),
+                **self._values(settings, data, given, own),
+            },
             seed=seed,
             processes=self.grid.processes,
             trainable=size["trainable"],
@@ -127,6 +138,41 @@ class _Planner:
             steps=settings.planned_steps(rows, self.grid.processes).total,
             geometry=size["geometry"],
             text_key=size["text_key"],
+        )
+
+    def _values(
+        self, settings: RunSettings, data: TrainingData, given: dict[str, Any], own: list[str]
+    ) -> dict[str, Any]:
+        """Every setting that any row names, so that cells of different rows can be compared; what a base model brings
+        is its own, but for where MM Blocks sit."""
+        names = dict.fromkeys(name for row in self.grid.rows for name in row if name not in ("backbone", BASELINE))
+        found = {name: given.get(name, all_keys()[name].default) for name in names}
+        found |= {name: OWN for name in names if name in own and name != "fusion_layers"}
+        if "modalities" in found:
+            found["modalities"] = list(chosen_modalities(settings, data)) or [NOTHING]
+        return found
+
+    def _baseline(self, given: dict[str, Any], seed: int) -> PlannedCell:
+        settings = baseline_settings(given)
+        data = self._data(settings.as_run())
+        base = resolve_base_model(settings.base_model)
+        shape = base_model_shape(base, settings.num_layers, settings.revision)
+        key = repr((base, settings.to_dict()))
+        if key not in self.sizes:
+            self.sizes[key] = baseline_size(settings, shape, data)
+        size = self.sizes[key]
+        layers = shape.config.get_text_config().num_hidden_layers
+        kept = {name: value for name, value in given.items() if name in KEPT}
+        fingerprint = combined(key, data.fingerprint, baseline_code(), self.plan_.code)
+        return PlannedCell(
+            name=_plain_name(f"{Path(base).name}-{layers}l-{settings.kind}-s{seed}-{fingerprint[:8]}"),
+            fingerprint=fingerprint,
+            settings=kept,
+            values={"base": _base_name(base), "layers": layers, BASELINE: settings.kind},
+            seed=seed,
+            processes=1,
+            text_key=fingerprint,
+            **size,
         )
 
     def _data(self, settings: RunSettings) -> TrainingData:
@@ -190,6 +236,11 @@ def _median_frames(data: TrainingData, modality: str) -> int:
     return max(1, round(median([frames for frames in sample if frames] or [1])))
 
 
+def _base_name(base: str) -> str:
+    """As the report calls it: of a file or directory the last part of its path."""
+    return Path(base).name if Path(base).expanduser().exists() else base
+
+
 def _words(backbone: Backbone) -> str:
     cut = f", {backbone.num_layers} layers" if backbone.num_layers else ""
     return f"{backbone.base_model}{cut}"
@@ -204,5 +255,10 @@ def _cell_name(given: Mapping[str, Any], layers: int, seed: int, fingerprint: st
     placement = given.get("fusion_layers", "even:7")
     placed = placement if isinstance(placement, str) else "at" + ".".join(map(str, placement))
     base = Path(str(given["base_model"])).name
-    words = f"{base}-{layers}l-{placed}-n{given.get('num_fusion_tokens', 8)}-s{seed}-{fingerprint[:8]}"
+    alone = "-text" if given.get("modalities") == TEXT_ALONE else ""
+    words = f"{base}-{layers}l-{placed}-n{given.get('num_fusion_tokens', 8)}{alone}-s{seed}-{fingerprint[:8]}"
+    return _plain_name(words)
+
+
+def _plain_name(words: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", words)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.statistics.style import COLOURS, LINES, MARKERS, WIDTH, figure, legend_below, svg
-from deepmlf_llm.study.configurations import Configuration, axis_name
-from deepmlf_llm.study.statistics import FIT_POINTS, Fit, different, fit_log
+from deepmlf_llm.study.configurations import BACKBONE, Configuration, axis_name
+from deepmlf_llm.study.statistics import FIT_POINTS, Fit, different, fit_log, front
+from deepmlf_llm.tasks.metrics import higher_is_better
 
 HEADS = {"prediction": "prediction (all)", "fusion": "fusion tokens", "text": "text", "av": "audio and vision"}
 
@@ -35,6 +36,33 @@ class Quantity:
     of: Callable[[Configuration], float | None]
     logarithmic: bool = False
     joined: bool = True  # the points of a line are values of one setting
+    along: tuple[str, ...] = ()  # settings whose values x stands for; default: its name
+    power: bool = False  # a curve through the points is a power law
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return self.along or (self.name,)
+
+
+def of_base_models(x: Mapping[str, Mapping[Any, float]]) -> dict[str, Quantity]:
+    """What quality is drawn against where base models differ.
+
+    Args:
+        x: ``"lm_parameters"``, ``"bits_per_byte"``, ``"text_quality"`` -> base model and layers -> value.
+    """
+    labels = {
+        "lm_parameters": ("parameters of the LM", True),
+        "bits_per_byte": ("bits per byte of the transcripts, frozen LM", False),
+        "text_quality": ("text alone, same LM", False),
+    }
+    return {
+        name: Quantity(name, label, _looked_up(x.get(name, {})), logarithmic, True, BACKBONE, logarithmic)
+        for name, (label, logarithmic) in labels.items()
+    }
+
+
+def _looked_up(values: Mapping[Any, float]) -> Callable[[Configuration], float | None]:
+    return lambda c: values.get(c.backbone)
 
 
 def quantities() -> dict[str, Quantity]:
@@ -50,6 +78,7 @@ def quantities() -> dict[str, Quantity]:
             "num_fusion_tokens", "fusion tokens", lambda c: c.values.get("num_fusion_tokens", 8)
         ),
         "parameters": Quantity("parameters", "trainable parameters", cost("parameters", "trainable"), True, False),
+        "memory": Quantity("memory", "peak memory of a cell (MB)", cost("peak_memory_mb", "resident"), True, False),
         "flops": Quantity("flops", "FLOPs of a training step", cost("step_flops"), True, False),
         "seconds": Quantity("seconds", "seconds of training", cost("seconds"), True, False),
     }
@@ -60,14 +89,15 @@ def quality_plot(
 ) -> Plot | None:
     """The metric on the test split against ``quantity``; None where it does not vary."""
     points = [(x, c) for c in configurations if (x := quantity.of(c)) is not None and c.by_seed(metric)]
-    if len({x for x, _ in points}) < 2:
+    if len({x for x, _ in points}) < 2 or (quantity.joined and not set(quantity.settings).intersection(axes)):
         return None
-    others = [axis for axis in axes if axis != quantity.name]
+    others = [axis for axis in axes if axis not in quantity.settings]
     looks = _Looks(configurations, others)
     lines: dict[str, list[tuple[float, Configuration]]] = {}
     for x, c in sorted(points, key=lambda point: point[0]):
-        lines.setdefault(c.rest(quantity.name, axes) if quantity.joined else str(id(c)), []).append((x, c))
-    fits = _fits(lines.values() if quantity.joined else [points], metric)
+        lines.setdefault(c.rest("", others) if quantity.joined else str(id(c)), []).append((x, c))
+    fits = _fits(lines.values(), metric, quantity.power) if quantity.joined else []
+    cheapest = [] if quantity.joined else pareto(points, metric)
     with figure() as (drawn, (ax,)):
         if quantity.logarithmic:
             ax.set_xscale("log")
@@ -75,15 +105,29 @@ def quality_plot(
         for fit, low, high in fits:
             xs = [low * (high / low) ** (i / 40) for i in range(41)]
             ax.plot(xs, [fit.at(x) for x in xs], color="#555555", linewidth=1, zorder=1)
+        if len(cheapest) > 1:
+            means = [fmean(c.by_seed(metric).values()) for _, c in cheapest]
+            ax.step([x for x, _ in cheapest], means, where="post", color="#555555", linewidth=1, zorder=1)
         _tidy(ax, quantity, metric, points)
         legend_below(drawn, looks.handles(quantity.joined), 2)
         picture = svg(drawn)
-    caption = f"Test {metric} against {quantity.label}. " + _fit_sentence(
-        fits, different([x for x, _ in points]), metric
-    )
+    said = _fit_sentence(fits, different([x for x, _ in points]), metric) if quantity.joined else _FRONT
+    caption = f"Test {metric} against {quantity.label}. {said}"
     if others_unseen := looks.unseen:
         caption += f" Points that look alike differ in {', '.join(axis_name(a) for a in others_unseen)}."
     return Plot(f"{metric}-{quantity.name}", f"Plot of test {metric} against {quantity.label}", caption, picture)
+
+
+_FRONT = (
+    "Grey: the Pareto front; of the points on it none is cheaper and better than another, by means over seeds, whose "
+    "intervals often overlap."
+)
+
+
+def pareto(points: Sequence[tuple[float, Configuration]], metric: str) -> list[tuple[float, Configuration]]:
+    """Those of (cost, configuration) that no other one beats in both."""
+    means = [(x, fmean(c.by_seed(metric).values())) for x, c in points]
+    return [points[i] for i in front(means, higher_is_better(metric))]
 
 
 class _Looks:
@@ -121,7 +165,7 @@ def _draw_points(
     quantity: Quantity,
 ) -> None:
     """Means with their intervals, side by side where lines share an x; every seed as a faint dot."""
-    spread = 0.0 if not quantity.joined or len(lines) < 2 else 0.016
+    spread = 0.0 if not quantity.joined or quantity.logarithmic or len(lines) < 2 else 0.016
     span = max(x for line in lines for x, _ in line) - min(x for line in lines for x, _ in line)
     for number, line in enumerate(lines):
         shift = (number - (len(lines) - 1) / 2) * spread * span
@@ -158,7 +202,7 @@ def _tidy(ax: Any, quantity: Quantity, metric: str, points: Sequence[tuple[float
         ax.xaxis.set_major_locator(FixedLocator(_log_ticks(sorted(x for x, _ in points))))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.xaxis.set_minor_locator(NullLocator())
-    else:
+    elif all(float(x).is_integer() for x, _ in points):
         ax.set_xticks(sorted({x for x, _ in points}))
 
 
@@ -180,11 +224,11 @@ def _log_ticks(xs: Sequence[float]) -> list[float]:
     return ticks
 
 
-def _fits(lines: Any, metric: str) -> list[tuple[Fit, float, float]]:
+def _fits(lines: Any, metric: str, power: bool) -> list[tuple[Fit, float, float]]:
     found = []
     for line in lines:
         xs = [float(x) for x, _ in line]
-        fit = fit_log(xs, [fmean(c.by_seed(metric).values()) for _, c in line])
+        fit = fit_log(xs, [fmean(c.by_seed(metric).values()) for _, c in line], power)
         if fit is not None:
             found.append((fit, min(xs), max(xs)))
     return found
@@ -194,6 +238,8 @@ def _fit_sentence(fits: Sequence[tuple[Fit, float, float]], places: int, metric:
     if not fits:
         return f"No curve is fitted: {places} clearly different values of x, a curve needs {FIT_POINTS}."
     slopes = "; ".join(fit.slope.text() for fit, _, _ in fits)
+    if fits[0][0].power:
+        return f"Grey: {metric} = a x^b, least squares of the logarithms of the means; b = {slopes} (95 % intervals)."
     return (
         f"Grey: {metric} = a + b log10(x), least squares through the means, which ignores what else differs between "
         f"the points; b = {slopes} per tenfold x (95 % intervals)."

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import directory_aside, write_aside
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import PLOTS, Block, Heading, Paragraph, Table, to_markdown
-from deepmlf_llm.study.configurations import Configuration, axis_name, gather, varied
+from deepmlf_llm.study.configurations import Configuration, axis_name, gather, together, varied
 from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.study.gate_plots import gates_plot
 from deepmlf_llm.study.html import to_html
 from deepmlf_llm.study.latex import to_latex
-from deepmlf_llm.study.plots import Plot, heads_plot, quality_plot, quantities
+from deepmlf_llm.study.lm_tables import at_each, base_models, places
+from deepmlf_llm.study.paper_claims import paper_claims
+from deepmlf_llm.study.perplexity import read_measured
+from deepmlf_llm.study.plots import Plot, heads_plot, of_base_models, pareto, quality_plot, quantities
 from deepmlf_llm.study.report_tables import cell_table, cost_table, failed_cells, surroundings
 from deepmlf_llm.study.results import read_all, write_parquet
-from deepmlf_llm.study.statistics import effects
+from deepmlf_llm.study.statistics import SEEDS_COLUMN, effects, reading, seeds_named, signed
 from deepmlf_llm.study.summary_page import summary_blocks
-from deepmlf_llm.study.text_alone import text_alone
+from deepmlf_llm.study.text_alone import fusion_over_text, text_alone, what_to_beat
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
 
 MARKDOWN, PAGE, TABLES, SUMMARY = "report.md", "report.html", "report.tex", "summary.html"
@@ -36,7 +39,8 @@ def write_report(directory: StudyDirectory) -> list[Path]:
     cells = directory.planned()
     records = read_all(directory, cells)
     write_parquet(directory, records)
-    blocks = report_blocks(study, records, directory.others({cell.name for cell in cells}))
+    measured = read_measured(directory)
+    blocks = report_blocks(study, records, directory.others({cell.name for cell in cells}), measured)
     plots = [block for block in blocks if isinstance(block, Plot)]
     _write_plots(directory.path, plots)
     write_aside(directory.path / MARKDOWN, to_markdown(blocks))
@@ -57,28 +61,42 @@ def _write_plots(path: Path, plots: Sequence[Plot]) -> None:
             (aside / f"{plot.name}.svg").write_bytes(plot.svg)
 
 
-def report_blocks(study: dict[str, Any], records: Sequence[dict[str, Any]], others: int = 0) -> list[Block]:
+def report_blocks(
+    study: dict[str, Any],
+    records: Sequence[dict[str, Any]],
+    others: int = 0,
+    measured: Sequence[Mapping[str, Any]] = (),
+) -> list[Block]:
     """The report's content.
 
     Args:
         study: ``study.json``.
         records: ``cell.json`` of the cells that have ended, in the grid's order.
         others: ended cells in the folder that are not of this grid, data or code.
+        measured: how well each base model reads (:mod:`~deepmlf_llm.study.perplexity`).
     """
     metric, planned = study["metric"], len(study["cells"])
-    found = gather(records)
+    found, baselines = gather(records), gather(records, baselines=True)
     failed = [record for record in records if record["status"] == "failed"]
     axes = varied(found)
     blocks: list[Block] = [Heading(study["title"], 1), Paragraph(_summary(study, records, planned))]
     blocks += [Paragraph(note) for note in study["notes"]]
     if found:
-        blocks += [Paragraph(_how_to_read(found, metric)), *_effects(found, axes, metric)]
-        blocks += [Heading("Quality"), *_quality(found, axes, metric)]
+        blocks += [Paragraph(_how_to_read(found, metric)), *_bundles(found), *_effects(found, axes, metric)]
+        if added := fusion_over_text(found, axes, metric):
+            blocks += [Heading("What fusion adds over the text"), *added]
+        if models := base_models(found, measured, metric):
+            blocks += [Heading("Base models"), *models]
+        if within := at_each(found, axes, metric):
+            blocks += [Heading("What changed at each base model", 3), *within]
+        if claims := paper_claims(found, axes, metric):
+            blocks += [Heading("What the paper claims"), *claims]
+        blocks += [Heading("Quality"), *_quality(found, axes, metric, measured)]
         if gates := gates_plot(found, axes):
             blocks += [Heading("Gates"), gates]
         if heads := heads_plot(found, axes, metric):
             blocks += [Heading("Each modality alone"), heads]
-        blocks += [Heading("Results"), *_configurations(found, axes, metric)]
+        blocks += [Heading("Results"), *_configurations(found, baselines, axes, metric)]
         blocks += [Heading("Every cell"), *cell_table(records, axes)]
         blocks += [Heading("Cost"), *cost_table(records)]
     if failed:
@@ -130,22 +148,22 @@ def _how_to_read(found: Sequence[Configuration], metric: str) -> str:
     return f"{text} {metric}: {definition}" if definition else text
 
 
+def _bundles(found: Sequence[Configuration]) -> list[Block]:
+    """Settings that vary as one."""
+    names = list(dict.fromkeys(name for c in found for name in c.values))
+    bundled = together(found, [name for name in names if len({str(c.values.get(name)) for c in found}) > 1])
+    firsts = dict.fromkeys(bundled.values())
+    texts = [", ".join(map(axis_name, (f, *(n for n, first in bundled.items() if first == f)))) for f in firsts]
+    return [Paragraph(f"Varied as one, under the first name: {text}.") for text in texts]
+
+
 def _effects(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
     rows = []
     for effect in effects(found, axes, metric):
         change = effect.change
-        if change.half is None:
-            verdict = "one seed: nothing can be said"
-        elif change.excludes_zero:
-            verdict = "a difference is shown"
-        else:
-            verdict = "no difference is shown"
-        numbers = (
-            effect.pairs,
-            change.n,
-            f"{change.mean:+.3f}" + ("" if change.half is None else f" ± {change.half:.3f}"),
-        )
-        rows.append((axis_name(effect.axis), f"{effect.before} to {effect.after}", *numbers, verdict))
+        numbers = (effect.pairs, change.n, signed(change))
+        told = (reading(change), seeds_named(change))
+        rows.append((axis_name(effect.axis), f"{effect.before} to {effect.after}", *numbers, *told))
     if not rows:
         return []
     return [
@@ -153,16 +171,23 @@ def _effects(found: Sequence[Configuration], axes: Sequence[str], metric: str) -
         Paragraph(
             f"Change of test {metric} from one value of a setting to the next, over all pairs of configurations that "
             "differ in nothing else: the mean of a seed's pairs, then mean and interval over seeds. "
-            f"Of {len(rows)} such rows, one in twenty would exclude zero by chance alone."
+            f"Of {len(rows)} such rows, one in twenty would exclude zero by chance alone. {SEEDS_COLUMN}"
         ),
-        Table(("setting", "from, to", "pairs", "seeds", f"change of {metric}", "reading"), rows, (2, 3, 4)),
+        Table(
+            ("setting", "from, to", "pairs", "seeds", f"change of {metric}", "reading", "seeds that would tell it"),
+            rows,
+            (2, 3, 4, 6),
+        ),
     ]
 
 
-def _quality(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
+def _quality(
+    found: Sequence[Configuration], axes: Sequence[str], metric: str, measured: Sequence[Mapping[str, Any]]
+) -> list[Block]:
     blocks: list[Block] = []
     silent = []
-    for quantity in quantities().values():
+    of_bases = of_base_models(places(found, measured, metric)) if "base" in axes else {}
+    for quantity in (*of_bases.values(), *quantities().values()):
         plot = quality_plot(found, quantity, axes, metric)
         if plot is None:
             silent.append(quantity.label)
@@ -174,10 +199,36 @@ def _quality(found: Sequence[Configuration], axes: Sequence[str], metric: str) -
     )
     if silent:
         lead += f" Not drawn, for they have one value only: {', '.join(silent)}."
-    return [Paragraph(lead), *blocks]
+    return [Paragraph(lead), *blocks, *_fronts(found, axes, metric)]
 
 
-def _configurations(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
+def _fronts(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
+    """Which configurations lie on a Pareto front, and on which."""
+    costs = {}
+    for quantity in quantities().values():
+        points = [(x, c) for c in found if (x := quantity.of(c)) is not None and c.by_seed(metric)]
+        if not quantity.joined and len({x for x, _ in points}) > 1:
+            costs[quantity.label] = [id(c) for _, c in pareto(points, metric)]
+    rows = []
+    for c in found:
+        on = [label for label, kept in costs.items() if id(c) in kept]
+        if on:
+            rows.append(
+                [
+                    *(str(c.values.get(a)) for a in axes),
+                    t_interval([*c.by_seed(metric).values()]).text(),
+                    *[", ".join(on)],
+                ]
+            )
+    if not rows:
+        return []
+    columns = [*map(axis_name, axes), f"test {metric}", "no other is cheaper and better, by"]
+    return [Paragraph("Pareto fronts, by means over seeds:"), Table(columns, rows, range(len(axes), len(axes) + 1))]
+
+
+def _configurations(
+    found: Sequence[Configuration], baselines: Sequence[Configuration], axes: Sequence[str], metric: str
+) -> list[Block]:
     usual = ("mae", "corr", "acc7", "acc2_non0", "f1_non0", "acc2", "f1", "acc", "f1_weighted", "f1_macro")
     shown = [name for name in (metric, *usual) if _has(found, name)]
     shown = list(dict.fromkeys(shown))
@@ -187,7 +238,8 @@ def _configurations(found: Sequence[Configuration], axes: Sequence[str], metric:
         texts = [t_interval(list(v.values())).text() if v else "undefined" for v in values]
         rows.append([*(str(c.values.get(axis)) for axis in axes), len(c.records), *texts])
     columns = [*(axis_name(axis) for axis in axes), "seeds", *(f"test {name}" for name in shown)]
-    return [Table(columns, rows, range(len(axes), len(columns))), *text_alone(found, shown)]
+    table = Table(columns, rows, range(len(axes), len(columns)))
+    return [table, *what_to_beat(baselines, shown), *text_alone(found, shown)]
 
 
 def _has(found: Sequence[Configuration], metric: str) -> bool:

@@ -31,10 +31,10 @@ def cell_table(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[B
         rows.append(
             [
                 Link(record["cell"], f"{CELLS}/{record['cell']}/{CONFIG}"),
-                *(str(run["values"].get(axis)) for axis in axes),
+                *(str(run["values"].get(axis, "")) for axis in axes),
                 run["seed"],
                 record["status"],
-                record["train_info"].get("best_step", ""),
+                "" if (best := record["train_info"].get("best_step")) is None else best,
                 _number(validation),
                 *(_number((metrics.get("test") or {}).get(name)) for name in names),
             ]
@@ -55,6 +55,7 @@ def cost_table(records: Sequence[dict[str, Any]]) -> list[Block]:
         train = record["train_info"]
         geometry = train["geometry"]
         frames = " + ".join(f"{count} {name}" for name, count in geometry["frames"].items())
+        frames = f", {frames} frames" if frames else ""
         cut = record["run_info"]["attempts"] > 1
         seconds = "was cut" if cut else _number(train.get("seconds"), 1)
         rows.append(
@@ -63,7 +64,7 @@ def cost_table(records: Sequence[dict[str, Any]]) -> list[Block]:
                 f"{train['parameters']['trainable']:,}",
                 f"{train['parameters']['total']:,}",
                 f"{train['step_flops'] / 1e9:,.2f}",
-                f"{geometry['utterances']} x ({geometry['text_tokens']} tokens, {frames} frames)",
+                f"{geometry['utterances']} x ({geometry['text_tokens']} tokens{frames})",
                 seconds,
                 _number((train.get("peak_memory_mb") or {}).get("resident"), 0),
             ]

@@ -54,14 +54,12 @@ def finished_record(cell: PlannedCell, folder: Path, code: str, attempts: int) -
     record = _record(cell, code, attempts, "finished")
     record["train_info"] |= {name: train.get(name) for name in ("steps", "best_step", "epochs", "total_seconds")}
     record["train_info"] |= {
-        "parameters": train["parameters"],
-        "seconds": train["seconds"] if attempts == 1 else None,
-        "peak_memory_mb": train["peak_memory_mb"],
-        "fusion_layers": train["fusion_layers"],
-        "gates": train["gates"],
+        "parameters": train.get("parameters", record["train_info"]["parameters"]),
+        "seconds": train.get("seconds") if attempts == 1 else None,
+        **{name: train.get(name) for name in ("peak_memory_mb", "fusion_layers", "gates")},
         "curve": read_metrics(folder / RUN / METRICS_FILE),
     }
-    record["metrics"] = {**result["metrics"], "heads": result["heads"]}
+    record["metrics"] = {**result["metrics"], "heads": result.get("heads", {"validation": {}, "test": {}})}
     record["meta_info"] = {name: result[name] for name in ("environment", "base_model", "data")}
     return record
 

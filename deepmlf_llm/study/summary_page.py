@@ -11,7 +11,7 @@ from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import Block, Heading, Paragraph, Table
 from deepmlf_llm.study.configurations import Configuration, axis_name, gather, varied
 from deepmlf_llm.study.plots import Plot
-from deepmlf_llm.study.statistics import Effect, effects, seeds_to_tell
+from deepmlf_llm.study.statistics import SEEDS_COLUMN, Effect, effects, seeds_named, signed
 from deepmlf_llm.tasks.metrics import higher_is_better
 
 _COSTS = ("flops", "parameters", "seconds")
@@ -59,7 +59,7 @@ def _answer(found: Sequence[Configuration], axes: Sequence[str], rows: Sequence[
             (
                 axis_name(effect.axis),
                 f"{effect.before} to {effect.after}",
-                f"{effect.change.mean:+.3f} ± {effect.change.half:.3f}",
+                signed(effect.change),
                 "better" if (effect.change.mean > 0) == higher_is_better(metric) else "worse",
             )
             for effect in told
@@ -140,18 +140,12 @@ def _untold(
     table = []
     for effect in rows:
         if not effect.change.excludes_zero:
-            need = seeds_to_tell(effect.change)
-            named = "cannot be said" if effect.change.half is None else "over 1000" if need is None else str(need)
+            named = seeds_named(effect.change)
             table.append((axis_name(effect.axis), f"{effect.before} to {effect.after}", effect.change.text(), named))
     if table:
         columns = ("setting", "from, to", f"change of test {metric}", "seeds that would tell it")
         blocks.append(Table(columns, table, (2, 3)))
-        blocks.append(
-            Paragraph(
-                "The last column: seeds that would show the change four times in five, if it is as large as seen and "
-                "all seeds spread as these do. With few seeds it is a guess."
-            )
-        )
+        blocks.append(Paragraph(SEEDS_COLUMN))
     failed = sum(record["status"] == "failed" for record in records)
     missing = len(study["cells"]) - len(records)
     counts = sorted({len(c.records) for c in found})

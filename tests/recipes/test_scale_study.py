@@ -95,6 +95,11 @@ def test_plan_lists_the_cells_and_stops(recipe, grid, tmp_path):
     ]
     assert "left out: 2 cells, few tokens, two blocks" in done.stdout
     assert not (tmp_path / "out").exists()
+    some = recipe("--grid", grid(), "--plan", "--seeds", "7", "--only", "*even-1*", "--only", "*n4*")
+    names = [line.split()[0].rpartition("-")[0] for line in some.stdout.splitlines()[2:]]
+    assert names == [f"tiny-llama-4l-even-{k}-n{n}-s7" for k, n in ((1, 2), (1, 4), (2, 4))]
+    assert "--only: '*n9*' fits no cell; --plan lists them" in refused(recipe("--grid", grid(), "--only", "*n9*"))
+    assert "--seeds 5-: expected seeds" in refused(recipe("--grid", grid(), "--seeds", "5-"))
 
 
 def test_dry_run_says_what_would_run(recipe, grid, tmp_path):
@@ -121,13 +126,13 @@ def test_default_study_without_the_real_base_runs_on_toys(recipe, monkeypatch):
     monkeypatch.setattr(planning, "base_model_shape", absent)
     done = recipe("--plan")
     assert done.returncode == 0
-    assert "Study default: 12 cells" in done.stdout
-    assert "left out: 12 cells, the random toys have fewer than six layers" in done.stdout
-    for toy, real in ((2, 6), (3, 12), (4, 30)):
+    assert "Study default: 20 cells" in done.stdout
+    for toy, real in ((2, 6), (4, 30)):
         note = (
             f"note: tiny-llama, {toy} layers (random weights) stands in for smollm2-135m, {real} layers, which is not"
         )
         assert note in done.stdout
+    assert done.stdout.count("tiny-llama-4l-even-4-n4-text-s") == 4
 
 
 def test_executors_refuse_what_is_not_theirs(recipe, grid, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +37,32 @@ def test_no_combination_is_missing_or_there_twice(rows, seeds):
     }
     found = [(values["num_fusion_tokens"], seed) for _, values, seed in Grid.from_dict(content).combinations()]
     assert len(found) == len(set(found)) == len({n for row in rows for n in row}) * len(seeds)
+
+
+def test_a_base_model_brings_its_own_settings():
+    backbone = {"base_model": "tiny-llama", "settings": {"text": {"template": "{text}:"}, "learning_rate": "1e-3"}}
+    grid = Grid.from_dict({**MINIMAL, "grid": [{"backbone": [backbone, "tiny-gpt2"], "gate": "tanh"}]})
+    own, other = (backbone for backbone, _, _ in grid.combinations())
+    assert own.own == {"text.template": "{text}:", "learning_rate": 1e-3}
+    assert other.own == {}
+    backbone["settings"] |= {"seed": 3, "gait": 1}
+    with pytest.raises(ConfigError) as caught:
+        Grid.from_dict({**MINIMAL, "grid": [{"backbone": [backbone, {"base_model": "x", "settings": 3}]}]})
+    for part in ("settings: seed cannot stand here", "settings: unknown key 'gait'", "settings=3: expected a mapping"):
+        assert f"grid row 1: backbone: {part}" in str(caught.value)
+
+
+def test_baselines_are_rows_and_what_draws_nothing_has_one_seed():
+    row = {"backbone": ["tiny-llama", "tiny-gpt2"], "baseline": ["ridge", "lora_text"]}
+    found = [
+        (values["baseline"], seed)
+        for _, values, seed in Grid.from_dict({**MINIMAL, "grid": row, "seeds": [4, 5]}).combinations()
+    ]
+    assert found == [("ridge", 4), ("lora_text", 4), ("lora_text", 5)] * 2
+    with pytest.raises(ConfigError) as caught:
+        Grid.from_dict({**MINIMAL, "grid": {**row, "baseline": "rigde", "gate": "tanh"}})
+    assert "grid row 1: baseline='rigde': expected one of constant, ridge" in str(caught.value)
+    assert "grid row 1: gate beside baseline, which takes backbone alone" in str(caught.value)
 
 
 def test_everything_wrong_is_named_at_once():
@@ -113,11 +137,10 @@ def test_exclusions_look_at_settings_defaults_included():
     assert exclusion.covers({})
 
 
-@pytest.mark.parametrize("name", ["default", "mosi"])
-def test_shipped_grids_load(repository, name):
+@pytest.mark.parametrize(("name", "cells"), [("default", 20), ("mosi", 18), ("llm_search", 24), ("llm", 106)])
+def test_shipped_grids_load(repository, name, cells):
     grid = Grid.from_yaml(repository / "recipes" / "configs" / "scale" / f"{name}.yaml")
-    cells = list(grid.combinations())
-    assert len(cells) == math.prod(len(values) for values in grid.rows[0].values()) * len(grid.seeds)
+    assert len(list(grid.combinations())) == cells
     assert grid.name == name
 
 

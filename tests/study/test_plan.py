@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
+import torch
 
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.backbones.shape import base_model_shape
+from deepmlf_llm.baselines.settings import BaselineSettings
+from deepmlf_llm.commands.baseline import build_parser
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.errors import BaseModelError, ConfigError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.study import plan as planning
+from deepmlf_llm.study.baseline_cells import baseline_settings, baseline_words
 from deepmlf_llm.study.grid import Grid
 from deepmlf_llm.training.assemble import method_config
 from deepmlf_llm.training.data import load_data
@@ -56,6 +63,10 @@ def test_text_alone_is_a_row_of_a_study(plan):
     grid = {"backbone": TWO_CUTS[0], "fusion_layers": "even:2", "modalities": ["none", "audio", ["audio", "vision"]]}
     alone, one, both = plan(grid=grid, seeds=[1]).cells
     assert [cell.values["modalities"] for cell in (alone, one, both)] == [["none"], ["audio"], ["audio", "vision"]]
+    assert [cell.name.rpartition("-")[0].removeprefix("tiny-llama-2l-even-2-n8") for cell in (alone, one)] == [
+        "-text-s1",
+        "-s1",
+    ]
     assert alone.trainable < one.trainable < both.trainable
     assert alone.step_flops < one.step_flops < both.step_flops
 
@@ -70,6 +81,64 @@ def test_cells_say_what_the_report_sorts_by(plan):
     assert found == [("tiny-llama", 2, 2, "even"), ("tiny-llama", 4, 2, "even"), ("tiny-llama", 4, 2, "listed")]
     assert cells[2].name.startswith("tiny-llama-4l-at1.3-n2-s1-")
     assert len({cell.name for cell in cells}) == 3
+
+
+def test_what_a_base_model_brings_is_its_own_in_every_row(plan):
+    """So that base models differ in nothing else, and rows that name the setting can be compared with those that do
+    not."""
+    own = {**TWO_CUTS[1], "settings": {"ffw_lora_r": 4, "learning_rate": 0.01}}
+    rows = [
+        {"backbone": own, "fusion_layers": "even:1"},
+        {
+            "backbone": own,
+            "fusion_layers": "even:1",
+            "ffw_lora_r": 16,
+            "num_fusion_tokens": 2,
+            "objective": {"gamma": 0.5},
+            "adam_beta2": 0.9,
+        },
+    ]
+    level, grown = plan(grid=rows, seeds=[1]).cells
+    assert (level.settings["ffw_lora_r"], level.values["ffw_lora_r"]) == (4, "own")
+    assert (grown.settings["ffw_lora_r"], grown.values["ffw_lora_r"]) == (16, 16)
+    assert level.settings["learning_rate"] == grown.settings["learning_rate"] == 0.01
+    assert (level.values["num_fusion_tokens"], grown.values["num_fusion_tokens"]) == (8, 2)
+    assert (level.values["objective.gamma"], grown.values["objective.gamma"]) == (0.0, 0.5)
+    assert grown.values["adam_beta2"] == 0.9 != level.values["adam_beta2"]
+    assert level.trainable < grown.trainable
+    (plain,) = plan(grid=[{"backbone": TWO_CUTS[1], "fusion_layers": "even:1"}], seeds=[1]).cells
+    assert plain.fingerprint != level.fingerprint
+
+
+def test_baselines_are_sized_and_read_their_own_settings(plan):
+    backbone = {**TWO_CUTS[0], "settings": {"text.template": "{text}:", "text.max_tokens": 9, "learning_rate": 0.5}}
+    fixed = {"text_cache": "disk", "ffw_scope": "fusion"}
+    rows = [
+        {"backbone": backbone, "fusion_layers": "even:1"},
+        {"backbone": backbone, "baseline": ["ridge", "lora_text"]},
+    ]
+    run, ridge, lora = plan(grid=rows, seeds=[1], fixed=fixed).cells
+    assert [cell.values.get("baseline") for cell in (run, ridge, lora)] == [None, "ridge", "lora_text"]
+    assert ridge.name.startswith("tiny-llama-2l-ridge-s1-")
+    assert set(ridge.settings) == {
+        "data",
+        "base_model",
+        "num_layers",
+        "seed",
+        "baseline",
+        "text.template",
+        "text.max_tokens",
+    }
+    base = load_base_model("tiny-llama", num_layers=2)
+    linear = [m for m in base.model.modules() if isinstance(m, torch.nn.Linear)]
+    assert lora.total - lora.trainable == ridge.total == sum(p.numel() for p in base.parameters())
+    width = base.config.hidden_size
+    assert lora.trainable == sum(8 * (m.in_features + m.out_features) for m in linear) + width + 1
+    words = baseline_words(lora.settings, Path("out"))
+    options = vars(build_parser().parse_args(words))
+    options.pop("verbose", None)
+    assert BaselineSettings(**options) == dataclasses.replace(baseline_settings(lora.settings), output_dir="out")
+    assert (options["template"], options["max_tokens"], options["kind"]) == ("{text}:", 9, "lora_text")
 
 
 def test_a_new_row_leaves_the_others_what_they_are(plan):

@@ -1,0 +1,132 @@
+"""Measures how well each frozen base model of a study predicts its transcripts: once, after its cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from deepmlf_llm.backbones import Decoder, load_base_model, load_tokenizer
+from deepmlf_llm.data.collate import token_ids
+from deepmlf_llm.errors import DeepMLFError
+from deepmlf_llm.files import write_aside
+from deepmlf_llm.study.cells import PlannedCell
+from deepmlf_llm.study.configurations import BACKBONE
+from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.perplexity import FILE, read_measured
+from deepmlf_llm.study.results import CELL
+from deepmlf_llm.training.assemble import resolve_base_model
+from deepmlf_llm.training.data import load_data
+from deepmlf_llm.training.settings import RunSettings
+
+MOST_TEXTS = 2000
+_LONGEST = 512  # tokens; a longer transcript is left out
+_ROWS, _SAME = 64, 0.2  # each so many rows are compared; a GGUF file quantizes the same matrix twice, to other bits
+_AT_ONCE = 384  # tokens of a batch: with a vocabulary of 260,000 their logits take 400 MB
+
+
+def measure(directory: StudyDirectory, say: Callable[[str], Any] = print) -> None:
+    """Measures what is not stored yet, of the base models whose cells have finished; one that cannot be loaded is left
+    out, and said.
+
+    Args:
+        directory: of the study.
+        say: gets a line for each.
+    """
+    known = read_measured(directory)
+    ended = [cell for cell in directory.planned() if (directory.cell(cell.name) / CELL).is_file()]
+    for cell in _one_of_each(ended):
+        settings = RunSettings.from_dict({n: v for n, v in cell.settings.items() if n != "baseline"}, "settings")
+        if settings.lm_init != "pretrained":
+            continue
+        try:
+            data = load_data(settings)
+            about = {**{n: cell.values[n] for n in BACKBONE}, "data": data.facts["splits"]["train"]["sha256"]}
+            if any(all(entry.get(n) == v for n, v in about.items()) for entry in known):
+                continue
+            say(f"reading the transcripts with {about['base']}, {about['layers']} layers, for its perplexity")
+            known.append({**about, **_measured(settings, list(data.train.texts))})  # type: ignore[attr-defined]
+        except DeepMLFError as error:
+            say(f"note: no perplexity of {cell.values['base']}: {error}")
+            continue
+        write_aside(directory.path / FILE, json.dumps(known, indent=1) + "\n")
+
+
+def _one_of_each(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """A cell for each base model and data set: one that is no baseline, if there is one."""
+    found: dict[str, PlannedCell] = {}
+    for cell in sorted(cells, key=lambda cell: "baseline" in cell.settings):
+        found.setdefault(repr(([cell.values[name] for name in BACKBONE], cell.settings.get("data"))), cell)
+    return list(found.values())
+
+
+def _measured(settings: RunSettings, texts: Sequence[str]) -> dict[str, Any]:
+    base = resolve_base_model(settings.base_model)
+    tokenizer = load_tokenizer(base, settings.revision)
+    lm = load_base_model(
+        base,
+        quantization=settings.quantization,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        num_layers=settings.num_layers,
+    )
+    if torch.cuda.is_available() and settings.quantization == "none":
+        lm = lm.to("cuda")
+    step = max(1, len(texts) / MOST_TEXTS)
+    chosen = [texts[int(i * step)] for i in range(min(len(texts), MOST_TEXTS))]
+    return {**_sizes(lm), **transcript_surprise(lm, tokenizer, chosen)}
+
+
+def _sizes(lm: Any) -> dict[str, int]:
+    total = sum(p.numel() for p in lm.parameters())
+    embedding, output = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
+    apart = output is not embedding and output.shape == embedding.shape
+    repeated = apart and _differ(output[::_ROWS], embedding[::_ROWS]) < _SAME
+    layers = sum(p.numel() for p in Decoder(lm).layers.parameters())
+    return {"parameters": total - (output.numel() if repeated else 0), "layer_parameters": layers}
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative to the size of the second."""
+    return float((one.float() - other.float()).norm() / other.float().norm())
+
+
+@torch.no_grad()
+def transcript_surprise(lm: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """``nats``, ``tokens``, ``words``, ``bytes``, ``utterances`` of whole transcripts, each behind one special token.
+
+    Args:
+        lm: a causal LM.
+        tokenizer: its own, as ``load_tokenizer`` prepares it.
+        texts: transcripts.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids, _ = token_ids(texts, tokenizer, _LONGEST + 1)
+    ids = [row if row[:1] == [start] else [start, *row] for row in ids]
+    rows = [(row, text) for row, text in zip(ids, texts, strict=True) if 1 < len(row) <= _LONGEST and text.strip()]
+    rows.sort(key=lambda row: len(row[0]))
+    nats, at = 0.0, 0
+    while at < len(rows):
+        count = max(1, _AT_ONCE // len(rows[min(at + _AT_ONCE // len(rows[at][0]), len(rows)) - 1][0]))
+        batch = [row for row, _ in rows[at : at + count]]
+        nats += _surprise(lm, batch, start)
+        at += len(batch)
+    return {
+        "nats": nats,
+        "tokens": sum(len(row) - 1 for row, _ in rows),
+        "words": sum(len(text.split()) for _, text in rows),
+        "bytes": sum(len(text.encode()) for _, text in rows),
+        "utterances": len(rows),
+    }
+
+
+def _surprise(lm: Any, batch: Sequence[Sequence[int]], padding: int) -> float:
+    """Of a batch padded on the right: what stands behind a causal LM's token does not change it."""
+    longest, device = max(map(len, batch)), next(lm.parameters()).device
+    ids = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in batch], device=device)
+    real = torch.tensor([[i < len(row) for i in range(longest)] for row in batch], device=device)
+    logits = lm(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, :-1][real[:, 1:]]
+    return float(F.cross_entropy(logits.float(), ids[:, 1:][real[:, 1:]], reduction="sum"))
