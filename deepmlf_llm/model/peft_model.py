@@ -145,6 +145,9 @@ class DeepMLFModel(SwitchedModel):
                 shutil.rmtree(directory / lora.DIRECTORY, ignore_errors=True)  # of an earlier adapter
             (aside / files.CARD).write_text(adapter_card(config, written), encoding="utf-8")
 
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Nothing: :meth:`save_pretrained` writes a card of ours in the place of PEFT's."""
+
     def push_to_hub(self, repo_id: str, private: bool | None = None, commit_message: str | None = None) -> str:
         """Uploads what :meth:`save_pretrained` writes, as one commit; returns its address.
 

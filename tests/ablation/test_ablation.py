@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from peft import PeftModel
 from pyarrow import parquet
 
 from deepmlf_llm.ablation import AblationPlan, runner
@@ -84,7 +83,6 @@ def done(home: Path) -> Path:
         patched.setattr(scores, "metric_intervals", lambda *_: {})
         patched.setattr(scores, "write_plots", lambda *_: None)
         patched.setattr(run, "environment", dict)
-        patched.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
         ablate.main([str(home / "plan.yaml"), "--output", str(home / "out"), "--resamples", "200"])
     return home / "out"
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -25,24 +23,6 @@ from deepmlf_llm.study.results import read_all, read_record
 from deepmlf_llm.study.runner import Runner, Stopped
 from deepmlf_llm.training.settings import RunSettings
 from tests.processes import at_work
-
-STUDY_SCRIPT = """
-import pathlib, pickle, sys
-from deepmlf_llm.study.code_version import code_version
-from deepmlf_llm.study.directory import StudyDirectory
-from deepmlf_llm.study.cell_process import Slot
-from deepmlf_llm.study.live import PlainView
-from deepmlf_llm.study.runner import Runner, Stopped
-
-plan, folder, recipe = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
-directory = StudyDirectory(folder)
-with directory.claimed():
-    directory.write(plan)
-    try:
-        Runner(plan, directory, [Slot(0), Slot(1)], recipe, PlainView("mae"), lambda: plan.code).run()
-    except Stopped as stopped:
-        sys.exit(128 + stopped.number)
-"""
 
 
 @pytest.fixture
@@ -178,47 +158,62 @@ def test_signals_end_the_study_and_all_its_processes(tmp_path, study, make_cell,
         pytest.param(False, 4, id="study alone", marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(
-    tmp_path, study, make_cell, make_plan, fake_recipe, whole_group, most
-):
+def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(tmp_path, study, make_cell, whole_group, most):
     cells = [make_cell(n, seed, max_steps=6, weight_decay=0.05) for n in (4, 8) for seed in (1, 2)]
     started = time.monotonic()
     expected, _ = study(cells, "uninterrupted")
     longest = 0.3 * (time.monotonic() - started)  # of a life: too short to finish in three
     folder = tmp_path / "killed"
-    given = tmp_path / "plan.pickle"
-    plan = make_plan(cells)
-    plan.grid = SimpleNamespace(name="toy", title="Toy", metric="mae", fixed={})  # loads faster than a Grid
-    given.write_bytes(pickle.dumps((plan, folder, fake_recipe)))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    chance = random.Random(int(whole_group))
-    deaths, pause = 0, 0.0
+    chance, deaths = random.Random(int(whole_group)), 0
     for _ in range(40):
-        process = subprocess.Popen(
-            [sys.executable, "-c", STUDY_SCRIPT, str(given)], start_new_session=True, env=environment
-        )
+        pid = _start(lambda: study(cells, "killed"))
         if deaths == most:
-            assert process.wait(120) == 0
+            assert _exit_code(pid, 120) == 0
             break
-        # Counted from where the study claims its folder: loading takes its time, and kills nothing.
-        while process.poll() is None and not _claimed(folder, process.pid):
-            time.sleep(0.01)
-        pause = chance.uniform(0, longest)
-        try:
-            process.wait(pause)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL) if whole_group else process.kill()
-            process.wait()
+        # Counted from where the study claims its folder.
+        code = None
+        while code is None and not _claimed(folder, pid):
+            code = _exit_code(pid, 0.01)
+        code = _exit_code(pid, chance.uniform(0, longest)) if code is None else code
+        if code is None:
+            (os.killpg if whole_group else os.kill)(pid, signal.SIGKILL)
+            assert _exit_code(pid, 60) == -signal.SIGKILL
             deaths += 1
         deadline = time.monotonic() + 10
-        while (left := at_work(folder, but="plan.pickle")) and time.monotonic() < deadline:
+        while (left := at_work(folder)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not left
-        if process.returncode == 0:
+        if code == 0:
             break
     found = read_all(StudyDirectory(folder), cells)
     assert [_timeless(record) for record in found] == [_timeless(record) for record in expected]
     assert deaths >= 3
+
+
+def _start(run) -> int:
+    """A process of its own, in a session of its own, forked: all is loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.setsid()
+        run()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _exit_code(pid: int, seconds: float) -> int | None:
+    """None if it goes on for longer than that."""
+    deadline = time.monotonic() + seconds
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def _claimed(folder: Path, pid: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft import PeftModel
 from torch.utils.data import Dataset
 
 from deepmlf_llm.adapters import files
@@ -69,20 +67,23 @@ def toy_data() -> TrainingData:
     return TrainingData(**parts, modalities={name: {"dim": dim} for name, dim in DIMS.items()}, fingerprint="toy")
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of a test draw nothing, which takes a third of the time of so small a run. Those of a module's fixture do
+    (test_robustness.py)."""
+    monkeypatch.setattr(scores, "write_plots", lambda *_: None)
+
+
 @pytest.fixture
 def cheap_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without most of what takes the time of so small a run: the trainer's at each start, a card of PEFT's and the
-    disk at each checkpoint, F1 of scikit-learn four times an evaluation, and at the end intervals, plots, versions and
-    the state of the checkout."""
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)
-    monkeypatch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
+    """Runs without what else takes the time of so small a run: the disk at each checkpoint, F1 of scikit-learn four
+    times an evaluation, and at the end intervals, versions and the state of the checkout."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(metrics, "_weighted_f1", metrics._accuracy)
     monkeypatch.setattr(files, "package_versions", dict)
     monkeypatch.setattr(run, "environment", dict)
     monkeypatch.setattr(assemble, "check_before_loading", lambda *_: None)
     monkeypatch.setattr(scores, "metric_intervals", lambda *_: {})
-    monkeypatch.setattr(scores, "write_plots", lambda *_: None)
 
 
 @pytest.fixture

@@ -109,6 +109,21 @@ def test_a_finished_run_is_not_run_again(toy_settings: MakeSettings, toy_data: T
     assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[RunSettings, dict[str, Any]]]:
+    """Gives a run with these settings that nobody touches, and its result; each is made once."""
+    made: dict[str, tuple[RunSettings, dict[str, Any]]] = {}
+
+    def run(make: MakeSettings, data: TrainingData, **values: Any) -> tuple[RunSettings, dict[str, Any]]:
+        key = json.dumps(values, sort_keys=True)
+        if key not in made:
+            settings = make(**values, output_dir=str(tmp_path_factory.mktemp("uncut") / "run"))
+            made[key] = settings, run_training(settings, data)
+        return made[key]
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("step", "changes"), [(1, {}), (4, {}), (5, {}), (7, {"gradient_accumulation_steps": 2}), (9, {"lora_r": 2})]
 )
@@ -117,6 +132,8 @@ def test_cut_and_resumed_equals_uninterrupted_bit_for_bit(
     toy_settings: MakeSettings,
     toy_data: TrainingData,
     tmp_path: Path,
+    uncut: Any,
+    cheap_runs: None,
     step: int,
     changes: dict[str, Any],
 ) -> None:
@@ -129,9 +146,8 @@ def test_cut_and_resumed_equals_uninterrupted_bit_for_bit(
     }
     values = {**schedule, "seqaug__p_apply": 0.5, "seqaug__p_feat": 0.2, "ffw_lora_dropout": 0.1, **changes}
     values |= {"modality_dropout": 0.3, "frame_dropout": 0.3, "cmixup_alpha": 2.0}
-    whole = toy_settings(**values, output_dir=str(tmp_path / "whole"))
+    whole, expected = uncut(toy_settings, toy_data, **values)
     cut = toy_settings(**values, output_dir=str(tmp_path / "cut"))
-    expected = run_training(whole, toy_data)
     run_until(monkeypatch, cut, toy_data, step)
     assert not (tmp_path / "cut" / "result.json").exists()
     resumed = run_training(cut, toy_data)
@@ -246,16 +262,15 @@ def test_a_dry_run_says_what_it_would_be_and_writes_nothing(
 def test_text_cache_changes_nothing_but_time(
     toy_settings: MakeSettings,
     toy_data: TrainingData,
-    tmp_path: Path,
+    uncut: Any,
     capsys: pytest.CaptureFixture[str],
     scope: str,
     cache: str,
 ) -> None:
-    plain = run_training(toy_settings(ffw_scope=scope, output_dir=str(tmp_path / "plain")), toy_data)
+    _, plain = uncut(toy_settings, toy_data, ffw_scope=scope)
     capsys.readouterr()
     cached = run_training(toy_settings(ffw_scope=scope, text_cache=cache), toy_data)
-    said = capsys.readouterr().out
-    assert 0 <= said.index("of them to be read") < said.index(f"text cache ({cache})", said.index("to be read"))
+    assert re.search(rf"text cache \({cache}\): \d+ MB for (\d+) texts, \1 of them", capsys.readouterr().out)
     assert cached["metrics"]["test"]["mae"] == pytest.approx(plain["metrics"]["test"]["mae"], abs=1e-4)
 
 
