@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +73,43 @@ def small(data: str, **changes: Any) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def test_plain_python(recipe: str, data: str, tmp_path: Path) -> None:
-    done = start([sys.executable, recipe, *small(data)], tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["train"]["launcher"] == "python"
+SCHEDULE = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
+
+
+def under(kind: str, repository: Path) -> dict[str, str]:
+    """The engine of a launcher's runs here."""
+    return {"ds": str(repository / "ds_configs" / "zero2.json")} if kind == "deepspeed" else {}
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: str, data: str, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Gives the run of a launcher that nobody touched, and how it ended; each is made once."""
+
+    @cache
+    def run(kind: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = tmp_path_factory.mktemp(kind)
+        words = small(data, **SCHEDULE, **under(kind, repository))
+        done = start([*launcher(kind), recipe, *words], folder)
+        assert done.returncode == 0, done.stderr
+        return folder / "run", done
+
+    return run
+
+
+def test_plain_python(whole: Any) -> None:
+    run, done = whole("python")
+    result = json.loads((run / "result.json").read_text())
+    assert (result["train"]["launcher"], result["train"]["processes"]) == ("python", 1)
     assert f"{result['metrics']['test']['mae']:.4f}" in done.stdout
     assert "Warning" not in done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["deepspeed", "torchrun", "python"])
-def test_every_launcher_and_engine(recipe: str, data: str, tmp_path: Path, repository: Path, kind: str) -> None:
-    engine = [] if kind == "torchrun" else ["--ds", str(repository / "ds_configs" / "zero2.json")]
-    done = start([*launcher(kind), recipe, *small(data), *engine], tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["train"]["processes"] == (1 if kind == "python" else 2)
-    assert result["train"]["utterances_per_step"] == 8
+@pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
+def test_every_launcher(whole: Any, kind: str) -> None:
+    run, _ = whole(kind)
+    train = json.loads((run / "result.json").read_text())["train"]
+    assert (train["processes"], train["utterances_per_step"]) == (2, 8)
 
 
 @pytest.mark.slow
@@ -102,87 +122,25 @@ def test_nothing_but_ds(recipe: str, repository: Path, tmp_path: Path) -> None:
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("embedded-tiny-llama-")
     assert json.loads((run / "result.json").read_text())["status"] == "finished"
-    again = start([*launcher("deepspeed"), recipe, "--ds", ds, *cut], tmp_path)
+    again = start([*launcher("python"), recipe, "--ds", ds, *cut], tmp_path)  # whoever starts it
     assert "finished before: runs/embedded-tiny-llama-" in again.stdout
-
-
-@pytest.fixture(scope="module")
-def ddp(recipe: str, data: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Metrics of two processes without DeepSpeed."""
-    folder = tmp_path_factory.mktemp("ddp")
-    done = start([*launcher("torchrun"), recipe, *small(data)], folder)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "run" / "result.json").read_text())["metrics"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero1", "zero2_offload", "zero3", "zero3_offload"])
-def test_every_stage_gives_what_ddp_gives(
-    recipe: str, data: str, ddp: Any, tmp_path: Path, repository: Path, engine: str
-) -> None:
-    ds = str(repository / "ds_configs" / f"{engine}.json")
-    done = start([*launcher("torchrun"), recipe, *small(data, ds=ds)], tmp_path)  # it starts in half the time
-    assert done.returncode == 0, done.stderr
-    mine = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
-    assert mine["test"]["mae"] == pytest.approx(ddp["test"]["mae"], abs=1e-3)
-    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    assert all(tensor.numel() for tensor in weights.values())  # ZeRO-3 must not write empty pieces
-
-
-OPPOSITE = """
-import sys
-sys.path.insert(0, {tests!r})
-from conftest import DIMS, Utterances
-from deepmlf_llm.training.data import TrainingData
-from deepmlf_llm.training.launch import detect
-from deepmlf_llm.training.run import run_training
-from deepmlf_llm.training.settings import RunSettings
-
-mine = list(DIMS)[detect().rank]  # the one modality that every row of this process lacks
-sizes = {{"train": 16, "valid": 6, "test": 6}}
-parts = {{name: Utterances(size, seed=0, absent=lambda i: (mine,)) for name, size in sizes.items()}}
-dims = {{name: {{"dim": dim}} for name, dim in DIMS.items()}}
-settings = RunSettings.from_dict({{
-    "base_model": "tiny-llama", "deepspeed": {ds!r}, "output_dir": "run", "batch_size": 8, "num_train_epochs": 2,
-    "fusion_layers": "last:2", "num_fusion_tokens": 2, "report_to": "none", "seqaug.p_apply": 0.5, "seqaug.p_feat": 0.3,
-    "seqaug.av_p_apply": 0.5, "seqaug.av_p_feat": 0.3,
-}})
-run_training(settings, TrainingData(**parts, modalities=dims, fingerprint="toy"))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_processes_that_lack_opposite_modalities_finish(tmp_path: Path, repository: Path, engine: str) -> None:
-    """The hang of this field: one process runs a module that another one skips."""
-    script = tmp_path / "opposite.py"
-    tests = str(repository / "tests" / "training")
-    script.write_text(OPPOSITE.format(tests=tests, ds=str(repository / "ds_configs" / f"{engine}.json")))
-    done = start([*launcher("deepspeed"), str(script)], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["train"]["steps"] == 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["python", "deepspeed"])
 def test_killed_and_started_again_equals_uninterrupted(
-    recipe: str, data: str, tmp_path: Path, repository: Path, kind: str
+    recipe: str, data: str, whole: Any, tmp_path: Path, repository: Path, kind: str
 ) -> None:
-    schedule = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
-    engine = {"ds": str(repository / "ds_configs" / "zero2.json")} if kind == "deepspeed" else {}
-
-    def command(name: str) -> list[str]:
-        return [*launcher(kind), recipe, *small(data, **schedule, **engine, output_dir=name)]
-
-    assert start(command("whole"), tmp_path).returncode == 0
-    kill_after(command("cut"), tmp_path, tmp_path / "cut" / "checkpoint-4" / "checkpoint.json")
-    assert not (tmp_path / "cut" / "result.json").exists()
-    resumed = start(command("cut"), tmp_path)
+    words = [recipe, *small(data, **SCHEDULE, **under(kind, repository))]
+    kill_after([*launcher(kind), *words], tmp_path, tmp_path / "run" / "checkpoint-4" / "checkpoint.json")
+    assert not (tmp_path / "run" / "result.json").exists()
+    resumed = start([*launcher(kind), *words], tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on from checkpoint-" in resumed.stdout
-    whole, cut = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    runs = (whole(kind)[0], tmp_path / "run")
+    expected, found = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def kill_after(command: list[str], cwd: Path, file: Path) -> None:

@@ -81,6 +81,8 @@ UNDER_DEEPSPEED = """
 import json, os, shutil, sys
 from pathlib import Path
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that is forked cannot use CUDA
+import deepspeed
 import torch
 
 sys.path.insert(0, {repository!r})
@@ -98,10 +100,20 @@ sizes = {{"train": 16, "valid": 6, "test": 6}}
 parts = {{name: Utterances(size, seed=0) for name, size in sizes.items()}}
 data = TrainingData(**parts, modalities={{name: {{"dim": dim}} for name, dim in DIMS.items()}}, fingerprint="toy")
 
+# Imported once; each engine has a process and a folder of its own.
+for engine, ds in {engines!r}.items():
+    if not (process := os.fork()):
+        break
+    assert os.waitpid(process, 0)[1] == 0, engine
+else:
+    sys.exit()
+os.mkdir(engine)
+os.chdir(engine)
+
 
 def settings(**changes):
     return RunSettings.from_dict({{
-        "base_model": "tiny-llama", "num_layers": 2, "deepspeed": {ds!r}, "output_dir": "run", "batch_size": 8,
+        "base_model": "tiny-llama", "num_layers": 2, "deepspeed": ds, "output_dir": "run", "batch_size": 8,
         "max_steps": 4, "save_strategy": "steps", "save_steps": 1, "fusion_layers": [1], "num_fusion_tokens": 2,
         "report_to": "none", "save_total_limit": None, **changes,
     }})
@@ -162,19 +174,26 @@ Path("found.json").write_text(json.dumps(found))
 """
 
 
-@pytest.mark.slow  # DeepSpeed's imports and eight runs
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_the_same_under_deepspeed(tmp_path: Path, repository: Path, engine: str) -> None:
-    script = tmp_path / "script.py"
-    ds = str(repository / "ds_configs" / f"{engine}.json")
-    script.write_text(UNDER_DEEPSPEED.format(repository=str(repository), ds=ds))
+@pytest.fixture(scope="module")
+def under_deepspeed(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """The folder of an engine's runs is named after it."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    engines = {engine: str(repository / "ds_configs" / f"{engine}.json") for engine in ("zero2", "zero3")}
+    script = folder / "script.py"
+    script.write_text(UNDER_DEEPSPEED.format(repository=str(repository), engines=engines))
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580
+        [sys.executable, str(script)], cwd=folder, env=environment, capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    return folder
+
+
+@pytest.mark.slow  # DeepSpeed's imports and sixteen runs
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_the_same_under_deepspeed(under_deepspeed: Path, engine: str) -> None:
+    found = json.loads((under_deepspeed / engine / "found.json").read_text())
     assert "mae" in found["whole"]["test"]  # what was gathered from DeepSpeed is read
     assert {Path(name).name for name in found["files"]} == {"optimizer.pt", "rng_state.pth", "scheduler.pt"}
     for file in found["files"]:
