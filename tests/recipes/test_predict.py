@@ -189,8 +189,14 @@ def test_parquet_and_bf16(predict: Any, tmp_path: Path) -> None:
     not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(), reason="torch.compile needs Python's headers"
 )
 def test_compiled_predictions_are_the_same(in_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
     from torch._dynamo.utils import counters
+    from torch._inductor import cpu_vec_isa
 
+    # Whether it is compiled, not how well: no vector instructions, each of which a program of its own would try out,
+    # and no pool of processes.
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", list, raising=False)
+    monkeypatch.setattr(inductor, "compile_threads", 1, raising=False)
     torch.manual_seed(0)
     toy_model("tiny-llama", num_hidden_layers=1).save_pretrained(tmp_path / "base")  # each layer compiles for long
     toy_tokenizer().save_pretrained(tmp_path / "base")
