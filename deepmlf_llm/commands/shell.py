@@ -115,7 +115,8 @@ def print_table(title: str, rows: Sequence[Sequence[Any]], columns: Sequence[str
 
 
 def print_metrics(title: str, splits: Mapping[str, Mapping[str, float | None]], what: str = "split") -> None:
-    """Prints a row of metrics for each split (or ``what`` they are of); what is undefined says so."""
+    """Prints a row of metrics for each split (or ``what`` they are of); what is undefined says so. An empty title takes
+    no line."""
     names = list(dict.fromkeys(name for metrics in splits.values() for name in metrics))
     lines = [[what, *names]]
     lines += [[split, *(_shown(metrics.get(name)) for name in names)] for split, metrics in splits.items()]
@@ -126,7 +127,8 @@ def print_columns(title: str, rows: Sequence[Sequence[Any]]) -> None:
     """Prints rows in plain columns that are never folded."""
     lines = [[one_line(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(title)
+    if title:
+        print(title)
     for line in lines:
         print(" ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 

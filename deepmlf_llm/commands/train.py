@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if detect().is_main and not dry_run:
         metrics = result["metrics"]
-        print_metrics("Best adapter by validation", {"valid": metrics["validation"], "test": metrics["test"]})
+        print_metrics("", {"valid": metrics["validation"], "test": metrics["test"]}, "best by validation")
 
 
 def parse_world(text: str | None) -> int | None:

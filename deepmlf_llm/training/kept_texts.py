@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ def say_size(model: Any, texts: Sequence[tuple[int, ...]], launch: Launch) -> in
 def keep_texts(model: Any, splits: Mapping[str, Any], launch: Launch) -> None:
     """Reads every text once, in one order: what is kept must not depend on where a run was cut. On disk the processes
     share the work and the result; in memory each has all of it."""
-    began = time.monotonic()
     texts = texts_of(splits)
     say_size(model, texts, launch)
     shared = model.text_cache.kind == "disk"
@@ -34,5 +32,4 @@ def keep_texts(model: Any, splits: Mapping[str, Any], launch: Launch) -> None:
     with progress_bar(len(own), "text cache", launch) as progress:
         model.build_text_cache(own, progress)
     launching.wait_for_everyone()
-    held = model.build_text_cache(texts)
-    say(f"text cache ({model.text_cache.kind}): {held / 2**20:.0f} MB in {time.monotonic() - began:.0f} s", launch)
+    model.build_text_cache(texts)

@@ -139,7 +139,7 @@ def say(message: str, launch: Launch | None = None) -> None:
 
 @contextmanager
 def progress_bar(
-    total: int, what: str, launch: Launch, seconds: float = 20.0
+    total: int, what: str, launch: Launch, seconds: float = 30.0
 ) -> Iterator[Callable[[int], None] | None]:
     """A bar on a terminal, a plain line now and then elsewhere (:func:`pause`); from the main process. Yields what is
     to be called with how many more are done."""

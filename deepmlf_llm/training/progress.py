@@ -15,7 +15,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from deepmlf_llm.training.launch import pause
 
 _EVALUATION = "eval_"
-MINUTE = 60.0  # seconds
 
 
 def show_progress(trainer: Any, bar: bool, utterances: int = 0) -> None:
@@ -27,14 +26,14 @@ def show_progress(trainer: Any, bar: bool, utterances: int = 0) -> None:
 
 class PlainProgress(TrainerCallback):
     """Progress where there is no terminal: a line an evaluation, and between them one now and then
-    (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` and at most about a minute apart.
+    (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` and at most about two minutes apart.
 
     Args:
         seconds: at least between two lines.
         utterances: of a step.
     """
 
-    def __init__(self, seconds: float = 20.0, utterances: int = 0) -> None:
+    def __init__(self, seconds: float = 30.0, utterances: int = 0) -> None:
         self.seconds, self.utterances = seconds, utterances
         self._loss: float | None = None
         self._last = 0.0
@@ -63,7 +62,7 @@ class PlainProgress(TrainerCallback):
     def _tell(self, state: Any) -> None:
         """A line, where the last one is long enough ago."""
         now = time.monotonic()
-        if now - self._last < pause(now - self._began, self.seconds, MINUTE):
+        if now - self._last < pause(now - self._began, self.seconds):
             return
         self._last = now
         loss = [] if self._loss is None else [f"loss {self._loss:.4f}"]

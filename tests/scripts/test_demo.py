@@ -95,5 +95,5 @@ def test_demo_runs_to_the_end_on_a_toy(tmp_path, monkeypatch, capfd, repository)
     output = "".join(capfd.readouterr())
     assert "$ deepspeed" in output
     assert "To train on your data" in output
-    assert len(output.splitlines()) < 60
+    assert len(output.splitlines()) <= 45  # `make setup` says up to seven more
     assert not [line for line in output.splitlines() if any(word in line for word in OTHERS)]
