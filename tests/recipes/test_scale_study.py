@@ -201,7 +201,9 @@ def table(folder: Path) -> dict[str, object]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_killed_ten_times_it_ends_with_the_same_table(repository, grid, tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_table(recipe, repository, grid, tmp_path):
+    """Real cells: at their imports, in their first and later steps, near their end. More instants are tried with cells
+    that train nothing (study/test_runner.py)."""
     few = {**TINY["grid"][0], "fusion_layers": ["even:1"], "num_fusion_tokens": [2]}
     path = grid(grid=[few])
     began = time.monotonic()
@@ -214,12 +216,12 @@ def test_killed_ten_times_it_ends_with_the_same_table(repository, grid, tmp_path
 
     chance, folder = random.Random(0), tmp_path / "killed"
     given = ("--grid", path, "--output", folder, "--slots", 2)
-    for _ in range(10):
+    for share in (0.2, 0.4, 0.6, 0.8, 1.0):
         process = start(repository, *given, cache=tmp_path / "cache-2")
         while process.poll() is None and not (folder / "study.json").exists():
             time.sleep(0.05)
         try:
-            process.wait(chance.uniform(0.2, 1.1) * cell_seconds)
+            process.wait((share + chance.uniform(-0.1, 0.1)) * cell_seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -233,17 +235,13 @@ def test_killed_ten_times_it_ends_with_the_same_table(repository, grid, tmp_path
     assert table(folder) == expected
 
     reports = [(folder / name).read_bytes() for name in ("report.md", "report.html", "results.parquet")]
-    again = start(repository, "--report-only", "--output", folder, cache=tmp_path / "cache-2")
-    assert again.wait() == 0
+    assert recipe("--report-only", "--output", folder).returncode == 0
     assert [(folder / name).read_bytes() for name in ("report.md", "report.html", "results.parquet")] == reports
 
     row = {"backbone": "tiny-llama", "fusion_layers": "even:1", "num_fusion_tokens": 3}
-    path = grid(grid=[few, row], seeds=[1])
-    longer = start(repository, "--grid", path, "--output", folder, "--slots", 2, cache=tmp_path / "cache-2")
-    output = longer.communicate()[0]
-    assert longer.returncode == 0, output
-    assert output.count("\nstart ") == 1
-    assert "n3-s1" in output
+    planned = recipe("--grid", grid(grid=[few, row], seeds=[1]), "--output", folder, "--dry-run").stdout
+    assert (planned.count("finished, skipped"), planned.count("starts")) == (1, 1)
+    assert "n3-s1" in next(line for line in planned.splitlines() if "starts" in line)
 
 
 @pytest.mark.slow
