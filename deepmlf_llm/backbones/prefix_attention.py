@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deepmlf_llm.errors import BaseModelError
+from deepmlf_llm.modules.attention_kernels import written_out
 
 PREFIX = "prefix"
 TEXT_PREFIX = "text_prefix"  # keyword argument of a pass on a kept text
@@ -50,7 +50,8 @@ def prefix_attention(
         module: the attention layer.
         query: [b x (h g) x s x e]
         key, value: of the tokens [b x h x s x e].
-        attention_mask: True where a token may read [b x 1 x s x (l + s)]; None: all before it, and itself.
+        attention_mask: True where a token may read [b x 1 x s x (l + s)]; None: l is 0, and it reads all before it and
+            itself.
         dropout: of the weights, in training.
         scaling: of the scores; None: e^-0.5.
         text_prefix: keys and values of the prefix; None: l is 0.
@@ -69,30 +70,15 @@ def prefix_attention(
         )
     if text_prefix is None and query.dtype == torch.float32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask is None:
+        causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        attention_mask = causal[None, None]
     parts = [(key, value)]
     if text_prefix is not None:
         parts.insert(0, text_prefix.of(module.layer_idx, key.dtype))
-    heads, tokens = key.shape[1], query.shape[2]
-    groups = (query * scaling).unflatten(1, (heads, -1)).flatten(2, 3)  # [b x h x (g s) x e]
-    scores = torch.cat([groups @ keys.transpose(2, 3) for keys, _ in parts], dim=-1)  # [b x h x (g s) x (l + s)]
-    scores = _masked(scores.unflatten(2, (-1, tokens)), attention_mask)
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype).flatten(2, 3)
-    weights = F.dropout(weights, dropout, module.training)
-    shares = weights.split([keys.shape[2] for keys, _ in parts], dim=-1)
-    read = [share @ values for share, (_, values) in zip(shares, parts, strict=True)]
-    out = read[0] if len(read) == 1 else read[0] + read[1]
-    return out.unflatten(2, (-1, tokens)).flatten(1, 2).transpose(1, 2).contiguous(), None
-
-
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Lowest where a token may not read [b x h x g x s x (l + s)]."""
-    tokens, length = scores.shape[-2:]
-    if mask is None:
-        if tokens == 1:
-            return scores
-        mask = torch.ones(1, 1, tokens, length, dtype=torch.bool, device=scores.device).tril(length - tokens)
-    return scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    dropout = dropout if module.training else 0.0
+    return written_out(query, parts, attention_mask, scaling, dropout).contiguous(), None
 
 
 def _always_a_mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:

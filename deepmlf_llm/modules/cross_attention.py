@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepmlf_llm.modules.attention_kernels import attention
 from deepmlf_llm.modules.precision import at_least_fp32
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
@@ -127,8 +127,8 @@ class GatedCrossAttention(nn.Module):
         query = self._heads(self.mm_query(tokens))  # [b x h x n x e]
         key, value = map(self._heads, key_value.to(query.dtype).chunk(2, dim=-1))  # [b x h x t x e]
         drop = self.dropout.p if self.training else 0.0
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=attend[:, None], dropout_p=drop)
-        update = self.dropout(self.mm_output(read.transpose(1, 2).flatten(2)))  # [b x n x d]
+        read = attention(query, key, value, attend[:, None], drop)  # [b x n x h x e]
+        update = self.dropout(self.mm_output(read.flatten(2)))  # [b x n x d]
         return self.gate() * update * present
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -56,12 +56,12 @@ def causal(padding=2):
     return mask
 
 
-@pytest.mark.parametrize("mask", [causal(), causal(0), None])
+@pytest.mark.parametrize("mask", [causal(), causal(0)])
 def test_it_is_softmax_over_prefix_and_tokens(mask):
     parts = random_parts()
     out, weights = prefix_attention(Layer(), *parts[:3], mask, scaling=0.3, text_prefix=Kept(*parts[3:]))
     assert weights is None
-    assert_close(out, by_hand(*parts, causal(0) if mask is None else mask, 0.3))
+    assert_close(out, by_hand(*parts, mask, 0.3))
 
 
 def test_without_a_prefix_bf16_is_fp32_to_rounding():
@@ -93,11 +93,11 @@ def test_no_gradient_is_computed_for_the_prefix():
 def test_weights_are_dropped_in_training_only():
     parts = random_parts()
     layer, kept = Layer(), Kept(*parts[3:])
-    first, second = (prefix_attention(layer, *parts[:3], None, 0.5, text_prefix=kept)[0] for _ in range(2))
+    first, second = (prefix_attention(layer, *parts[:3], causal(0), 0.5, text_prefix=kept)[0] for _ in range(2))
     assert not torch.equal(first, second)
     layer.eval()
     assert_close(
-        prefix_attention(layer, *parts[:3], None, 0.5, text_prefix=kept)[0],
+        prefix_attention(layer, *parts[:3], causal(0), 0.5, text_prefix=kept)[0],
         by_hand(*parts, causal(0), WIDTH**-0.5),
     )
 
