@@ -205,7 +205,7 @@ def test_compiled_predictions_are_the_same(in_process: Any, tmp_path: Path, monk
     predict = partial(in_process, "predict", "--adapter", tmp_path / "adapter")
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    source = write(tmp_path / "in.jsonl", utterances(5))
+    source = write(tmp_path / "in.jsonl", utterances(3))  # one batch: half a minute less than two
     words = ("--input", source, "--batch_size", 3)
     assert predict(*words, "--output", tmp_path / "plain.jsonl") == 0
     torch._dynamo.reset()
