@@ -126,13 +126,13 @@ def test_default_study_without_the_real_base_runs_on_toys(recipe, monkeypatch):
     monkeypatch.setattr(planning, "base_model_shape", absent)
     done = recipe("--plan")
     assert done.returncode == 0
-    assert "Study default: 20 cells" in done.stdout
-    for toy, real in ((2, 6), (4, 30)):
+    assert "Study default: 15 cells" in done.stdout
+    for toy, real in ((2, 6), (4, 12)):
         note = (
             f"note: tiny-llama, {toy} layers (random weights) stands in for smollm2-135m, {real} layers, which is not"
         )
         assert note in done.stdout
-    assert done.stdout.count("tiny-llama-4l-even-4-n4-text-s") == 4
+    assert done.stdout.count("tiny-llama-4l-even-4-n4-text-s") == 3
 
 
 def test_executors_refuse_what_is_not_theirs(recipe, grid, tmp_path):
