@@ -133,7 +133,6 @@ def report(split: PolarityDataset, dataset: str, predictions: dict[str, dict[str
     for head, name in HEADS.items():
         metrics = polarity_metrics(says[head], split.labels, dataset)
         rows.append([name, *(f"{metrics[key]:.3f}" for key in shown_metrics)])
-    print()
     print_table(f"The trained model on {len(split)} test utterances", rows, ["what it goes by", *shown_metrics])
 
     misleading = np.argsort(-np.abs(split.unimodal["T"] - split.labels))[: SHOWN_EXAMPLES // 2]
