@@ -110,7 +110,7 @@ def test_its_commands_run_as_a_newcomer_types_them(stand_ins, checkout):
         command = [words.get(word, word) for word in shlex.split(line)]
         recipe = next(Path(word).name for word in command if word.startswith("recipes/"))
         if command[0] == "deepspeed":
-            command[1:1] = ["--num_accelerators", "1", "--master_port", "29571"]  # `make demo` has two
+            command[1:1] = ["--num_accelerators", "2", "--master_port", "29571"]
         done = in_a_new_shell(checkout, f"{entry}{shlex.join(command)} {shorter.get(recipe, '')}")
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     assert json.loads(Path(words["polarity.jsonl"]).read_text())["id"] == "a"
