@@ -2,6 +2,7 @@
 
   deepmlf plan --base_model llama-8b --gpus 8 --gpu_memory 80
   deepmlf plan --base_model llama-70b --gpus 8 --nodes 2 --ffw_scope fusion --batch_size 64
+  deepmlf plan --base_model smollm2-135m --gpu cpu   # here, without a GPU: this machine's CPU is measured first
   deepmlf train --plan --gpus 4 [options of the run]   # lengths and features of its data
 
 --base_model is a hub id, directory, GGUF file or toy, or a built-in geometry: {geometries}.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -23,6 +25,7 @@ from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.config.readout import scale_steps
 from deepmlf_llm.errors import ConfigError, suggest
 from deepmlf_llm.planning.advice import Choice, Planner, choices, recommend
+from deepmlf_llm.planning.cpu_rates import CpuRates, step_seconds_on_cpu
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.planning.geometries import GEOMETRIES
 from deepmlf_llm.planning.memory import GIB, Layout
@@ -30,22 +33,22 @@ from deepmlf_llm.planning.packed import packed_linears
 from deepmlf_llm.planning.parameters import parameters_by_part
 from deepmlf_llm.planning.rates import PEAK_TFLOPS, step_seconds
 from deepmlf_llm.planning.summary import shown
-from deepmlf_llm.training.planned import Lengths, method_and_lengths, run_planner
+from deepmlf_llm.training.planned import Lengths, method_and_lengths, run_host, run_planner
 
 OPTIONS = {
     "--gpus": "1",
     "--nodes": "1",
-    "--gpu_memory": "80",
+    "--gpu_memory": "",
     "--gpu": "h100",
     "--peak_tflops": "",
     "--text_tokens": "64",
     "--frames": "audio=300x74,vision=300x35",
 }
 HELP = {
-    "--gpus": "GPUs of each machine",
+    "--gpus": "GPUs of each machine; with --gpu cpu, processes of this one",
     "--nodes": "machines",
-    "--gpu_memory": "GiB of one GPU",
-    "--gpu": f"whose peak rate to take: {', '.join(PEAK_TFLOPS)}",
+    "--gpu_memory": "GiB of one GPU: 80, or with --gpu cpu a process's share of this machine",
+    "--gpu": f"whose peak rate to take: {', '.join(PEAK_TFLOPS)}; cpu: this machine's CPU, which is measured",
     "--peak_tflops": "a measured rate of bf16 matrix products in its place",
     "--text_tokens": "length that texts of a batch are padded to",
     "--frames": "modality=FRAMESxWIDTH, .. as a batch has them; none: text alone",
@@ -60,11 +63,13 @@ class Machines:
         processes: GPUs in all.
         memory: of one, bytes.
         tflops: peak of one.
+        on_cpu: they are processes on this machine's CPU.
     """
 
     processes: int
     memory: float
     tflops: float
+    on_cpu: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,13 +124,17 @@ def take_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 def read_machines(given: dict[str, str]) -> Machines:
     """Raises ConfigError: numbers that are none, or a GPU that is not known."""
     gpu = given["--gpu"].lower()
+    processes = _whole("--gpus", given["--gpus"]) * _whole("--nodes", given["--nodes"])
+    memory = _number("--gpu_memory", given["--gpu_memory"]) * GIB if given["--gpu_memory"] else None
+    if gpu == "cpu":
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
+        return Machines(processes, memory or there, 0.0, on_cpu=True)
     if gpu not in PEAK_TFLOPS and not given["--peak_tflops"]:
         raise ConfigError(
-            f"--gpu {gpu}{suggest(gpu, PEAK_TFLOPS)}: known are {', '.join(PEAK_TFLOPS)}; or --peak_tflops"
+            f"--gpu {gpu}{suggest(gpu, PEAK_TFLOPS)}: known are {', '.join(PEAK_TFLOPS)}, cpu; or --peak_tflops"
         )
     tflops = _number("--peak_tflops", given["--peak_tflops"]) if given["--peak_tflops"] else PEAK_TFLOPS[gpu]
-    processes = _whole("--gpus", given["--gpus"]) * _whole("--nodes", given["--nodes"])
-    return Machines(processes, _number("--gpu_memory", given["--gpu_memory"]) * GIB, tflops)
+    return Machines(processes, memory or 80 * GIB, tflops)
 
 
 def read_lengths(given: dict[str, str]) -> Lengths:
@@ -172,26 +181,37 @@ def plan(settings: Any, machines: Machines, lengths: Lengths, config: DeepMLFCon
     from deepmlf_llm.training.assemble import resolve_base_model
 
     config = _completed(config or _config(settings, lengths))
-    planner = run_planner(settings, config, lengths, machines.processes, machines.memory)
+    rates, host = run_host(settings) if machines.on_cpu else (None, None)
+    planner = run_planner(
+        settings, config, lengths, machines.processes, machines.memory, on_gpu=rates is None, host=host
+    )
     per_device, accumulated = settings.resolve_batch(machines.processes)
     among = list(_among(settings, machines.processes, planner.step.text_cached))
     choice, fits, why = recommend(planner, among, per_device)
     model = planner.make()
     kind = settings.quantization if choice is None else choice.quantization
+    name = None if choice is None else choice.name.replace("GPU", "process" if machines.on_cpu else "GPU")
     found: dict[str, Any] = {
         "base_model": resolve_base_model(settings.base_model),
         "gpus": machines.processes,
+        "device": "GPU" if rates is None else "process on this CPU",
         "batch": {"a_gpu": per_device, "accumulated": accumulated},
         "parameters": [asdict(part) for part in parameters_by_part(model, planner.dtype, kind)],
-        "recommendation": {"choice": None if choice is None else choice.name, "utterances": fits, "why": why},
+        "recommendation": {"choice": name, "utterances": fits, "why": why},
     }
     if choice is not None:
-        found |= _of_choice(planner, choice, fits, model, machines, per_device * accumulated)
+        found |= _of_choice(planner, choice, fits, model, machines, per_device * accumulated, rates)
     return found
 
 
 def _of_choice(
-    planner: Planner, choice: Choice, fits: int, model: Any, machines: Machines, wanted: int
+    planner: Planner,
+    choice: Choice,
+    fits: int,
+    model: Any,
+    machines: Machines,
+    wanted: int,
+    rates: CpuRates | None,
 ) -> dict[str, Any]:
     rows = planner.checked(choice, fits)
     step = planner.step_bytes(choice, fits)
@@ -200,7 +220,10 @@ def _of_choice(
     batches = -(-wanted // fits)
     lm = model.fused_decoder.decoder.lm
     packed = 0 if choice.quantization == "none" else len(packed_linears(lm, lm.get_output_embeddings()))
-    seconds = step_seconds(flops, step.operators, machines.tflops, batches, choice.checkpointing, packed)
+    if rates is None:
+        seconds = step_seconds(flops, step.operators, machines.tflops, batches, choice.checkpointing, packed)
+    else:
+        seconds = step_seconds_on_cpu(step.work, step.trained, rates, batches)
     return {
         "memory": {name: asdict(part) for name, part in rows.items()},
         "largest_batch": planner.largest_batch(choice),
@@ -215,10 +238,10 @@ def _of_choice(
 
 def _among(settings: Any, processes: int, cached: bool) -> list[Choice]:
     recomputes = bool(settings.trainer.get("gradient_checkpointing", False))
-    return list(choices(processes, settings.quantization, recomputes, cached, _asked(settings, processes)))
+    return list(choices(processes, settings.quantization, recomputes, cached, asked_layout(settings, processes)))
 
 
-def _asked(settings: Any, processes: int) -> Layout | None:
+def asked_layout(settings: Any, processes: int) -> Layout | None:
     """The layout that ``--ds`` names, as the run itself would read it."""
     from deepmlf_llm.training.trainer_arguments import read_deepspeed
 

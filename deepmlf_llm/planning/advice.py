@@ -15,6 +15,7 @@ import torch
 from deepmlf_llm.planning.dry_step import DryModel, Step, StepBytes
 from deepmlf_llm.planning.memory import Layout, Range, memory_rows
 from deepmlf_llm.planning.parameters import largest_layer, parameters_by_part
+from deepmlf_llm.planning.resident import Host
 
 _SMALL, _TWICE = 2, 4  # utterances of the two dry steps: of one alone a batch norm is another
 _MOST = 4096
@@ -50,6 +51,7 @@ class Planner:
         step: a batch; its utterances, checkpointing and gradients are set here.
         memory: of a GPU, bytes.
         on_gpu: count what CUDA itself takes.
+        host: on a CPU: what the process takes beside tensors.
     """
 
     make: Callable[[], Any]
@@ -57,6 +59,7 @@ class Planner:
     step: Step
     memory: float
     on_gpu: bool = True
+    host: Host | None = None
     _models: dict[str, tuple[DryModel, int, int]] = field(default_factory=dict)
     _weights: dict[str, int] = field(default_factory=dict)
     _steps: dict[tuple[str, bool, bool, int], StepBytes] = field(default_factory=dict)
@@ -112,7 +115,8 @@ class Planner:
 
     def _memory(self, choice: Choice, step: StepBytes) -> dict[str, Range]:
         _, width, gathered = self._model(choice.quantization)
-        return memory_rows(step, choice.layout, width, gathered, self.on_gpu)
+        rows = memory_rows(step, choice.layout, width, gathered, self.on_gpu, one_memory=not self.on_gpu)
+        return rows if self.host is None else self.host.rows(rows, choice.quantization)
 
     def _model(self, quantization: str) -> tuple[DryModel, int, int]:
         if quantization not in self._models:

@@ -7,6 +7,7 @@ could fall behind the code. A fake tensor has a shape, a dtype and a device, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from deepmlf_llm.backbones.stream import TextStream
 from deepmlf_llm.planning.live_bytes import LiveBytes, module_tensors, storage_bytes
+from deepmlf_llm.planning.operators import OperatorWork, Work
 from deepmlf_llm.planning.packed import pack, packed_linears
 
 
@@ -38,6 +40,7 @@ class Step:
         drops_gradients: each goes as it comes, as where an engine sends it on to the process that keeps it.
         real: share of the text's positions that are no padding.
         granule: the allocator's smallest block, bytes.
+        notes_work: keep what each operator computes and moves, for the time that a CPU takes.
     """
 
     utterances: int
@@ -51,6 +54,7 @@ class Step:
     drops_gradients: bool = False
     real: float = 1.0
     granule: int = 1
+    notes_work: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class StepBytes:
         gradients: after the backward pass.
         text: of the text stream that a cache hands in.
         operators: how many ran.
+        largest: of the trained parameters.
+        work: what the operators computed and moved, where the step asked for it.
     """
 
     weights: int
@@ -76,6 +82,8 @@ class StepBytes:
     gradients: int
     text: int
     operators: int
+    largest: int = 0
+    work: Counter[Work] = field(default_factory=Counter)
 
 
 class _Answers(TorchFunctionMode):
@@ -169,7 +177,9 @@ class DryModel:
             model.fused_decoder.cache = texts
             begun = storage_bytes(gradients)
             hooks = [p.register_post_accumulate_grad_hook(_drop) for p in trained if step.drops_gradients]
-            with LiveBytes([*held, *gradients], step.granule) as live, _Answers(step):
+            work = OperatorWork()
+            notes = work if step.notes_work else nullcontext()
+            with LiveBytes([*held, *gradients], step.granule) as live, notes, _Answers(step):
                 with torch.autocast("cpu", torch.bfloat16) if step.autocast else nullcontext():
                     loss = model(**batch).loss
                 kept = live.now
@@ -184,6 +194,8 @@ class DryModel:
                 gradients=storage_bytes([p.grad for p in trained if p.grad is not None]),
                 text=0 if texts is None else texts.nbytes,
                 operators=live.operators,
+                largest=max((p.numel() * p.element_size() for p in trained), default=0),
+                work=work.seen,
             )
             for hook in hooks:
                 hook.remove()

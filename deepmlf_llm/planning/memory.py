@@ -57,7 +57,9 @@ class Range:
         return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
 
-def memory_rows(step: StepBytes, layout: Layout, width: int, gathered: int, context: bool = True) -> dict[str, Range]:
+def memory_rows(
+    step: StepBytes, layout: Layout, width: int, gathered: int, context: bool = True, one_memory: bool = False
+) -> dict[str, Range]:
     """What takes memory on one GPU -> how much, and "total".
 
     Args:
@@ -66,16 +68,22 @@ def memory_rows(step: StepBytes, layout: Layout, width: int, gathered: int, cont
         width: d of the LM; buckets hold d^2 elements unless a file says otherwise.
         gathered: bytes that ZeRO-3 gathers at once at least.
         context: count CUDA's own memory and its allocator's blocks.
+        one_memory: a CPU computes, so what is offloaded to it is in the same memory, once more where it is used.
     """
     n, stage, trained = layout.processes, layout.stage, step.trained
     share = n if stage >= 3 else 1
-    rows = {"weights": Range.exactly(0 if layout.offload_weights else step.weights / share)}
+    rows = {"weights": Range.exactly(step.weights / share if one_memory or not layout.offload_weights else 0)}
     if stage >= 3:
-        rows["gathered weights"] = Range(gathered, 2 * gathered, min(step.weights, 4 * gathered + 2 * _MOST_LIVE))
+        # What the step uses again before as many elements have passed stays: all of a small model.
+        likely = min(step.weights, 2 * gathered + _MOST_LIVE)
+        rows["gathered weights"] = Range(gathered, likely, min(step.weights, 4 * gathered + 2 * _MOST_LIVE))
     states = 2 * trained if stage == 0 else 3 * trained / n  # ZeRO keeps its share of the weights once more
-    rows["optimizer"] = Range.exactly(0 if layout.offload_optimizer else states)
+    away = layout.offload_optimizer and not one_memory
+    rows["optimizer"] = Range.exactly(0 if away else states)
     if stage >= 2:
-        rows["gradients"] = Range.exactly(0 if layout.offload_optimizer else trained / n)
+        rows["gradients"] = Range.exactly(0 if away else trained / n)
+    if layout.offload_optimizer and one_memory:
+        rows["offload buffers"] = Range.exactly(trained / n + 2 * step.largest)
     bucket = min(trained, 4 * width**2)
     if stage >= 1:
         rows["buckets"] = Range(bucket, bucket + min(trained, bucket), 2 * bucket + trained)

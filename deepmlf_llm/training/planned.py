@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_available
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.planning.advice import Planner
+from deepmlf_llm.planning.cpu_rates import CpuRates, measure_cpu
 from deepmlf_llm.planning.dry_step import Step
-from deepmlf_llm.planning.geometries import planned_shape
+from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
+from deepmlf_llm.planning.resident import Host, Loading, loading_of
 
 if TYPE_CHECKING:
     from deepmlf_llm.training.data import TrainingData
@@ -46,9 +50,15 @@ def method_and_lengths(settings: RunSettings, data: TrainingData) -> tuple[DeepM
 
 
 def run_planner(
-    settings: RunSettings, config: DeepMLFConfig, lengths: Lengths, processes: int, memory: float
+    settings: RunSettings,
+    config: DeepMLFConfig,
+    lengths: Lengths,
+    processes: int,
+    memory: float,
+    on_gpu: bool = True,
+    host: Host | None = None,
 ) -> Planner:
-    """Plans of a run on GPUs.
+    """Plans of a run on GPUs, or on a CPU.
 
     Args:
         settings: of the run.
@@ -56,14 +66,18 @@ def run_planner(
         lengths: of a batch.
         processes: one a GPU.
         memory: of a GPU, bytes.
+        on_gpu: False: processes on a CPU, whose memory is one.
+        host: what each takes there beside tensors; None: nothing.
     """
-    from deepmlf_llm.backbones.loading import DTYPES
+    from deepmlf_llm.backbones.loading import DTYPES, cpu_or_cuda_dtype
     from deepmlf_llm.model.peft_model import DeepMLFModel
     from deepmlf_llm.training.assemble import resolve_base_model
 
     base = resolve_base_model(settings.base_model)
-    dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else torch.bfloat16
-    kernel = "eager" if settings.attn_implementation == "eager" else "sdpa"
+    automatic = torch.bfloat16 if on_gpu else cpu_or_cuda_dtype()
+    dtype = automatic if settings.dtype == "auto" else DTYPES[settings.dtype]
+    slow = not on_gpu and settings.attn_implementation == "auto" and dtype != torch.float32
+    kernel = "eager" if slow or settings.attn_implementation == "eager" else "sdpa"
 
     def make() -> Any:
         shape = planned_shape(base, settings.num_layers, settings.revision)
@@ -76,10 +90,34 @@ def run_planner(
         utterances=per_device,
         text_tokens=lengths.text_tokens,
         frames={name: count for name, (count, _) in lengths.frames.items()},
-        autocast=bool(settings.trainer.get("bf16", True)),
+        autocast=bool(settings.trainer.get("bf16", on_gpu)),
         text_cached=settings.text_cache != "none",
         cache_dtype=settings.text_cache_dtype,
         accumulates=accumulated > 1,
-        granule=CUDA_BLOCK,
+        granule=CUDA_BLOCK if on_gpu else 1,
+        notes_work=not on_gpu,
     )
-    return Planner(make, dtype, step, memory)
+    return Planner(make, dtype, step, memory, on_gpu, host)
+
+
+def run_host(settings: RunSettings) -> tuple[CpuRates, Host]:
+    """This machine's CPU, measured, and what a process of the run takes on it beside tensors."""
+    import deepmlf_llm.training.run  # noqa: F401 - what a run imports is part of that
+    from deepmlf_llm.backbones.loading import DTYPES, base_source, cpu_or_cuda_dtype
+    from deepmlf_llm.backbones.toys import TOYS
+    from deepmlf_llm.training.assemble import resolve_base_model
+
+    rates, base = measure_cpu(), resolve_base_model(settings.base_model)
+    dtype = cpu_or_cuda_dtype() if settings.dtype == "auto" else DTYPES[settings.dtype]
+    on_paper = base in GEOMETRIES and not (base == SMOLLM2 and smollm2_available())
+    drawn = base in TOYS or settings.lm_init == "random"
+    directory = None if drawn or on_paper else Path(base_source(base))
+    if directory is not None and not directory.is_dir():
+        directory = None  # a hub's, not here yet
+
+    def loading(quantization: str) -> Loading:
+        whole = planned_shape(base, None, settings.revision)
+        kept = planned_shape(base, settings.num_layers, settings.revision)
+        return loading_of(whole, kept, dtype, directory, drawn, quantization != "none")
+
+    return rates, Host(rates.imported, rates.process, loading)

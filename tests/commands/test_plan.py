@@ -9,6 +9,8 @@ import pytest
 from deepmlf_llm.commands import train
 from deepmlf_llm.commands.plan import main
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.planning.cpu_rates import CpuRates
+from deepmlf_llm.training import planned
 
 TINY = ["--base_model", "tiny-llama", "--fusion_layers", "even:2", "--text_tokens", "20", "--frames", "audio=30x16"]
 
@@ -50,6 +52,25 @@ def test_a_run_is_planned_with_the_lengths_of_its_data(capsys, isolated_cache):
     assert "take: one GPU" in said
     with pytest.raises(ConfigError, match="--frames audio=9x9: a run has the lengths of its data"):
         train.main(["--plan", "--frames", "audio=9x9"])
+
+
+@pytest.mark.cpu
+def test_a_cpu_is_measured_and_its_process_counted(capsys, monkeypatch):
+    rates = CpuRates(1, 1e11, 5e11, 1e10, 1e-5, 1e9, imported=300 << 20, process=350 << 20)
+    monkeypatch.setattr(planned, "measure_cpu", lambda: rates)
+    main([*TINY, "--gpu", "cpu", "--gpu_memory", "1", "--batch_size", "8", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    rows = found["memory"]
+    assert rows["process"]["expected"] == 350 << 20
+    assert "CUDA context" not in rows
+    assert rows["total"]["expected"] > rows["process"]["expected"] + rows["step"]["expected"]
+    assert 0 < found["largest_batch"] < 4096
+    slow = CpuRates(**{**rates.as_dict(), "operator": 1e-3})
+    monkeypatch.setattr(planned, "measure_cpu", lambda: slow)
+    main([*TINY, "--gpu", "cpu", "--batch_size", "8", "--json"])
+    slower = json.loads(capsys.readouterr().out)
+    assert slower["step"]["seconds"]["expected"] > 20 * found["step"]["seconds"]["expected"]
+    assert slower["largest_batch"] > found["largest_batch"]  # the machine's memory, not 1 GiB
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,29 @@ def test_what_each_stage_splits():
     assert (second["weights"], second["gradients"], second["buckets"]) == (10_000, 200, 128)
     assert expected(processes=4, stage=2, offload_optimizer=True)["optimizer"] == 0
     third = expected(processes=4, stage=3)
-    assert (third["weights"], third["gathered weights"]) == (2500, 1400)
+    assert (third["weights"], third["gathered weights"]) == (2500, 10_000)  # so small a model stays gathered
     assert expected(processes=4, stage=3, offload_weights=True)["weights"] == 0
+
+
+def test_a_large_model_is_gathered_in_parts():
+    large = StepBytes(**{**STEP.__dict__, "weights": 10**12})
+    rows = memory_rows(large, Layout(4, 3), 4, 10**9, context=False)
+    assert rows["gathered weights"].expected == 3 * 10**9
+    assert rows["gathered weights"].low == 10**9
+
+
+def test_what_goes_to_a_cpu_is_beside_the_rest_where_a_cpu_computes():
+    step = StepBytes(**{**STEP.__dict__, "largest": 60})
+
+    def rows(**layout):
+        found = memory_rows(step, Layout(4, **layout), 4, 700, context=False, one_memory=True)
+        return {k: v.expected for k, v in found.items()}
+
+    plain, away = rows(stage=2), rows(stage=2, offload_optimizer=True)
+    assert away["offload buffers"] == 800 / 4 + 2 * 60
+    assert away["total"] == plain["total"] + away["offload buffers"]
+    third = rows(stage=3, offload_optimizer=True, offload_weights=True)
+    assert third["weights"] == 2500
 
 
 def test_low_expected_and_high_are_in_order():
