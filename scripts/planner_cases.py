@@ -137,6 +137,7 @@ def dry_step(case: dict[str, Any], granule: int = 1, notes_work: bool = False) -
         text_cached=case.get("cached", False),
         real=(sum(lengths) - len(lengths)) / (len(lengths) * (max(lengths) - 1)),
         granule=granule,
+        on_cpu=granule == 1,
         notes_work=notes_work,
     )
     return model, step, DryModel(model, dtype, kind).run(step)

@@ -40,6 +40,7 @@ class Step:
         drops_gradients: each goes as it comes, as where an engine sends it on to the process that keeps it.
         real: share of the text's positions that are no padding.
         granule: the allocator's smallest block, bytes.
+        on_cpu: a CPU will compute, where the model's code asks.
         notes_work: keep what each operator computes and moves, for the time that a CPU takes.
     """
 
@@ -54,6 +55,7 @@ class Step:
     drops_gradients: bool = False
     real: float = 1.0
     granule: int = 1
+    on_cpu: bool = False
     notes_work: bool = False
 
 
@@ -87,7 +89,7 @@ class StepBytes:
 
 
 class _Answers(TorchFunctionMode):
-    """Answers what a fake tensor cannot: how many entries a mask picks, whether all rows are real."""
+    """Answers what a fake tensor cannot: how many entries a mask picks, whether all rows are real, what computes."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
@@ -95,6 +97,8 @@ class _Answers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is torch.Tensor.is_cpu:
+            return self.step.on_cpu  # a fake tensor says that it is on a CPU, whatever will compute
         if func is torch.Tensor.__bool__:
             return False  # "no row is padded": of a batch of texts hardly ever so
         if func is torch.Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:

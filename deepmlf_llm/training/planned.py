@@ -95,6 +95,7 @@ def run_planner(
         cache_dtype=settings.text_cache_dtype,
         accumulates=accumulated > 1,
         granule=CUDA_BLOCK if on_gpu else 1,
+        on_cpu=not on_gpu,
         notes_work=not on_gpu,
     )
     return Planner(make, dtype, step, memory, on_gpu, host)

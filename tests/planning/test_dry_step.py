@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.modules import attention_kernels
 from deepmlf_llm.planning.dry_step import DryModel, Step
 from deepmlf_llm.planning.geometries import planned_shape
 from deepmlf_llm.planning.live_bytes import LiveBytes
@@ -96,6 +97,17 @@ def test_each_option_changes_what_it_should():
     fusion = dry(FUSION)
     assert cached.text > dry(FUSION, text_cached=True, cache_dtype="bfloat16").text > fusion.text == 0
     assert fusion.kept < plain.kept
+
+
+def test_half_precision_attends_as_the_device_that_will_compute_does(monkeypatch):
+    """On a CPU MM Blocks write attention out; on a GPU they do not, though fake tensors are all on a CPU."""
+    asked = []
+    plain = attention_kernels.written_out
+    monkeypatch.setattr(attention_kernels, "written_out", lambda *args: asked.append(args) or plain(*args))
+    dry(FUSION, autocast=True)
+    assert not asked
+    dry(FUSION, autocast=True, on_cpu=True)
+    assert asked
 
 
 def test_bytes_end_with_their_storage():
