@@ -69,6 +69,10 @@ PRIVATE_NAMES = (
     PrivateName("torch.nn:Module", "_compiled_call_impl", "segments compile as their body", "backbones/segment.py"),
     PrivateName("torch.nn:Module", "_call_impl", "what of a segment is compiled", "backbones/segment.py"),
     PrivateName(
+        "torch._ops:OpOverload", "_schema", "which operators of a planned step move nothing: they give views",
+        "planning/operators.py", on_instances=True,
+    ),
+    PrivateName(
         "torch._subclasses.fake_tensor", "FakeTensorMode", "a planned step runs on tensors without memory",
         "planning/dry_step.py",
     ),

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deepmlf_llm.errors import BaseModelError
-from deepmlf_llm.modules.attention_kernels import written_out
+from deepmlf_llm.modules.attention_kernels import HALF, written_out
 
 PREFIX = "prefix"
 TEXT_PREFIX = "text_prefix"  # keyword argument of a pass on a kept text
@@ -42,7 +42,8 @@ def prefix_attention(
     text_prefix: Prefix | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of tokens over a prefix and over one another. Without a prefix, fp32 goes to transformers' sdpa.
+    """Attention of tokens over a prefix and over one another. Without a prefix, all but half precision goes to
+    transformers' sdpa.
 
     Notation: b batch, h key-value heads, g query heads of each, s tokens, l prefix, e head width.
 
@@ -68,7 +69,7 @@ def prefix_attention(
             f"{attention_mask.shape[-1]}; this family does not hand the argument {TEXT_PREFIX!r} on to its kernel: use "
             "'sdpa' or 'eager'"
         )
-    if text_prefix is None and query.dtype == torch.float32:
+    if text_prefix is None and query.dtype not in HALF:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if attention_mask is None:
         causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()

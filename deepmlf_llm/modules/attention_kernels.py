@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepmlf_llm.modules.precision import at_least_fp32
+
+HALF = (torch.bfloat16, torch.float16)
+
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
     """Multi-head attention by PyTorch's fused kernel; by :func:`written_out` where that trains faster: in half
@@ -22,7 +26,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: 
     Returns:
         [b x s x h x e]
     """
-    if query.is_cpu and query.requires_grad and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cpu and query.requires_grad and query.dtype in HALF:
         return written_out(query, [(key, value)], mask, query.shape[-1] ** -0.5, dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
 
@@ -50,7 +54,7 @@ def written_out(
     joined = scores[0] if len(parts) == 1 else torch.cat(scores, dim=-1)
     joined = joined.unflatten(2, (-1, length))  # [b x h x g x s x t]
     joined = joined.masked_fill(~mask[:, :, None], torch.finfo(joined.dtype).min)
-    weights = F.softmax(joined, dim=-1, dtype=torch.float32).to(query.dtype).flatten(2, 3)
+    weights = F.softmax(joined, dim=-1, dtype=at_least_fp32(joined)).to(query.dtype).flatten(2, 3)
     weights = F.dropout(weights, dropout)
     shares = weights.split([key.shape[2] for key, _ in parts], dim=-1)
     read = [share @ value for share, (_, value) in zip(shares, parts, strict=True)]

@@ -69,5 +69,6 @@ def test_a_wrong_path_is_named_with_where_it_ends(changes, message):
 
 
 def test_the_default_interface_is_llamas():
-    assert DecoderInterface("llama") == FAMILIES["llama"]
+    llama = dataclasses.replace(FAMILIES["llama"], plain_attention=False)  # nobody's attention is taken for plain
+    assert DecoderInterface("llama") == llama
     assert tiny_config().ffw_weights == "shared"

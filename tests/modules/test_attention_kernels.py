@@ -67,6 +67,12 @@ def test_half_precision_on_a_cpu_trains_without_the_fused_kernel_and_says_the_sa
         attention(*(x.detach() for x in half), mask)
 
 
+def test_written_out_is_as_fine_as_its_query():
+    (query, key, value), _, mask = heads_and_mask(torch.float64)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.5).transpose(1, 2)
+    assert_close(written_out(query, [(key, value)], mask, 0.5), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_written_out_drops_weights_by_its_share():
     (query, key, value), _, mask = heads_and_mask(torch.float32)
     ones = torch.ones_like(value)

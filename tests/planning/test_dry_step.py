@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -32,12 +34,12 @@ def dry(method, **step):
     return MADE[repr(method)].run(Step(**{"utterances": B, "text_tokens": T, "frames": FRAMES, **step}))
 
 
-def made(method) -> DryModel:
+def made(method, dtype=torch.float32) -> DryModel:
     shape = planned_shape("tiny-llama")
     shape.set_attn_implementation("sdpa")
     with torch.device("meta"):
         model = DeepMLFModel(shape, config(**method))
-    return DryModel(model, torch.float32)
+    return DryModel(model, dtype)
 
 
 def real(method, cached=False, checkpointing=False) -> int:
@@ -104,9 +106,11 @@ def test_half_precision_attends_as_the_device_that_will_compute_does(monkeypatch
     asked = []
     plain = attention_kernels.written_out
     monkeypatch.setattr(attention_kernels, "written_out", lambda *args: asked.append(args) or plain(*args))
-    dry(FUSION, autocast=True)
+    half = made(FUSION, torch.bfloat16)
+    step = Step(utterances=B, text_tokens=T, frames=FRAMES)
+    half.run(step)
     assert not asked
-    dry(FUSION, autocast=True, on_cpu=True)
+    half.run(replace(step, on_cpu=True))
     assert asked
 
 

@@ -14,6 +14,7 @@ from deepmlf_llm.ablation import AblationPlan
 from deepmlf_llm.backbones.toys import toy_model, toy_tokenizer
 from deepmlf_llm.commands import configs
 from deepmlf_llm.errors import ConfigError
+from deepmlf_llm.study.baseline_cells import baseline_settings
 from deepmlf_llm.study.grid import Grid
 from deepmlf_llm.training.av_run import pretrain_av_encoder
 from deepmlf_llm.training.command_line import parse_settings, read_config
@@ -191,8 +192,11 @@ def test_every_variant_of_an_ablation_can_be_set(name: str) -> None:
 def test_every_shipped_study_is_read(name: str) -> None:
     grid = Grid.from_yaml(shipped.locate(shipped.CONFIGS, name))
     for backbone, values, seed in grid.combinations():
-        settings = RunSettings.from_dict({**grid.fixed, **backbone.settings(), **values, "seed": seed})
-        assert settings.resolve_batch(1)[0] >= 1
+        given = {**grid.fixed, **backbone.settings(), **values, "seed": seed}
+        if "baseline" in given:
+            assert baseline_settings(given).kind == given["baseline"]
+        else:
+            assert RunSettings.from_dict(given).resolve_batch(1)[0] >= 1
 
 
 @pytest.mark.parametrize("name", PAPER)
