@@ -89,6 +89,22 @@ def test_a_name_is_its_real_self_once_it_is_used(module):
     assert (kind | None) == (None | kind)
 
 
+def test_a_class_may_be_derived_from_a_name_while_names_are_deferred(monkeypatch, tmp_path):
+    """As scipy 1.12 does, where scikit-learn brings it in."""
+    (tmp_path / "derived_from_at_import.py").write_text("class Kind:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(room, "DEFERRED", ("derived_from_at_import",))
+    with deferred():
+        from derived_from_at_import import Kind
+
+        class Own(Kind):
+            pass
+
+    real = sys.modules["derived_from_at_import"]
+    monkeypatch.delitem(sys.modules, "derived_from_at_import")
+    assert Own.__mro__[1] is real.Kind
+
+
 def test_what_is_loaded_already_is_left_alone(module):
     name, real, load = module
     load()
