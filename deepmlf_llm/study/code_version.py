@@ -21,20 +21,13 @@ def code_version(recipe: Path) -> str:
     Args:
         recipe: the training recipe that cells run.
     """
-    digest = hashlib.sha256()
-    for name, path in _files(recipe):
-        digest.update(f"{name}\n{_meaning(path.read_text(encoding='utf-8'))}\n".encode())
-    for library in _LIBRARIES:
-        digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
-    return digest.hexdigest()[:16]
+    libraries = (f"{library} {importlib.metadata.version(library)}\n" for library in _LIBRARIES)
+    return _digest([*_named_meanings(_files(recipe)), *libraries])
 
 
 def digest_of(paths: Iterable[Path]) -> str:
     """Changes when what these files compute does."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name}\n{_meaning(path.read_text(encoding='utf-8'))}\n".encode())
-    return digest.hexdigest()[:16]
+    return _digest(_named_meanings((path.name, path) for path in paths))
 
 
 class CodeWatch:
@@ -62,6 +55,14 @@ def _files(recipe: Path) -> list[tuple[str, Path]]:
     package = Path(deepmlf_llm.__file__).parent
     named = [(path.relative_to(package).as_posix(), path) for path in sorted(package.rglob("*.py"))]
     return [(recipe.name, recipe), *((n, p) for n, p in named if n.partition("/")[0] not in _NOT_IN_A_CELL)]
+
+
+def _named_meanings(files: Iterable[tuple[str, Path]]) -> list[str]:
+    return [f"{name}\n{_meaning(path.read_text(encoding='utf-8'))}\n" for name, path in files]
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
 def _meaning(source: str) -> str:
