@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from deepmlf_llm.training.launch import pause
 
 _EVALUATION = "eval_"
+MINUTE = 60.0  # seconds
 
 
 def show_progress(trainer: Any, bar: bool, utterances: int = 0) -> None:
@@ -26,7 +27,7 @@ def show_progress(trainer: Any, bar: bool, utterances: int = 0) -> None:
 
 class PlainProgress(TrainerCallback):
     """Progress where there is no terminal: a line an evaluation, and between them one now and then
-    (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` and at most about two minutes apart.
+    (:func:`~deepmlf_llm.training.launch.pause`), at least ``seconds`` and at most about a minute apart.
 
     Args:
         seconds: at least between two lines.
@@ -62,7 +63,7 @@ class PlainProgress(TrainerCallback):
     def _tell(self, state: Any) -> None:
         """A line, where the last one is long enough ago."""
         now = time.monotonic()
-        if now - self._last < pause(now - self._began, self.seconds):
+        if now - self._last < pause(now - self._began, self.seconds, MINUTE):
             return
         self._last = now
         loss = [] if self._loss is None else [f"loss {self._loss:.4f}"]
