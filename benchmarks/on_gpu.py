@@ -164,7 +164,7 @@ STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     step.__name__: step for step in (ceilings, tests, four_bit, kernels, launches, deepspeed, planner)
 } | {spec: partial(case_of, spec) for spec in CASES}
 MOST_SECONDS = 100.0  # of one step: what takes longer must not eat the others' time
-TESTS_SECONDS = 180.0
+LONGER = {"tests": 180.0, "deepspeed": 160.0}  # seconds: steps that start several commands
 PACKAGES = {"four_bit": "bitsandbytes", "deepspeed": "deepspeed", "tests": "pytest"}
 CUDA_ONLY = ("tests", "deepspeed", "planner")
 
@@ -218,7 +218,7 @@ def run(names: list[str], where: Where, minutes: float, output: Path | None) -> 
             elif name in PACKAGES and not installed(PACKAGES[name]):
                 found = {"skipped": f"{PACKAGES[name]} is not installed"}
             elif name in CUDA_ONLY:  # commands of their own, from a process that has not touched the device
-                found = STEPS[name](where, min(left, TESTS_SECONDS if name == "tests" else MOST_SECONDS))
+                found = STEPS[name](where, min(left, LONGER.get(name, MOST_SECONDS)))
             else:
                 step = STEPS.get(name) or partial(case_of, name)
                 found = in_own_process(step, where, seconds=min(left, MOST_SECONDS))
