@@ -11,6 +11,7 @@ variants:                           # group -> variant -> what differs
   what is heard:
     text and audio: {}
     text alone: {modalities: none}
+    other features: {data: data/mosi-by-video}   # the same utterances, prepared otherwise
   baselines:
     ridge: {baseline: ridge}        # settings of `deepmlf baseline`
 """
@@ -31,7 +32,7 @@ from deepmlf_llm.training.command_line import read_layers, read_shipped
 from deepmlf_llm.training.seeds import parse_seeds
 from deepmlf_llm.training.settings import RunSettings, flatten
 
-BASELINE = "baseline"
+BASELINE, DATA = "baseline", "data"
 _KEYS = ("name", "title", "config", "data", "settings", "seeds", "reference", "variants")
 _SAME_FOR_ALL_SEEDS = ("constant", "ridge")
 _FROM_THE_RECIPE = ("base_model", "revision", "num_layers", "quantization", "dtype", "max_tokens", "template")
@@ -46,6 +47,7 @@ class Variant:
         changes: the settings that differ from the recipe, as given.
         settings: all of the recipe's settings with them, dotted; of a baseline its own.
         seeds: with which it runs.
+        data: the data directories that it runs on, the plan's or its own of the same utterances.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Variant:
     changes: Mapping[str, Any]
     settings: Mapping[str, Any]
     seeds: Sequence[int]
+    data: Sequence[str]
 
     @property
     def baseline(self) -> str | None:
@@ -127,10 +130,12 @@ def _read(content: Any, source: str) -> AblationPlan:
     for key in ("name", "config", "data", "seeds", "reference", "variants"):
         problems.check(bool(content.get(key)) or content.get(key) == 0, f"no {key}")
     problems.raise_if_any()
-    data = [content["data"]] if isinstance(content["data"], str) else content["data"]
-    listed = isinstance(data, list) and all(isinstance(part, str) for part in data) and len(set(data)) == len(data)
-    problems.check(listed, f"data={data!r}: expected a data directory, or a list of different ones")
-    variants = _variants(content, problems)
+    data: list[str] = []
+    try:
+        data = _directories(content["data"])
+    except ConfigError as error:
+        problems.check(False, str(error))
+    variants = _variants(content, data, problems)
     names = [variant.name for variant in variants]
     for name in {name for name in names if names.count(name) > 1}:
         problems.check(False, f"variants: {name!r} stands there twice")
@@ -144,7 +149,14 @@ def _read(content: Any, source: str) -> AblationPlan:
     return AblationPlan(str(content["name"]), str(content.get("title") or content["name"]), data, reference, variants)
 
 
-def _variants(content: Mapping[str, Any], problems: Problems) -> list[Variant]:
+def _directories(given: Any) -> list[str]:
+    data = [given] if isinstance(given, str) else given
+    if not (isinstance(data, list) and all(isinstance(part, str) for part in data) and len(set(data)) == len(data)):
+        raise ConfigError(f"data={given!r}: expected a data directory, or a list of different ones")
+    return data
+
+
+def _variants(content: Mapping[str, Any], data: list[str], problems: Problems) -> list[Variant]:
     """Every variant with its settings, each checked as a run or a baseline would check them."""
     try:
         seeds = parse_seeds(str(content["seeds"]))
@@ -163,22 +175,29 @@ def _variants(content: Mapping[str, Any], problems: Problems) -> list[Variant]:
                 problems.check(False, f"variants: {name}: {given!r}: expected a mapping of settings")
                 continue
             try:
-                found.append(_variant(str(name), str(group), dict(given or {}), common, seeds))
+                found.append(_variant(str(name), str(group), dict(given or {}), common, seeds, data))
             except (ConfigError, TypeError) as error:
                 problems.check(False, f"variants: {name}: {str(error).removeprefix('settings: ')}")
     return found
 
 
-def _variant(name: str, group: str, changes: dict[str, Any], common: Mapping[str, Any], seeds: list[int]) -> Variant:
+def _variant(
+    name: str, group: str, changes: dict[str, Any], common: Mapping[str, Any], seeds: list[int], data: list[str]
+) -> Variant:
+    if DATA in changes:
+        parts, data = len(data), _directories(changes[DATA])
+        if parts and len(data) != parts:
+            raise ConfigError(f"data: {len(data)} directories, expected as many as the ablation has, {parts}")
     if BASELINE not in changes:
         settings = {**common, **flatten(changes)}
-        variant = Variant(name, group, changes, settings, seeds)
+        variant = Variant(name, group, changes, settings, seeds, data)
         variant.run_settings("data", Path("runs"))
         return variant
     kind = changes[BASELINE]
     shared = {key.removeprefix("text."): value for key, value in common.items()}
     kept = {key: shared[key] for key in _FROM_THE_RECIPE if key in shared}
     settings = {**kept, **{key: value for key, value in changes.items() if key != BASELINE}, "kind": kind}
-    variant = Variant(name, group, changes, settings, seeds[:1] if kind in _SAME_FOR_ALL_SEEDS else seeds)
+    own_seeds = seeds[:1] if kind in _SAME_FOR_ALL_SEEDS else seeds
+    variant = Variant(name, group, changes, settings, own_seeds, data)
     variant.baseline_settings("data", Path("runs"), seeds[0])
     return variant

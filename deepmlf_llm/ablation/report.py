@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from deepmlf_llm.ablation.figure import differences_in, draw_differences, is_shown
 from deepmlf_llm.ablation.plan import AblationPlan, Variant
 from deepmlf_llm.ablation.store import Store
 from deepmlf_llm.errors import RunError
@@ -14,46 +14,55 @@ from deepmlf_llm.files import write_aside
 from deepmlf_llm.markdown import code
 from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.bootstrap import SEED
-from deepmlf_llm.statistics.comparing import POLARITY, Comparison, Difference, Row, compare
+from deepmlf_llm.statistics.comparing import POLARITY, RESAMPLES, Comparison, Difference, Row, compare
 from deepmlf_llm.statistics.comparison_report import to_dict
-from deepmlf_llm.statistics.style import COLOURS, figure, legend_below, svg
+from deepmlf_llm.statistics.sums import MetricSums
 
 TABLE, FIGURE, NUMBERS = "ablation.md", "ablation.svg", "ablation.json"
 SPLITS = {"valid": "validation", "test": "test"}
 METRIC = "mae"
 _ALSO = ("corr", "acc2_non0", "acc7")
-_ROW = 0.26  # inches of the figure
+_A_COMPARISON = 125
+"""Resamples for each p-value. The least one is 2 in their number, and Holm's procedure multiplies it by the number of
+p-values: with too few resamples a large table could show no difference, however clear."""
 
 
-def write_report(plan: AblationPlan, directory: Path, resamples: int = 10_000) -> Path:
+def write_report(plan: AblationPlan, directory: Path, resamples: int | None = None) -> Path:
     """Writes ``ablation.md``, ``ablation.svg`` and ``ablation.json`` beside the stored results.
 
     Args:
         plan: names, order and reference.
         directory: of the store.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; None: 10,000, or as many as the number of p-values asks for.
 
     Returns:
         The table's path.
 
     Raises:
-        RunError: the reference has no results.
+        RunError: the reference has no results, or of other settings.
         DataError: the store is damaged.
     """
     store = Store(directory)
     found = {split: _compared(plan, store, split, resamples) for split in SPLITS}
     write_aside(directory / TABLE, _page(plan, store, found))
-    write_aside(directory / FIGURE, _figure(plan, found))
+    write_aside(directory / FIGURE, draw_differences(plan, found, METRIC, SPLITS))
     numbers = {"name": plan.name, **{SPLITS[split]: to_dict(c) for split, c in found.items()}}
     write_aside(directory / NUMBERS, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     return directory / TABLE
 
 
-def _compared(plan: AblationPlan, store: Store, split: str, resamples: int) -> Comparison:
-    entries = store.entries([variant.name for variant in plan.variants], len(plan.data), split)
+def _compared(plan: AblationPlan, store: Store, split: str, resamples: int | None) -> Comparison:
+    names = [variant.name for variant in plan.variants if store.holds(variant)]
+    entries = store.entries(names, len(plan.data), split)
     if plan.reference not in entries:
-        raise RunError(f"{shown(store.directory)}: no whole run of the reference {plan.reference!r}; run it first")
+        raise RunError(
+            f"{shown(store.directory)}: no whole run of the reference {plan.reference!r} as it is set; run it first"
+        )
     first = entries.pop(plan.reference)
+    if resamples is None:
+        run = first.runs[0]
+        metrics = len(MetricSums.of(run.head(), run.labels, run.rules).names)
+        resamples = max(RESAMPLES, _A_COMPARISON * metrics * len(entries))
     return compare([first, *entries.values()], POLARITY, resamples, SEED)
 
 
@@ -65,15 +74,33 @@ def _page(plan: AblationPlan, store: Store, found: Mapping[str, Comparison]) -> 
         f"{valid.utterances} utterances of validation and {test.utterances} of test{folds}. Mean ± deviation over "
         f"seeds. Differences from *{plan.reference}* in MAE (negative: better), with 95 % intervals of a bootstrap "
         f"over utterances and seeds, paired in both ({test.resamples} resamples). In bold: p < .05 after Holm's "
-        "correction over all metrics and variants of the split. Corr, Acc2 non0 and Acc7 are of the test split.",
+        f"correction over all metrics and variants of the split ({valid.comparisons} and {test.comparisons} p-values). "
+        "Corr, Acc2 non0 and Acc7 are of the test split.",
+        "\n".join(_reading(name, found[split]) for split, name in SPLITS.items()),
     ]
+    stale = [v.name for v in plan.variants if v.name in store.facts["variants"] and not store.holds(v)]
+    if stale:
+        parts.append(f"Left out, because their stored results are of other settings: {', '.join(stale)}.")
     for group in dict.fromkeys(variant.group for variant in plan.variants):
         rows = [_line(variant, store, found) for variant in plan.variants if variant.group == group]
         done = [row for row in rows if row]
         if done:
             parts += [f"## {group[:1].upper()}{group[1:]}", "\n".join([*_HEAD, *done])]
     parts.append(f"![differences in MAE]({FIGURE})")
+    parts.append("Filled: a difference is shown. An arrow with its value: farther off than the axis reaches.")
     return "\n\n".join(parts) + "\n"
+
+
+def _reading(name: str, comparison: Comparison) -> str:
+    """Which variants differ on a split, in a line."""
+    shown: dict[str, list[str]] = {"better": [], "worse": []}
+    differences = differences_in(comparison, METRIC).values()
+    for d in differences:
+        if is_shown(d):
+            shown[d.reading].append(f"*{d.other}*")
+    told = [f"{word} is shown of {', '.join(names) or 'none'}" for word, names in shown.items()]
+    others = len(differences) - sum(map(len, shown.values()))
+    return f"- In MAE on {name}: {'; '.join(told)}; of {others} no difference is shown."
 
 
 _COLUMNS = ("variant", "changed", "trained", "seeds", "validation MAE", "difference", "test MAE", "difference")
@@ -118,39 +145,13 @@ def _short(value: float, sign: bool = False) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
-def _found(comparison: Comparison, name: str) -> Difference | None:
-    return next((d for d in comparison.differences if d.other == name and d.metric == METRIC), None)
-
-
 def _difference(comparison: Comparison, name: str) -> str:
-    d = _found(comparison, name)
+    d: Difference | None = differences_in(comparison, METRIC).get(name)
     if d is None:
         return "reference"
     text = _short(d.difference, sign=True)
-    if d.p_adjusted is not None and d.p_adjusted < 0.05:
+    if is_shown(d):
         text = f"**{text}**"
     if d.interval is not None:
         text += f" [{_short(d.interval[0], True)}, {_short(d.interval[1], True)}]"
     return text
-
-
-def _figure(plan: AblationPlan, found: Mapping[str, Comparison]) -> bytes:
-    """Differences from the reference with their intervals, one line a variant."""
-    names = [v.name for v in plan.variants if _found(found["test"], v.name) is not None]
-    with figure(6.0, 1.4 + _ROW * max(1, len(names))) as (drawn, (ax,)):
-        handles = []
-        for place, (split, comparison) in enumerate(found.items()):
-            shift = 0.14 if place else -0.14
-            differences: Sequence[Any] = [_found(comparison, name) for name in names]
-            rows = [row + shift for row in range(len(names))]
-            for row, d in zip(rows, differences, strict=True):
-                if d.interval is not None:
-                    ax.hlines(row, *d.interval, color=COLOURS[place], linewidth=1.2, alpha=0.7)
-            values = [d.difference for d in differences]
-            handles += ax.plot(values, rows, "os"[place], color=COLOURS[place], markersize=4.5, label=SPLITS[split])
-        ax.axvline(0, color="#555555", linewidth=1)
-        ax.set_yticks(range(len(names)), names)
-        ax.invert_yaxis()
-        ax.set_xlabel(f"MAE, difference from {plan.reference} (left: better)")
-        legend_below(drawn, handles, 2)
-        return svg(drawn)

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepmlf_llm.ablation.plan import AblationPlan, Variant
-from deepmlf_llm.ablation.store import Store
+from deepmlf_llm.ablation.store import SPLITS, Store
 from deepmlf_llm.baselines.run import run_baseline
 from deepmlf_llm.data.store import open_store
-from deepmlf_llm.errors import RunError
+from deepmlf_llm.errors import DataError, RunError
 from deepmlf_llm.files import make_directory, write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.tasks.metrics import regression_of
@@ -38,16 +40,15 @@ def run_ablation(
 
     Raises:
         ConfigError: ``only`` names what is not there, or the labels are classes.
-        DataError: a data directory is missing or damaged.
+        DataError: a data directory is missing or damaged, or a variant's own has other utterances.
         RunError: a run's folder holds a run of other settings.
         DeepMLFError, RunStopped: as for one run; what has ended by then is stored.
     """
     chosen = plan.named(only)
-    for data in plan.data:
-        _check_labels(data)
+    _check_data(plan, chosen)
     store = Store(directory)
     for number, variant in enumerate(chosen, 1):
-        for part, data in enumerate(plan.data):
+        for part, data in enumerate(variant.data):
             missing = store.missing(variant, part)
             if not missing:
                 continue
@@ -61,10 +62,28 @@ def run_ablation(
     return store
 
 
-def _check_labels(data: str) -> None:
-    """Raises ConfigError or DataError unless the data's labels are a polarity, which the table measures."""
-    if data != EMBEDDED:
-        regression_of(open_store(data).task)
+def _check_data(plan: AblationPlan, chosen: Sequence[Variant]) -> None:
+    """Raises ConfigError or DataError unless the labels are a polarity, which the table measures, and data of a
+    variant's own hold the utterances that the others are evaluated on."""
+    for part, data in enumerate(plan.data):
+        if data != EMBEDDED:
+            regression_of(open_store(data).task)
+        for own in dict.fromkeys(variant.data[part] for variant in chosen):
+            if own != data and _evaluated(own) != _evaluated(data):
+                raise DataError(
+                    f"{shown(Path(own))}: expected the validation and test utterances of {shown(Path(data))} with "
+                    "their labels: a difference between variants is one over the same utterances"
+                )
+
+
+def _evaluated(data: str) -> dict[str, list[tuple[str, float]]]:
+    """Ids and labels of what variants are evaluated on."""
+    store = open_store(data)
+    found = {}
+    for name in SPLITS:
+        split = store.split(name)
+        found[name] = sorted(zip(split.ids, np.asarray(split.labels).tolist(), strict=True))
+    return found
 
 
 def _fresh(place: Path, variant: Variant) -> None:

@@ -57,11 +57,16 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{shown(self.directory)}: no results of an ablation ({error})") from None
 
+    def holds(self, variant: Variant) -> bool:
+        """Whether what is stored under the variant's name was made with its settings."""
+        known = self.facts["variants"].get(variant.name, {})
+        return bool(known.get("fingerprint") == variant.fingerprint)
+
     def missing(self, variant: Variant, part: int) -> list[int]:
         """Seeds of the variant on one data directory of which no result is stored."""
-        known = self.facts["variants"].get(variant.name, {})
-        if known.get("fingerprint") != variant.fingerprint:
+        if not self.holds(variant):
             return list(variant.seeds)
+        known = self.facts["variants"][variant.name]
         return [seed for seed in variant.seeds if f"{part}/{seed}" not in known["runs"]]
 
     def add(self, variant: Variant, part: int, runs: Mapping[int, Path]) -> None:
@@ -73,7 +78,7 @@ class Store:
             runs: seed -> directory of the run.
         """
         variants = self.facts["variants"]
-        if variants.get(variant.name, {}).get("fingerprint") != variant.fingerprint:
+        if not self.holds(variant):
             self._forget(variant.name)
             about = {"group": variant.group, "changes": dict(variant.changes), "fingerprint": variant.fingerprint}
             variants[variant.name] = {**about, "runs": {}}

@@ -23,13 +23,18 @@ def build_parser() -> RecipeParser:
     add("--output", type=Path, required=True, help="directory of results, runs, table and figure")
     add("--only", nargs="+", default=[], metavar="NAME", help="variants or groups to run (default: all)")
     add("--report", action="store_true", help="run nothing; make table and figure from what is stored")
-    add("--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (default: 10000)")
+    add(
+        "--resamples",
+        type=int,
+        metavar="N",
+        help="of the bootstrap (default: 10000, or as many as a large number of p-values asks for)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(argv)
-    if not 100 <= options.resamples <= 1_000_000:
+    if options.resamples is not None and not 100 <= options.resamples <= 1_000_000:
         raise ConfigError(f"--resamples={options.resamples}: expected an integer from 100 to 1000000")
     from deepmlf_llm.ablation import AblationPlan, run_ablation, write_report
     from deepmlf_llm.files import make_directory

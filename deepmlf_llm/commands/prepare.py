@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deepmlf_llm.commands.shell import RecipeParser, add_rename, key_value, one_of, print_table, program, run_recipe
 from deepmlf_llm.data.clean import DEFAULT_CLIP
+from deepmlf_llm.data.facts import STANDARDISATIONS
 from deepmlf_llm.data.folds import Fold
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.text import CASES
@@ -80,6 +81,13 @@ def _add_form(parser: RecipeParser) -> None:
         help=f"cut standardised features at +- this many standard deviations, 0 = never (default: {DEFAULT_CLIP:g})",
     )
     add(
+        "--standardise",
+        type=one_of(*STANDARDISATIONS),
+        metavar="|".join(STANDARDISATIONS),
+        help="mean 0 and deviation 1 over the training split; or within each video first, by its own frames in its "
+        "split, which leaves of a speaker what changes (ids VIDEO$_$CLIP; default: corpus)",
+    )
+    add(
         "--frame-rate",
         type=key_value,
         nargs="+",
@@ -113,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         frame_rates={name: _hertz(name, value) for name, value in args.frame_rate},
         storage=args.storage,
         fold=args.fold,
+        standardised_by=args.standardise,
     )
     if args.json:
         print(json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False))

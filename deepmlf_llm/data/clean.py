@@ -58,6 +58,9 @@ class Cleaned:
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 
+    def __add__(self, other: Cleaned) -> Cleaned:
+        return Cleaned(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
+
 
 def fit_standardisation(training: Ragged, clip: float | None = DEFAULT_CLIP) -> Standardisation:
     """Statistics of the training split, in float64 and two passes.

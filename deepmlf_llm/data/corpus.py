@@ -108,8 +108,9 @@ def check_corpus(corpus: Corpus, dataset: str | Task) -> dict[str, int]:
 
 def check_recipe(corpus: Corpus, trained: Mapping[str, Any]) -> None:
     """Raises DataError where a source says that its features were made otherwise than those of the training were."""
-    shared = {name: facts for name, facts in trained.items() if name in corpus.modalities}
-    if problems := feature_problems(shared, corpus.modalities):
+    given = {name: corpus.modalities.get(name, {}) for rows in corpus.splits.values() for name in rows.features}
+    shared = {name: facts for name, facts in trained.items() if name in given}
+    if problems := feature_problems(shared, given):
         raise DataError(f"{corpus.source['name']}: these features do not fit the model: {'; '.join(problems)}")
 
 

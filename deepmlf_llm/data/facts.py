@@ -9,6 +9,13 @@ from typing import Any
 PRECOMPUTED = "precomputed"
 """Kind of features that were read from a file: how they were made is not known."""
 
+STANDARDISED_BY = "standardised_by"
+"""Key among what was computed: over which frames features have mean 0 and deviation 1."""
+
+CORPUS, VIDEO = "corpus", "video"
+STANDARDISATIONS = (CORPUS, VIDEO)
+"""Over those of the training split; or over those of each video first (:mod:`deepmlf_llm.data.videos`)."""
+
 _FROM = ("source", "fingerprint")  # what older manifests and adapters say of the file, among what says how
 
 
@@ -22,20 +29,23 @@ class FeatureRecipe:
         dim: width of one frame; None: unknown.
         frame_rate: frames a second (Hz); None: unknown.
         computed: encoder, layer and whatever else names the computation; empty: unknown.
+        standardised_by: "corpus", or "video"; always known.
     """
 
     dim: int | None = None
     frame_rate: float | None = None
     computed: dict[str, Any] = field(default_factory=dict)
+    standardised_by: str = CORPUS
 
     @classmethod
     def of(cls, facts: Any) -> FeatureRecipe:
         """From what a manifest (a mapping) or an adapter (a ``ModalityConfig``) says of a modality, of any version."""
         made = _fact(facts, "features") or {}
-        computed = {key: value for key, value in made.items() if key not in _FROM}
+        computed = {key: value for key, value in made.items() if key not in (*_FROM, STANDARDISED_BY)}
         if computed.get("kind") == PRECOMPUTED:
             del computed["kind"]
-        return cls(_fact(facts, "dim"), _fact(facts, "frame_rate"), computed)
+        by = str(made.get(STANDARDISED_BY, CORPUS))
+        return cls(_fact(facts, "dim"), _fact(facts, "frame_rate"), computed, by)
 
     def differences(self, other: FeatureRecipe) -> list[str]:
         """What differs from ``other`` (the features at hand), one phrase each."""
@@ -45,6 +55,11 @@ class FeatureRecipe:
         rates = (self.frame_rate, other.frame_rate)
         if None not in rates and abs(rates[0] - rates[1]) > 1e-6 * rates[0]:  # type: ignore[operator]
             found.append(f"has {other.frame_rate:g} frames a second, expected {self.frame_rate:g}")
+        if self.standardised_by != other.standardised_by:
+            found.append(
+                f"is standardised by {other.standardised_by}, expected by {self.standardised_by} (`deepmlf prepare "
+                f"--standardise {self.standardised_by}`)"
+            )
         if self.computed and other.computed:
             names = sorted({*self.computed, *other.computed})
             differing = [name for name in names if self.computed.get(name) != other.computed.get(name)]
@@ -58,7 +73,8 @@ class FeatureRecipe:
 
     def describe(self) -> str:
         """A few words; empty where nothing is known of how they were computed."""
-        return ", ".join(f"{name} {value}" for name, value in self.computed.items())
+        told = [f"{name} {value}" for name, value in self.computed.items()]
+        return ", ".join([*told, "standardised within each video"] if self.standardised_by == VIDEO else told)
 
 
 def provenance_of(facts: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepmlf_llm.data.corpus import Corpus, Utterances
+from deepmlf_llm.data.videos import videos_of
 from deepmlf_llm.errors import ConfigError, DataError
 
-SEPARATOR = "$_$"  # between video and clip, as in the field's files
 LEAST, MOST = 3, 100  # folds: one tests, one validates, the others train
 
 
@@ -55,13 +55,12 @@ def fold_corpus(corpus: Corpus, fold: Fold) -> Corpus:
     rows = [(split, row) for split, part in corpus.splits.items() for row in range(len(part))]
     ids = [corpus.splits[split].ids[row] for split, row in rows]
     name = corpus.source["name"]
-    if unnamed := [identity for identity in ids if SEPARATOR not in identity]:
-        raise DataError(f"{name}: {unnamed[0]!r} names no video; folds need ids such as VIDEO{SEPARATOR}CLIP")
+    videos = videos_of(ids, name, "folds")
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0][0]
         raise DataError(f"{name}: {twice!r} stands twice; a fold needs each utterance once")
-    of_video = assign_videos([identity.split(SEPARATOR)[0] for identity in ids], fold.folds, name)
-    number = np.asarray([of_video[identity.split(SEPARATOR)[0]] for identity in ids])
+    of_video = assign_videos(videos, fold.folds, name)
+    number = np.asarray([of_video[video] for video in videos])
     tested, validated = number == fold.number, number == (fold.number + 1) % fold.folds
     chosen = {"train": ~(tested | validated), "valid": validated, "test": tested}
     splits = {split: _take(corpus, [rows[place] for place in np.flatnonzero(which)]) for split, which in chosen.items()}

@@ -36,7 +36,8 @@ class Manifest:
         dataset: whose label and metric rules hold: "mosi", "sims", .., or the name of a task of one's own.
         source: kind ("mmsa", "npy_folder", "embedded"), name and sha256 of what was read; the embedded set adds a
             description of its texts and of its synthetic parts.
-        settings: what the preparation was asked for: case, clip, modalities, frame_rates (Hz).
+        settings: what the preparation was asked for: case, clip, modalities, frame_rates (Hz), standardised_by
+            ("video"; not there: "corpus").
         splits: split -> rows, sha256 of its content, labels (min, max, mean, negative, neutral, positive; or how many
             there are of each class), words (median, max, empty).
         modalities: name -> dim, frame_rate (Hz, None = unknown), features (what was computed: encoder, layer, ...; kind

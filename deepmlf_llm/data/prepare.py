@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from deepmlf_llm.data.class_labels import resolve_labels, weigh_classes
-from deepmlf_llm.data.clean import DEFAULT_CLIP, Standardisation, fit_standardisation, standardise
+from deepmlf_llm.data.clean import DEFAULT_CLIP, Cleaned, Standardisation, fit_standardisation, standardise
 from deepmlf_llm.data.corpus import SPLITS, Corpus, check_corpus, label_statistics, length_statistics
 from deepmlf_llm.data.dataset import PolarityDataset
-from deepmlf_llm.data.facts import PRECOMPUTED
+from deepmlf_llm.data.facts import CORPUS, PRECOMPUTED, STANDARDISATIONS, STANDARDISED_BY, VIDEO
 from deepmlf_llm.data.folds import Fold, fold_corpus
 from deepmlf_llm.data.manifest import Manifest
 from deepmlf_llm.data.ragged import Ragged
@@ -21,6 +21,7 @@ from deepmlf_llm.data.sources import open_source
 from deepmlf_llm.data.storage import STORAGES
 from deepmlf_llm.data.store import DataStore, check_output, open_store, write_store
 from deepmlf_llm.data.text import CASES, normalise_text, word_statistics
+from deepmlf_llm.data.videos import standardise_within, videos_of
 from deepmlf_llm.errors import ConfigError, DataError, Problems, suggest
 from deepmlf_llm.tasks.classification import ClassificationTask
 from deepmlf_llm.tasks.registry import Task, task_of
@@ -38,6 +39,8 @@ class PreparationSettings:
         standardisations: modality -> standardisation of earlier data; without one it is that of the training split.
         like: name and sha256 of the training split of those data.
         fold: of a cross-validation over videos; None: the splits of the source.
+        standardised_by: "video": within each video first, by its own frames; "corpus": over the training split alone;
+            None: as ``like``, or "corpus".
     """
 
     case: str | None = None
@@ -47,6 +50,7 @@ class PreparationSettings:
     standardisations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     like: dict[str, str] | None = None
     fold: Fold | None = None
+    standardised_by: str | None = None
 
     def check(self) -> None:
         """Raises ConfigError for a setting that is unknown or out of range."""
@@ -57,6 +61,10 @@ class PreparationSettings:
         if self.storage not in STORAGES:
             known = ", ".join(STORAGES)
             raise ConfigError(f"storage={self.storage!r}: expected one of {known}{suggest(self.storage, STORAGES)}")
+        by = self.standardised_by
+        if by is not None and by not in STANDARDISATIONS:
+            known = ", ".join(STANDARDISATIONS)
+            raise ConfigError(f"standardised_by={by!r}: expected one of {known}{suggest(by, STANDARDISATIONS)}")
         for name, rate in self.frame_rates.items():
             if not 0 < rate < float("inf"):
                 raise ConfigError(f"frame rate of {name} is {rate!r}: expected a positive number of Hz")
@@ -75,6 +83,7 @@ def prepare(
     frame_rates: Mapping[str, float] | None = None,
     storage: str = "arrow",
     fold: Fold | None = None,
+    standardised_by: str | None = None,
 ) -> Manifest:
     """Prepares any source that :mod:`deepmlf_llm.data.sources` lists.
 
@@ -89,7 +98,7 @@ def prepare(
         rename: name in the source -> name of the modality.
         like: a data directory whose modalities, case, clip and standardisation hold here too; the source may have one
             split only then, for evaluation.
-        case, clip, frame_rates, storage, fold: see :class:`PreparationSettings`.
+        case, clip, frame_rates, storage, fold, standardised_by: see :class:`PreparationSettings`.
 
     Returns:
         The manifest of the data directory.
@@ -100,7 +109,9 @@ def prepare(
         ConfigError: a setting is unknown or out of range.
     """
     source, output = Path(source), Path(output)
-    settings = PreparationSettings(case, clip, dict(frame_rates or {}), storage, fold=fold)
+    settings = PreparationSettings(
+        case, clip, dict(frame_rates or {}), storage, fold=fold, standardised_by=standardised_by
+    )
     settings.check()
     task = task_of(dataset)
     check_output(output)
@@ -163,6 +174,7 @@ def _begun_manifest(corpus: Corpus, task: Task, names: list[str], settings: Prep
             "frame_rates": {name: float(rate) for name, rate in settings.frame_rates.items()},
             **({"like": settings.like} if settings.like else {}),
             **({"fold": str(settings.fold)} if settings.fold else {}),
+            **({STANDARDISED_BY: VIDEO} if settings.standardised_by == VIDEO else {}),
         },
         splits={},
         modalities={},
@@ -201,18 +213,24 @@ def _prepare_modality(
 ) -> dict[str, Any]:
     """Standardises one modality of every split into ``features``; returns its part of the manifest."""
     raw = {split: Ragged.from_sequences(rows.features[name], dim) for split, rows in corpus.splits.items()}
+    by_video = settings.standardised_by == VIDEO
+    within = {split: Cleaned() for split in raw}
+    if by_video:
+        for split, rows in corpus.splits.items():
+            videos = videos_of(rows.ids, corpus.source["name"], "features standardised by video")
+            within[split] = standardise_within(raw[split], videos)
     standardisation = _standardisation(settings, name, dim) or fit_standardisation(raw["train"], settings.clip)
     cleaned = {}
     for split, ragged in raw.items():
         _, counts = standardise(ragged.values, standardisation, out=ragged.values)
-        cleaned[split] = counts.to_dict()
+        cleaned[split] = (within[split] + counts).to_dict()
         features[split][name] = ragged
     known = corpus.modalities.get(name, {})
     source = {"source": corpus.source["name"], "sha256": corpus.source["sha256"]}
     return {
         "dim": dim,
         "frame_rate": float(settings.frame_rates[name]) if name in settings.frame_rates else known.get("frame_rate"),
-        "features": known.get("features", {"kind": PRECOMPUTED}),
+        "features": {**known.get("features", {"kind": PRECOMPUTED}), **({STANDARDISED_BY: VIDEO} if by_video else {})},
         "provenance": {**known.get("provenance", {}), **source},
         "standardisation": standardisation.to_dict(),
         "frames": length_statistics({split: ragged.lengths for split, ragged in raw.items()}),
@@ -232,6 +250,9 @@ def _settings_like(settings: PreparationSettings, store: DataStore, dataset: str
     case = manifest.text["case"]
     problems.check(settings.case in (None, case), f"its case is {case}, not {settings.case}")
     problems.check("train" in manifest.splits, "it has no training split")
+    by = manifest.settings.get(STANDARDISED_BY, CORPUS)
+    given = settings.standardised_by
+    problems.check(given in (None, by), f"its features are standardised by {by}, not by {given}")
     problems.raise_if_any()
     rates = {name: facts["frame_rate"] for name, facts in store.modalities.items() if facts["frame_rate"]}
     return replace(
@@ -240,6 +261,7 @@ def _settings_like(settings: PreparationSettings, store: DataStore, dataset: str
         clip=manifest.settings["clip"],
         frame_rates={**rates, **settings.frame_rates},
         standardisations={name: facts["standardisation"] for name, facts in store.modalities.items()},
+        standardised_by=by,
         like={"name": store.directory.resolve().name, "sha256": manifest.splits["train"]["sha256"]},
     )
 

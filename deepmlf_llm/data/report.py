@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deepmlf_llm.data.facts import VIDEO, FeatureRecipe
 from deepmlf_llm.data.manifest import Manifest
 from deepmlf_llm.tasks.registry import task_of
 
@@ -56,12 +57,15 @@ def _modality_rows(name: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
         if standardisation["clip"] is None
         else f"{total['clipped']} clipped at {standardisation['clip']:g} sd"
     )
+    by_video = FeatureRecipe.of(facts).standardised_by == VIDEO
     return [
         (name, f"{facts['dim']} dims{rate}; frames: median {frames['median']:g}, max {frames['max']}"),
+        *([("  standardised", "within each video, then over the training split")] if by_video else []),
         ("  absent", absent or "in no utterance"),
         (
             "  cleaned",
-            f"{total['nan']} NaN and {infinite} infinite values set to the training mean; {clip}; "
+            f"{total['nan']} NaN and {infinite} infinite values set to the {'video' if by_video else 'training'} mean; "
+            f"{clip}; "
             f"{len(standardisation['constant'])} constant dims",
         ),
     ]

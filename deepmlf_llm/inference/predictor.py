@@ -18,7 +18,7 @@ from deepmlf_llm.backbones.text_store import MemoryStore
 from deepmlf_llm.backbones.vocabulary import check_ids, check_tokenizer, embedding_rows
 from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, most_characters, token_ids
-from deepmlf_llm.data.facts import FeatureRecipe, feature_problems, provenance_of
+from deepmlf_llm.data.facts import VIDEO, FeatureRecipe, feature_problems, provenance_of
 from deepmlf_llm.data.frames import frames_of_width
 from deepmlf_llm.data.text import normalise_text
 from deepmlf_llm.errors import ConfigError, DataError, suggest
@@ -192,6 +192,11 @@ class SentimentPredictor:
     def _frames(self, name: str, frames: Any, standardised: bool) -> np.ndarray:
         facts = self.config.modalities[name]
         array = frames_of_width(name, frames, facts.dim, _made_by(facts))
+        if len(array) and not standardised and FeatureRecipe.of(facts).standardised_by == VIDEO:
+            raise DataError(
+                f"{name}: the model reads features that are standardised within each video, which raw frames of one "
+                "utterance cannot be: prepare the whole of it (`deepmlf prepare --like DATA`), or give no such features"
+            )
         if facts.standardisation is not None and not standardised:
             array, _ = standardise(array, facts.standardisation)
         elif not np.isfinite(array).all():

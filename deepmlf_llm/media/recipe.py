@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepmlf_llm.data.facts import FeatureRecipe, provenance_of
+from deepmlf_llm.data.facts import CORPUS, FeatureRecipe, provenance_of
 from deepmlf_llm.errors import ConfigError, DataError, Problems, suggest
 from deepmlf_llm.media.faces import DETECTORS
 
@@ -73,6 +73,8 @@ def fingerprint(modalities: Mapping[str, Any]) -> str:
     """One short name for how all modalities are made: equal where :func:`feature_problems` finds nothing."""
     recipes = {name: FeatureRecipe.of(facts) for name, facts in modalities.items()}
     told = {name: [recipe.dim, recipe.frame_rate, recipe.computed] for name, recipe in recipes.items()}
+    for name, recipe in recipes.items():
+        told[name] += [recipe.standardised_by] if recipe.standardised_by != CORPUS else []
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -123,6 +123,15 @@ def test_the_table_says_what_the_predictions_say(done: Path) -> None:
     assert f"{error['text alone']:.3f}".replace("0.", ".", 1) in line
     assert '`modalities: "none"`' in line
     assert re.findall("^## (.*)", page, re.MULTILINE) == ["Heard", "Baselines"]
+    lines = [line for line in page.splitlines() if line.startswith("- In MAE on")]
+    shown = {
+        split: [d for d in numbers[split]["differences"] if d["metric"] == "mae"] for split in ("validation", "test")
+    }
+    for line, (split, differences) in zip(lines, shown.items(), strict=True):
+        told = [d["other"] for d in differences if (d["p_adjusted"] or 1) < 0.05]
+        assert line.startswith(f"- In MAE on {split}: better is shown of")
+        assert line.endswith(f"of {len(differences) - len(told)} no difference is shown.")
+        assert all(f"*{name}*" in line for name in told)
     assert (done / "ablation.svg").read_text().count("<svg") == 1
 
 
@@ -132,6 +141,23 @@ def test_the_report_needs_the_stored_results_alone(done: Path, home: Path, tmp_p
     ablate.main([str(home / "plan.yaml"), "--output", str(tmp_path), "--report", "--resamples", "200"])
     for name in ("ablation.md", "ablation.svg", "ablation.json"):
         assert (tmp_path / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_results_of_other_settings_are_left_out_of_the_report(done: Path, home: Path, tmp_path: Path) -> None:
+    for name in ("predictions.parquet", "variants.json"):
+        shutil.copy(done / name, tmp_path / name)
+    variants = content(home)["variants"]
+    variants["heard"]["text alone"]["gate"] = "tanh"
+    (home / "stale.yaml").write_text(dumped(content(home, variants=variants)))
+    words = ["--output", str(tmp_path), "--report", "--resamples", "200"]
+    ablate.main([str(home / "stale.yaml"), *words])
+    page = (tmp_path / "ablation.md").read_text()
+    assert "Left out, because their stored results are of other settings: text alone." in page
+    assert "| text alone |" not in page
+    assert "text alone" not in (tmp_path / "ablation.json").read_text()
+    (home / "stale.yaml").write_text(dumped(content(home, reference="text alone", variants=variants)))
+    with pytest.raises(RunError, match="no whole run of the reference 'text alone' as it is set"):
+        ablate.main([str(home / "stale.yaml"), *words])
 
 
 def test_what_is_stored_is_not_run_again(done: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +181,48 @@ def test_what_is_stored_is_not_run_again(done: Path, home: Path, monkeypatch: py
     ]
     stored = Store(copy).facts["variants"]
     assert stored["text alone"]["changes"] == {"modalities": "none", "gate": "tanh"}
+
+
+def test_a_variant_may_have_data_of_its_own(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same utterances, prepared otherwise; the fingerprints of the others stay as they were."""
+    plain = {variant.name: variant.fingerprint for variant in AblationPlan.from_yaml(home / "plan.yaml").variants}
+    own = [str(home / f"own-{fold}") for fold in range(FOLDS)]
+    for fold in range(FOLDS):
+        for name, held in (("own", fold), ("turned", (fold + 1) % FOLDS)):
+            place = home / f"{name}-{fold}"
+            prepare(home / "clips.jsonl", "mosi", place, fold=Fold(held, FOLDS), standardised_by="video")
+    variants = content(home)["variants"]
+    variants["heard"]["by video"] = {"data": own}
+    variants["baselines"]["bam by video"] = {"baseline": "bam", "data": own}
+    (home / "own.yaml").write_text(dumped(content(home, variants=variants)))
+    plan = AblationPlan.from_yaml(home / "own.yaml")
+    assert {v.name: v.fingerprint for v in plan.variants if v.name in plain} == plain
+    reference, by_video = plan.variants[0], next(v for v in plan.variants if v.name == "by video")
+    assert (list(reference.data), list(by_video.data)) == (list(plan.data), own)
+    assert by_video.fingerprint != reference.fingerprint
+    seen: list[tuple[str, str]] = []
+
+    def run(variant: Any, data: str, place: Path, seeds: Any) -> dict[int, Path]:
+        settings = [
+            variant.baseline_settings(data, place, 0) if variant.baseline else variant.run_settings(data, place)
+        ]
+        seen.extend((variant.name, setting.data) for setting in settings)
+        return {}
+
+    monkeypatch.setattr(runner, "_train", run)
+    monkeypatch.setattr(runner, "_fit", run)
+    runner.run_ablation(plan, tmp_path, ["by video", "bam by video", "as it is"], say=lambda _: None)
+    expected = [("as it is", list(plan.data)), ("by video", own), ("bam by video", own)]
+    assert seen == [(name, data) for name, parts in expected for data in parts]
+    for wrong, message in (
+        ([str(home / f"turned-{fold}") for fold in range(FOLDS)], "expected the validation and test utterances of"),
+        (own[:1], "data: 1 directories, expected as many as the ablation has, 3"),
+        ([own[0], own[0], own[1]], "expected a data directory, or a list of different ones"),
+    ):
+        variants["heard"]["by video"] = {"data": wrong}
+        (home / "wrong.yaml").write_text(dumped(content(home, variants=variants)))
+        with pytest.raises((ConfigError, DataError), match=message):
+            runner.run_ablation(AblationPlan.from_yaml(home / "wrong.yaml"), tmp_path, say=lambda _: None)
 
 
 def test_a_cut_variant_goes_on(home: Path, tmp_path: Path) -> None:

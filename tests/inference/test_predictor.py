@@ -119,6 +119,15 @@ def test_bad_input_is_named(predictor, call, message):
         predictor.predict(**call)
 
 
+def test_raw_frames_where_a_model_reads_those_standardised_within_a_video_are_refused(predictor, monkeypatch):
+    facts = predictor.config.modalities["audio"]
+    monkeypatch.setattr(facts, "features", {"kind": "precomputed", "standardised_by": "video"})
+    call = {"text": ["a word"], "audio": [np.ones((2, 3))]}
+    with pytest.raises(DataError, match=r"utterance 0: audio: .*within each video, which raw frames of one utterance"):
+        predictor.predict(**call)
+    assert predictor.predict(**call, standardised=True) != predictor.predict(["a word"], audio=[None])
+
+
 def test_one_vector_is_one_frame(predictor):
     (one,) = predictor.predict(["a word"], audio=[[1.0, 2.0, 3.0]])
     (same,) = predictor.predict(["a word"], audio=[np.array([[1.0, 2.0, 3.0]])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def test_every_shipped_configuration_of_stage_1_is_dry_run(name: str, tmp_path: 
         ("paper/av_encoder_mosei", "paper/mosei_gpt2_large", 5e-3),
         ("paper/av_encoder_sims", "paper/sims_gpt2_chinese", 5e-4),
         ("demo_av_encoder", "demo", 2e-3),
+        ("mosi_av_encoder", "mosi_smollm2", 1e-3),
     ],
 )
 def test_an_encoder_of_stage_1_is_one_of_stage_2(stage_1: str, stage_2: str, rate: float) -> None:
@@ -177,15 +179,16 @@ def test_an_encoder_of_stage_1_is_one_of_stage_2(stage_1: str, stage_2: str, rat
         k: v for k, v in second.items() if k.startswith("av_encoder.")
     }
     assert (first["learning_rate"], first["weight_decay"], first["max_grad_norm"]) == (rate, 1e-3, 1.0)
-    assert first["av_readout"] == ("mean" if stage_1.startswith("demo") else "last")
+    assert first["av_readout"] == ("last" if stage_1.startswith("paper/") else "mean")
 
 
 @pytest.mark.parametrize("name", [name for name in shipped.names(shipped.CONFIGS) if name.startswith("ablations/")])
 def test_every_variant_of_an_ablation_can_be_set(name: str) -> None:
     plan = AblationPlan.from_yaml(name)
     assert plan.reference in {variant.name for variant in plan.variants}
-    runs = [variant.run_settings("data", Path("runs")) for variant in plan.variants if not variant.baseline]
-    assert len({str(run.to_dict()) for run in runs}) == len(runs)  # each changes something
+    variants = [variant for variant in plan.variants if not variant.baseline]
+    runs = {str((variant.run_settings("data", Path("runs")).to_dict(), variant.data)) for variant in variants}
+    assert len(runs) == len(variants)  # each changes something
 
 
 @pytest.mark.parametrize("name", [name for name in shipped.names(shipped.CONFIGS) if name.startswith("scale/")])
@@ -257,5 +260,8 @@ def test_the_page_on_the_paper_names_files_and_keys_that_are_there(repository: P
     told_of = [name for name in known if name.startswith(("paper/", LAID_OVER)) and name not in STAGE_1]
     assert not [name for name in told_of if name.rpartition("/")[2] not in page]
     options = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)?)", page))
-    others = {"source", "dataset", "out", "copy", "config", "ds", "key"}
+    others = {"source", "dataset", "out", "copy", "config", "ds", "key", "dry", "seeds", "output", "only", "grid"}
     assert options - others <= set(all_keys())
+    plan = AblationPlan.from_yaml("ablations/mosi")
+    for names in re.findall(r"--only ([^`]*)`", page):
+        assert plan.named(shlex.split(names)), names

@@ -64,7 +64,7 @@ def test_prepares_and_reports(recipe, source, tmp_path):
 def test_json_and_all_settings(recipe, source, tmp_path):
     done = recipe(
         *("--source", source, "--dataset", "mosei", "--out", "out", "--case", "sentence", "--clip", "0"),
-        *("--modalities", "audio", "--storage", "numpy", "--json"),
+        *("--modalities", "audio", "--storage", "numpy", "--standardise", "video", "--json"),
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -73,6 +73,7 @@ def test_json_and_all_settings(recipe, source, tmp_path):
         "clip": None,
         "modalities": ["audio"],
         "frame_rates": {},
+        "standardised_by": "video",
     }
 
 
