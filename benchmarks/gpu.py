@@ -54,16 +54,20 @@ def random_llama(sizes: Mapping[str, Any], kind: str, device: str) -> Any:
     dtype = torch.bfloat16 if kind == "nf4" else getattr(torch, kind)
     with torch.device("meta"):
         lm = LlamaForCausalLM(LlamaConfig(**sizes, dtype=dtype)).to(dtype)
+    to_pack = set()
+    if kind == "nf4":
+        to_pack = {child for child in lm.modules() if isinstance(child, nn.Linear) and child is not lm.lm_head}
     for module in list(lm.modules()):
+        if module in to_pack:  # its place has been taken: with weights of its own it would fill the device
+            continue
         for name, parameter in list(module.named_parameters(recurse=False)):
             values = torch.empty(parameter.shape, dtype=dtype, device=device)
             # Norm weights are the only vectors.
             values = values.fill_(1.0) if values.dim() == 1 else values.normal_(std=0.02)
             setattr(module, name, nn.Parameter(values, requires_grad=False))
-        if kind == "nf4":
-            for name, child in module.named_children():
-                if isinstance(child, nn.Linear) and child is not lm.lm_head:
-                    setattr(module, name, random_linear(child.in_features, child.out_features, dtype, device))
+        for name, child in module.named_children():
+            if child in to_pack:
+                setattr(module, name, random_linear(child.in_features, child.out_features, dtype, device))
     lm.tie_weights()
     lm.model.rotary_emb = type(lm.model.rotary_emb)(config=lm.config).to(device)  # its tables are no parameters
     if kind == "nf4":

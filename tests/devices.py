@@ -21,6 +21,11 @@ def chosen() -> str:
     return os.environ.get(VARIABLE) or "cpu"
 
 
+def rounding(on_cpu: float) -> float:
+    """A tolerance of figures that training makes: on CUDA it runs in bf16 autocast, whose rounding is 4e-3."""
+    return on_cpu if chosen() == "cpu" else max(on_cpu, 5e-3)
+
+
 def missing(device: str) -> str | None:
     """Why no test can run on ``device``, in one sentence; None where it is there."""
     if device.partition(":")[0] in ("cpu", "meta"):

@@ -42,7 +42,7 @@ def trained_metrics(store, present: bool) -> dict[str, float]:
     collate = Collator(tokenizer, modalities)
 
     def batch(split, rows):
-        made = collate([split[int(i)] for i in rows])
+        made = {k: v.to(model.device) for k, v in collate([split[int(i)] for i in rows]).items()}
         return made if present else {k: torch.zeros_like(v) if k in masks else v for k, v in made.items()}
 
     masks = {f"{name}_mask" for name in modalities}
@@ -57,7 +57,7 @@ def trained_metrics(store, present: bool) -> dict[str, float]:
         schedule.step()
     model.eval()
     with torch.no_grad():
-        predicted = [model(**batch(test, rows)).polarity for rows in np.array_split(np.arange(len(test)), 4)]
+        predicted = [model(**batch(test, rows)).polarity.cpu() for rows in np.array_split(np.arange(len(test)), 4)]
     return polarity_metrics(torch.cat(predicted).numpy(), np.asarray(store.split("test").labels), "mosi")
 
 

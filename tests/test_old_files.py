@@ -31,12 +31,14 @@ def test_old_adapter_predicts_what_it_predicted():
             assert getattr(prediction, head) == pytest.approx(told[head], abs=2e-6), head
 
 
+@pytest.mark.cpu  # a figure that a CPU has made
 def test_old_adapter_and_data_are_evaluated(tmp_path):
     output = tmp_path / "test.json"
     evaluate.main([*words(adapter=OLD / "adapter", data=OLD / "data", split="test"), "--output", str(output)])
     assert json.loads(output.read_text())["metrics"]["mae"] == pytest.approx(0.56822, abs=1e-5)
 
 
+@pytest.mark.cpu  # weights that a CPU has made
 def test_old_run_goes_on_to_the_adapter_that_it_would_have_made(tmp_path, monkeypatch):
     for name in ("run", "data", "config.yaml"):
         source, target = OLD / name, tmp_path / name

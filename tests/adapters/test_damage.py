@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from deepmlf_llm.adapters import files
 from deepmlf_llm.adapters.seal import sealed
-from deepmlf_llm.backbones.toys import toy_model
+from deepmlf_llm.backbones import loading
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.peft_model import DeepMLFModel
@@ -38,7 +38,7 @@ class Base:
     """A toy that every refusal must leave as it was."""
 
     def __init__(self, name="tiny-llama", **changes):
-        self.lm = toy_model(name, **changes)
+        self.lm = loading.toy_model(name, **changes)
         self.modules = list(self.lm.named_modules())
         self.parameters = [(name, p, p.requires_grad) for name, p in self.lm.named_parameters()]
         self.logits = self._logits()
@@ -78,7 +78,7 @@ def whole(tmp_path_factory):
         r=2, target_modules=["q_proj", "v_proj"], use_dora=True,
     )  # fmt: skip
     directory = tmp_path_factory.mktemp("adapter") / "whole"
-    DeepMLFModel(toy_model("tiny-llama"), config).save_pretrained(directory)
+    DeepMLFModel(loading.toy_model("tiny-llama"), config).save_pretrained(directory)
     return directory
 
 

@@ -17,6 +17,7 @@ from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.errors import AdapterError
 from deepmlf_llm.model.merging import merge_adapter
 from deepmlf_llm.model.peft_model import DeepMLFModel
+from tests import devices
 
 ROWS = [
     {
@@ -52,7 +53,7 @@ def trainer(model, directory, steps=4):
             eval_strategy="steps",
             load_best_model_at_end=True,
             learning_rate=1e-2,
-            use_cpu=True,
+            use_cpu=devices.chosen() == "cpu",
             remove_unused_columns=False,
             label_names=["labels"],
             report_to="none",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gpu import LLAMAS, MEASURED, Case, measure_case, needed_flops, random_llama
 from on_gpu import CASES, STEPS, Where
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from variants import VARIANTS, OurLoop
 from workload import Geometry, make_utterance, with_token_ids
@@ -26,6 +27,17 @@ SIZES = {
     "num_key_value_heads": 4,
 }
 GEOMETRY = Geometry(max_tokens=24, frames=4, modalities={"audio": 4})
+
+
+class Drawn(TorchDispatchMode):
+    """Counts the values that are drawn."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        drawn = func is torch.ops.aten.normal_.default and not args[0].is_meta
+        self.values += args[0].numel() if drawn else 0
+        return func(*args, **(kwargs or {}))
 
 
 def make_loop(lm, variant, batch=4):
@@ -62,11 +74,13 @@ def test_random_llama_is_a_finite_decoder_with_tied_or_own_logits():
 
 
 def test_random_nf4_llama_trains_a_step():
-    lm = random_llama(SIZES, "nf4", "cpu")
+    with Drawn() as drawn:
+        lm = random_llama(SIZES, "nf4", "cpu")
     assert is_quantized(lm)
     packed = sum(p.numel() * p.element_size() for layer in lm.model.layers for p in layer.parameters())
-    dense = 8 * (256 * (2 * 256 + 2 * 128) + 3 * 256 * 640) * 2
-    assert packed < 0.3 * dense
+    dense = 8 * (256 * (2 * 256 + 2 * 128) + 3 * 256 * 640)
+    assert packed < 0.3 * 2 * dense
+    assert drawn.values == dense + 2 * 320 * 256  # once each: what is packed has no dense twin that fills a device
     loop = make_loop(lm, "joint")
     before = [p.clone() for p in loop.trainable()]
     assert loop.step(0) == 4

@@ -75,7 +75,9 @@ def shown_twice(batch):
     return {name: x[[0, 0, 2]] for name, x in batch.items()}
 
 
-@pytest.mark.parametrize("why", ["graph", "known", "twice", "autocast", "disk", "narrow", "noted"])
+@pytest.mark.parametrize(
+    "why", ["graph", "known", "twice", "autocast", "disk", pytest.param("narrow", marks=pytest.mark.cpu), "noted"]
+)
 def test_the_text_is_read_apart_where_that_spares_or_changes_something(why, tmp_path, monkeypatch, device):
     model = make(ffw_scope="fusion", **({"readout_layers": "mix"} if why == "noted" else {}))
     batch = shown_twice(tiny_batch()) if why == "twice" else tiny_batch()

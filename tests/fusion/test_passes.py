@@ -397,6 +397,7 @@ def test_accumulating_eight_batches_of_one_is_one_batch_of_eight(settings):
             assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.cpu  # tests of other devices run in a function mode, which the compiler does not enter
 @pytest.mark.parametrize("scope", ["joint", "fusion"])
 def test_compiles_without_breaking_the_graph(scope):
     from torch._dynamo.utils import counters

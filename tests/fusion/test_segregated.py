@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.model.peft_model import DeepMLFModel
-from tests import reference
+from tests import devices, reference
 from tests.families import (
     FRAMES,
     HEADS,
@@ -237,12 +237,13 @@ def test_saved_and_merged_models_predict_the_same(settings, tmp_path):
     expected = model(**batch).polarity
     model.save_pretrained(tmp_path / "adapter")
     again = DeepMLFModel.from_pretrained(tmp_path / "adapter", base=tiny_family("llama"))
-    assert torch.equal(again(**batch).polarity, expected)
+    noise = 0 if devices.chosen() == "cpu" else 1e-6  # one product, two orders of adding, on CUDA
+    assert (again(**batch).polarity - expected).abs().max() <= noise
     merged = model.merge_and_unload()
     assert (merged(**batch).polarity - expected).abs().max() < 1e-5
     merged.save_pretrained(tmp_path / "merged")
     loaded = DeepMLFModel.from_pretrained(tmp_path / "merged", dtype="float32")
-    assert torch.equal(loaded(**batch).polarity, merged(**batch).polarity)
+    assert (loaded(**batch).polarity - merged(**batch).polarity).abs().max() <= noise
 
 
 def test_pooled_adapters_have_none_of_it():

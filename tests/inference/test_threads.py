@@ -99,7 +99,7 @@ def test_four_threads_predict_as_one(cache, scope, tmp_path, monkeypatch):
 @pytest.mark.parametrize("settings", [{}, LORA])
 def test_the_plain_lm_in_one_thread_does_not_disturb_predictions_in_others(settings):
     predictor = make_predictor(**settings)
-    model, ids = predictor.model, torch.arange(3, 9)[None]
+    model, ids = predictor.model, torch.arange(3, 9, device=predictor.model.device)[None]
     expected = ask(predictor, range(len(TEXTS)))
     with model.disable_adapter(), torch.no_grad():
         plain = model(ids).logits
@@ -247,6 +247,7 @@ def test_a_child_of_a_process_that_computes_on_several_threads_computes():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.cpu  # CUDA does not live on in a process that forks
 def test_workers_of_a_data_loader_use_the_predictor_of_their_parent():
     predictor = make_predictor()
     expected = ask(predictor, range(8))

@@ -34,15 +34,16 @@ def model() -> DeepMLFModel:
     return DeepMLFModel(load_base_model("tiny-llama"), config).eval()
 
 
-def batch_of(rows: list[int]) -> dict[str, torch.Tensor]:
+def batch_of(rows: list[int], device: torch.device) -> dict[str, torch.Tensor]:
     # Every third utterance has neither audio nor vision; texts differ in length.
     data = Utterances(24, seed=0, absent=lambda i: MODALITIES if i % 3 == 0 else ())
-    return Collator(load_tokenizer("tiny-llama"), DIMS)([data[i] for i in rows])
+    batch = Collator(load_tokenizer("tiny-llama"), DIMS)([data[i] for i in rows])
+    return {name: x.to(device) for name, x in batch.items()}
 
 
 def gradient(model: DeepMLFModel, parts: list[list[int]]) -> tuple[float, dict[str, torch.Tensor]]:
     device = str(model.device)
-    batches = [{name: x.to(device) for name, x in batch_of(rows).items()} for rows in parts]
+    batches = [batch_of(rows, model.device) for rows in parts]
     counts = step_counts(batches, MODALITIES, device)
     model.zero_grad()
     loss = 0.0
@@ -89,8 +90,8 @@ def test_in_float64_any_split_is_the_whole_to_rounding() -> None:
 
 
 def test_one_batch_alone_has_the_models_own_loss(model: DeepMLFModel) -> None:
-    batch = batch_of([1, 2, 4])
-    output, told = model(**batch), model(**batch, loss_counts=step_counts([batch], MODALITIES, "cpu"))
+    batch = batch_of([1, 2, 4], model.device)
+    output, told = model(**batch), model(**batch, loss_counts=step_counts([batch], MODALITIES, str(model.device)))
     assert_close(told.loss, output.loss, rtol=0, atol=0)
     assert_close(told.losses, output.losses, rtol=0, atol=0)
 
@@ -99,14 +100,15 @@ def test_two_processes_average_to_the_gradient_of_one(model: DeepMLFModel, monke
     """Each rank's batches are divided by its share of what both have; the mean of their gradients is then exact."""
     ranks = [[[0, 1, 2], [3, 4]], [[5, 6], [7, 8, 9, 10, 11]]]
     whole_loss, whole = gradient(model, [list(range(12))])
-    own = [step_counts([batch_of(rows) for rows in parts], MODALITIES, "cpu") for parts in ranks]
+    device = str(model.device)
+    own = [step_counts([batch_of(rows, model.device) for rows in parts], MODALITIES, device) for parts in ranks]
     total = torch.stack([torch.stack(list(counts.values())) for counts in own]).sum(dim=0)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counts.copy_(total))
     found: dict[str, torch.Tensor] = {}
     loss = 0.0
     for parts in ranks:
-        batches = [batch_of(rows) for rows in parts]
-        counts = step_counts(batches, MODALITIES, "cpu", processes=2)
+        batches = [batch_of(rows, model.device) for rows in parts]
+        counts = step_counts(batches, MODALITIES, device, processes=2)
         model.zero_grad()
         for batch in batches:
             part = model(**batch, loss_counts=counts).loss

@@ -20,6 +20,7 @@ from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.place import base_dtype
 from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
+from tests.devices import rounding
 
 from .conftest import DIMS, Utterances
 
@@ -272,7 +273,7 @@ def test_text_cache_changes_nothing_but_time(
     cached = run_training(toy_settings(ffw_scope=scope, text_cache=cache), toy_data)
     assert re.search(rf"text cache \({cache}\): \d+ MB for (\d+) texts, \1 of them", capsys.readouterr().out)
     # Ten steps of training make 1e-4 of rounding: texts are read in other batches.
-    assert cached["metrics"]["test"]["mae"] == pytest.approx(plain["metrics"]["test"]["mae"], abs=3e-4)
+    assert cached["metrics"]["test"]["mae"] == pytest.approx(plain["metrics"]["test"]["mae"], abs=rounding(3e-4))
 
 
 @pytest.mark.parametrize("modalities", [["audio"], ["vision"], ["audio", "vision"]])
@@ -298,7 +299,7 @@ def test_text_alone_trains_and_is_evaluated_predicted_and_merged(
     assert not [name for line in lines_of(toy_settings()) for name in line if "av" in name]
     assert not [name for name in weights_of(toy_settings()) if "av" in name or "cross_attention" in name]
     found = evaluate_adapter(adapter, data, "test")
-    assert found["metrics"] == pytest.approx(result["metrics"]["test"], abs=1e-5, nan_ok=True)
+    assert found["metrics"] == pytest.approx(result["metrics"]["test"], abs=rounding(1e-5), nan_ok=True)
     assert found["notes"] == ["the model reads text alone: no features are read"]
 
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()

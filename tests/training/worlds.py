@@ -55,6 +55,8 @@ def main(folder: Path, cases: dict[str, Any]) -> None:
     for name, case in cases.items():
         if "from" in case:
             source, step = case["from"]
+            if not (folder / source).is_dir():
+                raise SystemExit(f"{source} has not run: {found[source]}")
             cut(folder / source, folder / name, step)
         words = forked.words_of({**case["settings"], "output_dir": folder / name}) + case.get("words", [])
         forked.train = SimpleNamespace(main=opposite) if case.get("opposite") else train
