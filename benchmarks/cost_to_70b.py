@@ -174,7 +174,7 @@ def main() -> None:
     rows: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
     if options.page is not None:
         known = {":".join(case): rows[":".join(case)] for case in cases() if ":".join(case) in rows}
-        write_aside(options.page, page(known, json.loads(MEASURED.read_text())))
+        write_aside(options.page, page(known, json.loads(MEASURED.read_text())["rows"]))
         return
     began = time.monotonic()
     for case in cases():

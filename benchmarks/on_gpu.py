@@ -149,7 +149,7 @@ def planner(where: Where, seconds: float) -> dict[str, Any]:
         minutes = ["--minutes", f"{seconds / 60:.2f}"]
         command = [sys.executable, "scripts/validate_plan.py", "--device", where.device, *minutes]
         done = _run([*command, "--output", str(output)], seconds)
-        return {**done, "rows": json.loads(output.read_text()) if output.exists() else {}}
+        return {**done, "rows": json.loads(output.read_text())["rows"] if output.exists() else {}}
 
 
 def case_of(spec: str, where: Where) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.planning.dry_step import DryModel, Step, StepBytes
 from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
 from deepmlf_llm.planning.resident import Loading, loading_of
+from deepmlf_llm.training.planned import planned_kernel
 
 DIMS = {"audio": 74, "vision": 35}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -125,7 +126,7 @@ def dry_step(case: dict[str, Any], granule: int = 1, notes_work: bool = False) -
     """The case's model without weights, its step, and what that takes."""
     dtype, kind = DTYPES[case.get("dtype", "float32")], case.get("quantization", "none")
     shape = planned_shape(base_of(case), case["layers"])
-    shape.set_attn_implementation(kernel_of(case))
+    shape.set_attn_implementation(planned_kernel(shape, case.get("kernel", "auto"), dtype, on_gpu=granule != 1))
     with torch.device("meta"):
         model = DeepMLFModel(shape, config_of(case))
     lengths = lengths_of(case)
@@ -151,10 +152,6 @@ def loading(case: dict[str, Any]) -> Loading:
     return loading_of(whole, kept, DTYPES[case.get("dtype", "float32")], directory, drawn, "quantization" in case)
 
 
-def kernel_of(case: dict[str, Any]) -> str:
-    return case.get("kernel", "eager" if case.get("dtype") == "bfloat16" else "sdpa")
-
-
 def random_base(case: dict[str, Any], device: str) -> Any:
     """A base of the case's geometry with random weights, made on the device."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -162,7 +159,7 @@ def random_base(case: dict[str, Any], device: str) -> Any:
 
     sizes = {**GEOMETRIES[case["base"]][1], "num_hidden_layers": case["layers"]}
     lm = random_llama(sizes, "nf4" if case.get("quantization") == "nf4" else case["dtype"], device)
-    lm.set_attn_implementation(kernel_of(case))
+    lm.set_attn_implementation(case["kernel"])
     return lm
 
 
@@ -171,7 +168,12 @@ def real_model(case: dict[str, Any], device: str = "cpu") -> tuple[DeepMLFModel,
     dtype, kind = case.get("dtype", "float32"), case.get("quantization", "none")
     if device == "cpu":
         base = load_base_model(
-            base_of(case), kind, dtype, kernel_of(case), num_layers=case["layers"], init_seed=case.get("init_seed")
+            base_of(case),
+            kind,
+            dtype,
+            case.get("kernel", "auto"),
+            num_layers=case["layers"],
+            init_seed=case.get("init_seed"),
         )
     else:
         base = random_base(case, device)

@@ -1,13 +1,18 @@
 """Two processes (gloo) that train together under each stage of ``ds_configs/``: bytes of tensors of one of them.
 
 Each is a whole ``deepmlf train``. From the first tensor on, PyTorch's allocator is watched event by event; what counts
-is the most that was alive during its last step, optimizer and collectives included.
+is the most that was alive during its last step, optimizer and collectives included. Tensors that are there as that step
+begins and that no event told of (weights that are mapped from their file, or were made by a thread of transformers'
+loader) are found by Python's collector, and count as well.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -122,6 +127,7 @@ def watched_run(words: list[str]) -> dict[str, Any]:
     from deepmlf_llm.commands import train
 
     shapes: dict[str, list[int]] = {}
+    visible: dict[int, int] = {}
 
     class Watch(TrainerCallback):
         def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
@@ -131,7 +137,9 @@ def watched_run(words: list[str]) -> dict[str, Any]:
             if model.training:
                 shapes.update({name: list(t.shape) for name, t in given.items() if hasattr(t, "shape")})
 
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
+        def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            if state.global_step == STEPS - 1:
+                visible.update(visible_storages())
             self.step = record_function(STEP)
             self.step.__enter__()
 
@@ -141,13 +149,78 @@ def watched_run(words: list[str]) -> dict[str, Any]:
     DEFAULT_CALLBACKS.append(Watch)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         train.main(words)
-    events = profiled.profiler.kineto_results.events()
-    last = [e for e in events if e.name() == STEP][-1]
-    now = peak = held = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        if event.start_ns() < last.start_ns():
-            held = now
-        elif event.start_ns() <= last.start_ns() + last.duration_ns():
-            peak = max(peak, now)
-    return {"held": held, "measured": peak, "shapes": shapes}
+    events, spans = _events(profiled.profiler.kineto_results.experimental_event_tree())
+    begun, ended = max(spans)
+    held, peak = alive_within(events, begun, ended)
+    unseen = covered((address, size) for address, size in visible.items() if address not in held)
+    return {"held": sum(held.values()) + unseen, "unseen": unseen, "measured": peak + unseen, "shapes": shapes}
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """The allocator handed out memory (size above 0) or took it back: nanoseconds, address, bytes."""
+
+    at: int
+    address: int
+    size: int
+
+
+def alive_within(events: Iterable[Event], begun: int, ended: int) -> tuple[dict[int, int], int]:
+    """What is alive as a span begins, address -> bytes, and the most bytes that are alive at once within it.
+
+    An address that is handed out again had been given back, by a thread that nobody watched.
+    """
+    now: dict[int, int] = {}
+    held: dict[int, int] | None = None
+    total = peak = 0
+    for event in sorted(events):
+        if event.at > ended:
+            break
+        if event.at >= begun and held is None:
+            held, peak = dict(now), total
+        total -= now.pop(event.address, 0)
+        if event.size > 0:
+            now[event.address] = event.size
+            total += event.size
+        if held is not None:
+            peak = max(peak, total)
+    return (dict(now), total) if held is None else (held, peak)
+
+
+def covered(spans: Iterable[tuple[int, int]]) -> int:
+    """Bytes of memory, each once: storages of parts of a mapped file may overlap.
+
+    Args:
+        spans: address and bytes of each.
+    """
+    total = end = 0
+    for address, size in sorted(spans):
+        total += max(0, address + size - max(address, end))
+        end = max(end, address + size)
+    return total
+
+
+def visible_storages() -> dict[int, int]:
+    """Address -> bytes of the memory of every tensor that Python's collector knows."""
+    import torch
+
+    found: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = max(storage.nbytes(), found.get(storage.data_ptr(), 0))
+    found.pop(0, None)
+    return found
+
+
+def _events(roots: Iterable[Any]) -> tuple[list[Event], list[tuple[int, int]]]:
+    """From the profiler's tree: the allocator's events, and when each step began and ended."""
+    events, spans, waiting = [], [], list(roots)
+    while waiting:
+        node = waiting.pop()
+        waiting.extend(node.children)
+        if node.name == STEP:
+            spans.append((node.start_time_ns, node.end_time_ns))
+        elif node.name == "[memory]":
+            events.append(Event(node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
+    return events, spans

@@ -19,20 +19,19 @@ LARGE = 300_000_000  # bytes of tensors: less is lost beside a process's own mem
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "planner.md"
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| configuration | predicted MB | measured MB | error | of the step alone |", "|---|---|---|---|---|"]
+def table(found: dict[str, Any]) -> str:
+    """Markdown: bytes of tensors of a step."""
+    rows = found["rows"]
+    lines = [_machine(found), "", "| configuration | predicted MB | measured MB | error | of the step alone |"]
+    lines.append("|---" * 5 + "|")
     whole, alone = [], []
     for name, row in rows.items():
         whole.append(row["predicted"] / row["measured"] - 1)
         alone.append(row["predicted_step"] / row["measured_step"] - 1)
         sizes = f"{row['predicted'] / 1e6:.2f} | {row['measured'] / 1e6:.2f}"
         lines.append(f"| {name} | {sizes} | {whole[-1]:+.1%} | {alone[-1]:+.1%} |")
-    if rows:
-        worst = [f"{max(map(abs, errors)):.1%}" for errors in (whole, alone)]
-        mean = [f"{sum(map(abs, errors)) / len(errors):.1%}" for errors in (whole, alone)]
-        lines.append(f"| **mean of {len(rows)}, without sign** | | | {mean[0]} | {mean[1]} |")
-        lines.append(f"| **largest** | | | {worst[0]} | {worst[1]} |")
+    lines.append(f"| **mean of {len(rows)}, without sign** | | | {_mean(whole, 1)} | {_mean(alone, 1)} |")
+    lines.append(f"| **largest** | | | {_largest(whole, 1)} | {_largest(alone, 1)} |")
     return "\n".join(lines)
 
 
@@ -89,9 +88,16 @@ def pairs_table(found: dict[str, Any]) -> str:
 
 
 def _machine(found: dict[str, Any]) -> str:
+    """What it ran on, and which code: a sentence."""
+    if "machine" not in found:
+        return "Measured on a machine that was not written down."
     there = found["machine"]["environment"]
+    gpus, cpu = there["machine"].get("gpus"), found["machine"]["cpu"]
+    computed = ", ".join(gpus) if gpus else f"{cpu} ({there['machine']['threads']} of {there['machine']['cpus']} cores)"
     versions = ", ".join(f"{name} {there['packages'][name]}" for name in ("torch", "transformers", "deepspeed"))
-    return f"Measured on {found['machine']['cpu']}, {versions}."
+    code = there["git"] or {"commit": "no checkout", "modified": False}
+    changed = " with changes" if code["modified"] else ""
+    return f"Measured on {computed}, {versions}, commit {code['commit'][:7]}{changed}."
 
 
 def _rates(rates: dict[str, float]) -> str:
@@ -113,17 +119,17 @@ def _largest(errors: list[float], digits: int = 0) -> str:
     return f"{max(map(abs, errors)):.{digits}%}" if errors else ""
 
 
-def seconds_table(rows: dict[str, dict[str, Any]], tflops: float) -> str:
+def seconds_table(found: dict[str, Any], tflops: float) -> str:
     """Markdown: seconds of a step on a GPU, expected with its measured rate of matrix products."""
     lines = ["| configuration | expected (low .. high) s | measured s | error |", "|---|---|---|---|"]
-    for name, row in rows.items():
+    for name, row in found["rows"].items():
         case = row["case"]
-        model, step, found = dry_step(case, CUDA_BLOCK)
+        model, step, bytes_ = dry_step(case, CUDA_BLOCK)
         lm = model.fused_decoder.decoder.lm
         packed = len(packed_linears(lm, lm.get_output_embeddings())) if "quantization" in case else 0
         geometry = StepGeometry(step.utterances, step.text_tokens, step.frames)
         flops = step_flops(model, geometry, step.text_cached)
-        told = step_seconds(flops, found.operators, tflops, 1, step.checkpointing, packed)
+        told = step_seconds(flops, bytes_.operators, tflops, 1, step.checkpointing, packed)
         expected = f"{told.expected:.3f} ({told.low:.3f} .. {told.high:.3f})"
         lines.append(f"| {name} | {expected} | {row['seconds']:.3f} | {told.expected / row['seconds'] - 1:+.0%} |")
     return "\n".join(lines)

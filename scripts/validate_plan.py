@@ -140,10 +140,12 @@ class Results:
 def validate_tensors(results: Results, wanted: Callable[[str], bool], device: str) -> None:
     """Bytes of tensors of a step in this process."""
     on_cpu = device == "cpu"
+    rows = results.found.setdefault("rows", {})
+    results.found.setdefault("machine", {"environment": environment(), "cpu": _processor()})
     for name, case in (cases() if on_cpu else gpu_cases()).items():
-        if name not in results.found and wanted(name):
+        if name not in rows and wanted(name):
             row = {"case": case, **predicted(case, 1 if on_cpu else CUDA_BLOCK), **measured(case, device)}
-            results.found[name] = row
+            rows[name] = row
             results.save()
             print(f"{name}: {row['predicted_step'] / row['measured_step'] - 1:+.1%}", flush=True)
 

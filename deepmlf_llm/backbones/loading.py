@@ -183,15 +183,30 @@ def _store_in(dtype: torch.dtype, lm: Any) -> None:
 def _fit_kernel(lm: Any, asked: str, name: str) -> None:
     """What ``auto`` means for this family on a CPU; Gemma 2 caps its attention scores, which these kernels do not, and
     transformers 5.17 runs them all the same."""
+    there = lm.config._attn_implementation
+    kernel = family_kernel(lm, asked, there, on_cpu=not torch.cuda.is_available())
+    if kernel == there:
+        return
+    if asked != "auto":
+        raise BaseModelError(
+            f"attn_implementation={asked!r} caps no attention scores, as base_model={name!r} needs it; use 'eager'"
+        )
+    lm.set_attn_implementation(kernel)
+
+
+def family_kernel(lm: Any, asked: str, kernel: str, on_cpu: bool) -> str:
+    """The attention kernel that serves a decoder's family.
+
+    Args:
+        lm: the decoder; its weights may be missing.
+        asked: as for :func:`attention_kernel`.
+        kernel: that this came to.
+        on_cpu: a CPU will compute.
+    """
     caps = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if caps and lm.config._attn_implementation in ("sdpa", PREFIX, VARLEN):
-        if asked != "auto":
-            raise BaseModelError(
-                f"attn_implementation={asked!r} caps no attention scores, as base_model={name!r} needs it; use 'eager'"
-            )
-        lm.set_attn_implementation("eager")
-    elif asked == "auto" and not torch.cuda.is_available() and find_interface(lm).plain_attention:
-        lm.set_attn_implementation(PREFIX)
+    if caps and kernel in ("sdpa", PREFIX, VARLEN):
+        return "eager"
+    return PREFIX if asked == "auto" and on_cpu and find_interface(lm).plain_attention else kernel
 
 
 def _load_toy(name: str, options: dict[str, Any]) -> Any:

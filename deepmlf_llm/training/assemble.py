@@ -7,6 +7,7 @@ The first two are ``load_base_model``, the next two ``DeepMLFModel``; the traine
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
@@ -203,6 +204,7 @@ def make_trainer(
     from deepmlf_llm.training.head_metrics import HEADS, SplitMetrics, heads_of
     from deepmlf_llm.training.progress import show_progress
     from deepmlf_llm.training.trainer import DeepMLFTrainer
+    from deepmlf_llm.training.utilization import mfu_per_speed
 
     by_length = settings.group_by_length and tokenizer is not None
     batches = batches_of(splits["train"], settings, arguments, launch, by_length)
@@ -230,7 +232,9 @@ def make_trainer(
         faults=faults,
         seeds_steps=not settings.first_order,
     )
-    show_progress(trainer, not arguments.disable_tqdm, settings.step_size(launch.processes))
+    mfu = partial(mfu_per_speed, settings, config, splits["train"], launch, arguments.deepspeed)
+    utterances = settings.step_size(launch.processes)
+    show_progress(trainer, not arguments.disable_tqdm, utterances, float if tokenizer is None else mfu)
     return trainer
 
 

@@ -76,12 +76,10 @@ def run_planner(
     base = resolve_base_model(settings.base_model)
     automatic = torch.bfloat16 if on_gpu else cpu_or_cuda_dtype()
     dtype = automatic if settings.dtype == "auto" else DTYPES[settings.dtype]
-    slow = not on_gpu and settings.attn_implementation == "auto" and dtype != torch.float32
-    kernel = "eager" if slow or settings.attn_implementation == "eager" else "sdpa"
 
     def make() -> Any:
         shape = planned_shape(base, settings.num_layers, settings.revision)
-        shape.set_attn_implementation(kernel)
+        shape.set_attn_implementation(planned_kernel(shape, settings.attn_implementation, dtype, on_gpu))
         with torch.device("meta"):
             return DeepMLFModel(shape, config)
 
@@ -99,6 +97,22 @@ def run_planner(
         notes_work=not on_gpu,
     )
     return Planner(make, dtype, step, memory, on_gpu, host)
+
+
+def planned_kernel(shape: Any, asked: str, dtype: torch.dtype, on_gpu: bool) -> str:
+    """The attention kernel that a run takes; for those that need a GPU and rows without padding, sdpa.
+
+    Args:
+        shape: the decoder, without weights.
+        asked: ``attn_implementation`` of the run.
+        dtype: of the frozen base.
+        on_gpu: a GPU will compute.
+    """
+    from deepmlf_llm.backbones.loading import PREFIX, family_kernel
+
+    slow = asked == "auto" and not on_gpu and dtype != torch.float32
+    kernel = "eager" if slow else asked if asked in ("eager", PREFIX) else "sdpa"
+    return family_kernel(shape, asked, kernel, on_cpu=not on_gpu)
 
 
 def run_host(settings: RunSettings) -> tuple[CpuRates, Host]:

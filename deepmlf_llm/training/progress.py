@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -18,11 +19,13 @@ _EVALUATION = "eval_"
 MINUTE = 60.0  # seconds
 
 
-def show_progress(trainer: Any, bar: bool, utterances: int = 0) -> None:
-    """Ours in the place of the Trainer's own, which prints raw dictionaries; ``utterances`` are those of a step."""
+def show_progress(trainer: Any, bar: bool, utterances: int = 0, mfu_per_speed: Callable[[], float] = float) -> None:
+    """Ours in the place of the Trainer's own, which prints raw dictionaries; ``utterances`` are those of a step.
+    ``mfu_per_speed`` is asked where lines are shown (:func:`~deepmlf_llm.training.utilization.mfu_per_speed`)."""
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
-    trainer.add_callback(BarProgress() if bar else PlainProgress(utterances=utterances))
+    shown = BarProgress() if bar else PlainProgress(utterances=utterances, mfu_per_speed=mfu_per_speed())
+    trainer.add_callback(shown)
 
 
 class PlainProgress(TrainerCallback):
@@ -32,10 +35,11 @@ class PlainProgress(TrainerCallback):
     Args:
         seconds: at least between two lines.
         utterances: of a step.
+        mfu_per_speed: model FLOPs utilization at one step a second; 0: not known.
     """
 
-    def __init__(self, seconds: float = 30.0, utterances: int = 0) -> None:
-        self.seconds, self.utterances = seconds, utterances
+    def __init__(self, seconds: float = 30.0, utterances: int = 0, mfu_per_speed: float = 0.0) -> None:
+        self.seconds, self.utterances, self.mfu_per_speed = seconds, utterances, mfu_per_speed
         self._loss: float | None = None
         self._last = 0.0
         self._began = 0.0
@@ -75,6 +79,7 @@ class PlainProgress(TrainerCallback):
             return ""
         speed = done / (now - self._began)
         parts = [f"{speed:.2f} steps/s"] + ([f"{speed * self.utterances:.1f} utterances/s"] if self.utterances else [])
+        parts += [f"MFU {speed * self.mfu_per_speed:.1%}"] if self.mfu_per_speed else []
         left = (state.max_steps - state.global_step) / speed
         return ", ".join([*parts, memory_in_use(), f"at most {left / 60:.1f} min left"])
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from deepmlf_llm.errors import FileError
-from scripts.planner_tables import pairs_table, process_table, write_page
+from scripts.planner_tables import pairs_table, process_table, table, write_page
 
-ENVIRONMENT = {"packages": {"torch": "2.13.0", "transformers": "5.24.0", "deepspeed": "0.19.8"}}
+ENVIRONMENT = {
+    "packages": {"torch": "2.13.0", "transformers": "5.24.0", "deepspeed": "0.19.8"},
+    "git": {"commit": "0123456789abcdef", "modified": False},
+    "machine": {"cpus": 2, "threads": 1},
+}
 RATES = {
     **{"threads": 1, "flops": 1e11, "narrow_flops": 5e11, "moved": 2e10, "operator": 4e-6, "unpacked": 1e9},
     **{"imported": 3e8, "process": 4e8},
@@ -43,6 +47,20 @@ def test_a_pair_that_takes_more_than_the_high_estimate_is_seen():
     table = pairs_table({"machine": MACHINE, "rows": rows})
     assert cells(table, "fits")[-1] == "yes"
     assert cells(table, "does not")[-1] == "NO"
+
+
+def test_each_table_says_machine_versions_and_commit():
+    row = {"predicted": 9e6, "measured": 1e7, "predicted_step": 1.1e6, "measured_step": 1e6}
+    there = {"machine": MACHINE, "rows": {"one": row}}
+    tables = [table(there), pairs_table({"machine": MACHINE, "rows": {}}), process_table({**there, "rows": {}})]
+    said = "Measured on a CPU (1 of 2 cores), torch 2.13.0, transformers 5.24.0, deepspeed 0.19.8, commit 0123456."
+    assert [text.splitlines()[0] for text in tables] == [said] * 3
+    assert cells(tables[0], "one")[3:] == ["-10.0%", "+10.0%"]
+    dirty = {**ENVIRONMENT, "git": {"commit": "0123456789abcdef", "modified": True}}
+    changed = {**there, "machine": {**MACHINE, "environment": dirty}}
+    assert "commit 0123456 with changes." in table(changed)
+    on_gpu = {**ENVIRONMENT, "machine": {**ENVIRONMENT["machine"], "gpus": {"NVIDIA H100": 1}}}
+    assert table({**there, "machine": {**MACHINE, "environment": on_gpu}}).startswith("Measured on NVIDIA H100, torch")
 
 
 def test_a_table_goes_to_its_place_and_nothing_else_changes(tmp_path):

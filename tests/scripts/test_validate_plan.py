@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from deepmlf_llm.planning.cpu_rates import CpuRates
 from scripts import validate_plan
@@ -18,7 +19,9 @@ def test_one_case_is_predicted_measured_and_written(tmp_path, monkeypatch, capsy
     words = ["validate_plan.py", "--output", str(output), "--only", "gpt2-joint"]
     monkeypatch.setattr(sys, "argv", words)
     validate_plan.main()
-    row = json.loads(output.read_text())["gpt2-joint"]
+    found = json.loads(output.read_text())
+    row = found["rows"]["gpt2-joint"]
+    assert found["machine"]["environment"]["packages"]["torch"] == torch.__version__
     assert row["predicted"] == pytest.approx(row["measured"], rel=0.03)
     assert row["predicted_weights"] == row["measured_weights"]
     monkeypatch.setattr(sys, "argv", [*words, "--table"])
@@ -38,7 +41,7 @@ def test_cases_have_names_of_their_own_and_texts_that_differ_in_length():
 def test_seconds_are_told_beside_those_that_were_measured():
     case = validate_plan.cases()["toy-joint"]
     slow, fast = (
-        validate_plan.seconds_table({"a step": {"case": case, "seconds": 0.5}}, tflops).splitlines()[-1]
+        validate_plan.seconds_table({"rows": {"a step": {"case": case, "seconds": 0.5}}}, tflops).splitlines()[-1]
         for tflops in (1e-4, 1e6)
     )
     assert slow.startswith("| a step | ")

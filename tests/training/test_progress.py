@@ -21,7 +21,7 @@ def test_plain_progress_is_one_line_at_a_time(
     now = 0.0
     monkeypatch.setattr(showing, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(showing, "memory_in_use", lambda: "2.0 GB")
-    progress = PlainProgress(seconds=10, utterances=32)
+    progress = PlainProgress(seconds=10, utterances=32, mfu_per_speed=20.0)
     progress.on_train_begin(None, state(0), None)
     shown = []
     for second in range(601):
@@ -34,8 +34,12 @@ def test_plain_progress_is_one_line_at_a_time(
     assert capsys.readouterr().out == "step 5/10  epoch 1.00  validation MAE 0.5000  Corr 0.7500\n"
     now = 720.0  # two minutes after that line
     progress.on_step_end(None, state(6), None)
-    told = "0.01 steps/s, 0.3 utterances/s, 2.0 GB, at most 8.0 min left"
+    told = "0.01 steps/s, 0.3 utterances/s, MFU 16.7%, 2.0 GB, at most 8.0 min left"
     assert capsys.readouterr().out == f"step 6/10  epoch 1.00  loss 1.2500  {told}\n"
+    progress.mfu_per_speed = 0.0  # not known
+    now = 840.0
+    progress.on_step_end(None, state(6), None)
+    assert "MFU" not in capsys.readouterr().out
     progress.on_log(None, state(6), None, {"train_runtime": 3.0})
     assert capsys.readouterr().out == ""
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from deepmlf_llm.training import trainer as trainer_module
 from deepmlf_llm.training.assemble import load_model, make_trainer, method_config
+from deepmlf_llm.training.checkpoints import all_checkpoints, step_of
 from deepmlf_llm.training.data import TrainingData, tokenised
 from deepmlf_llm.training.head_metrics import split_metrics
 from deepmlf_llm.training.launch import Launch
@@ -182,6 +186,25 @@ def test_gradient_checkpointing_trains_the_same(make: MakeTrainer) -> None:
         trainer.train()
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_minutes_ask_for_checkpoints_and_a_worker_that_reads_ahead_changes_no_loss(
+    make: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock moves half a minute each time that it is looked at: once a step, and as a checkpoint is written."""
+    seconds = itertools.count(0.0, 30.0)
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    steps = {"logging_steps": 1, "max_steps": 6, "save_strategy": "no", "save_total_limit": None}
+    steps |= {"eval_strategy": "steps", "eval_steps": 6}
+    losses = []
+    for changes, expected in (({}, {6}), ({"save_every": 1, "dataloader_num_workers": 1}, {2, 4, 6})):
+        trainer = make(**steps, **changes)
+        trainer.train()
+        assert {step_of(path) for path in all_checkpoints(tmp_path / "run")} == expected
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
+    assert trainer.optimizer.optimizer.defaults["fused"]
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
