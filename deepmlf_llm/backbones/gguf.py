@@ -125,6 +125,11 @@ def _is_whole(directory: Path, source: str | None = None) -> bool:
         return False
 
 
+def is_converted(directory: Path) -> bool:
+    """Whether it holds the converted copy of a GGUF file."""
+    return (directory / RECORD).is_file()
+
+
 def _identity(path: Path) -> tuple[Path, int, int]:
     state = path.stat()
     return path.resolve(), state.st_size, state.st_mtime_ns

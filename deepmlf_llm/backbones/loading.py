@@ -12,14 +12,14 @@ import torch
 from deepmlf_llm.backbones.cpu import automatic_dtype
 from deepmlf_llm.backbones.families import find_interface
 from deepmlf_llm.backbones.foreign_code import NO_CODE, NO_PICKLE, check_no_code, code_refusal
-from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file
+from deepmlf_llm.backbones.gguf import gguf_directory, gguf_file, is_converted
 from deepmlf_llm.backbones.packing import VARLEN, varlen_kernel
 from deepmlf_llm.backbones.prefix_attention import PREFIX
 from deepmlf_llm.backbones.quantization import keep_weights_in_place, quantization_config
 from deepmlf_llm.backbones.random_base import random_base
 from deepmlf_llm.backbones.smollm2 import SMOLLM2, smollm2_directory
 from deepmlf_llm.backbones.toys import TOYS, toy_model, toy_tokenizer
-from deepmlf_llm.backbones.vocabulary import prepare_tokenizer
+from deepmlf_llm.backbones.vocabulary import drop_named_bos, prepare_tokenizer
 from deepmlf_llm.backbones.whole import check_files, check_loaded
 from deepmlf_llm.deferred import deferred
 from deepmlf_llm.errors import BaseModelError
@@ -281,7 +281,8 @@ def cut_layers(lm: Any, num_layers: int) -> None:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer of a base model: pads on the left, has a pad token (eos where it has none), starts with BOS.
+    """The tokenizer of a base model: pads on the left, has a pad token (eos where it has none), starts with BOS if it
+    has one.
 
     Raises:
         BaseModelError: not found, or damaged.
@@ -298,4 +299,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
             raise refusal from None
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BaseModelError(f"base_model={name!r}: no tokenizer found: {reason}") from error
+    if is_converted(Path(source)):
+        drop_named_bos(tokenizer)
     return prepare_tokenizer(tokenizer)

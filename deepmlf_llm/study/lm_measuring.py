@@ -23,8 +23,9 @@ from deepmlf_llm.training.data import load_data
 from deepmlf_llm.training.settings import RunSettings
 
 MOST_TEXTS = 2000
-_LONGEST = 512  # tokens; a longer transcript is left out
+_LONGEST = 512  # tokens with what stands before them; a longer transcript is left out
 _ROWS, _SAME = 64, 0.2  # each so many rows are compared; a GGUF file quantizes the same matrix twice, to other bits
+_TRIED = 64  # transcripts that a start is tried on
 _AT_ONCE = 384  # tokens of a batch: with a vocabulary of 260,000 their logits take 400 MB
 
 
@@ -96,31 +97,50 @@ def _differ(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @torch.no_grad()
 def transcript_surprise(lm: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """``nats``, ``tokens``, ``words``, ``bytes``, ``utterances`` of whole transcripts, each behind one special token.
+    """``nats``, ``tokens``, ``words``, ``bytes``, ``utterances`` of whole transcripts, and ``start``, the token that
+    stands before each: of BOS (or the end of text) and a line break the one behind which this LM reads better.
+
+    What an LM was trained to find at the beginning differs, and costs more than sizes do: see docs/study.md.
 
     Args:
         lm: a causal LM.
         tokenizer: its own, as ``load_tokenizer`` prepares it.
         texts: transcripts.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids, _ = token_ids(texts, tokenizer, _LONGEST + 1)
-    ids = [row if row[:1] == [start] else [start, *row] for row in ids]
-    rows = [(row, text) for row, text in zip(ids, texts, strict=True) if 1 < len(row) <= _LONGEST and text.strip()]
+    whole, _ = token_ids(texts, tokenizer, _LONGEST + 2)  # so that one that was cut is longer than the rest may be
+    bos = tokenizer.bos_token_id
+    ids = [row[1:] if row[:1] == [bos] else row for row in whole]
+    rows = [(row, text) for row, text in zip(ids, texts, strict=True) if 0 < len(row) < _LONGEST and text.strip()]
     rows.sort(key=lambda row: len(row[0]))
-    nats, at = 0.0, 0
-    while at < len(rows):
-        count = max(1, _AT_ONCE // len(rows[min(at + _AT_ONCE // len(rows[at][0]), len(rows)) - 1][0]))
-        batch = [row for row, _ in rows[at : at + count]]
-        nats += _surprise(lm, batch, start)
-        at += len(batch)
+    bare = [row for row, _ in rows]
+    starts = _starts(tokenizer)
+    sample = bare[:: max(1, len(bare) // _TRIED)]
+    start = min(starts, key=lambda token: _total(lm, sample, token)) if len(starts) > 1 else starts[0]
     return {
-        "nats": nats,
-        "tokens": sum(len(row) - 1 for row, _ in rows),
+        "nats": _total(lm, bare, start),
+        "start": str(tokenizer.convert_ids_to_tokens(start)),
+        "tokens": sum(map(len, bare)),
         "words": sum(len(text.split()) for _, text in rows),
         "bytes": sum(len(text.encode()) for _, text in rows),
         "utterances": len(rows),
     }
+
+
+def _starts(tokenizer: Any) -> list[int]:
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return list(dict.fromkeys([first, *line[-1:]]))
+
+
+def _total(lm: Any, rows: Sequence[Sequence[int]], start: int) -> float:
+    """Surprise of all tokens of rows that are sorted by length, each behind ``start``."""
+    nats, at = 0.0, 0
+    while at < len(rows):
+        least = 1 + len(rows[at])
+        count = max(1, _AT_ONCE // (1 + len(rows[min(at + _AT_ONCE // least, len(rows)) - 1])))
+        nats += _surprise(lm, [[start, *row] for row in rows[at : at + count]], start)
+        at += count
+    return nats
 
 
 def _surprise(lm: Any, batch: Sequence[Sequence[int]], padding: int) -> float:

@@ -14,7 +14,8 @@ from deepmlf_llm.study.statistics import effects, reading, seeds_named, signed
 
 _PERPLEXITY = (
     "Bits per byte of the training transcripts, read by the frozen LM without a question, compare LMs whose tokenizers "
-    "differ; perplexity per word does, per token does not. An output layer that repeats the embedding is counted once; "
+    "differ; perplexity per word does, per token does not. Before each transcript stands the BOS token or a line "
+    "break, whichever an LM reads better behind. An output layer that repeats the embedding is counted once; "
     "so is a base that was loaded with both. Text alone: runs without modalities."
 )
 

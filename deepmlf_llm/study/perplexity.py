@@ -3,7 +3,8 @@
 ``language_models.json``: a list of entries with ``base``, ``layers``, ``data`` (of the training split, its sha256),
 ``parameters`` (of the LM; an output layer that repeats the embedding counts once), ``layer_parameters`` (without
 embedding and output layer), ``utterances``, ``tokens``, ``words``, ``bytes`` (of the transcripts, UTF-8) and ``nats``
-(the sum of the surprise of their tokens). Measured by :mod:`~deepmlf_llm.study.lm_measuring`.
+(the sum of the surprise of their tokens) and ``start`` (the token before each transcript). Measured by
+:mod:`~deepmlf_llm.study.lm_measuring`.
 """
 
 from __future__ import annotations

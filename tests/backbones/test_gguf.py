@@ -46,6 +46,15 @@ def test_a_file_and_a_directory_with_one_are_base_models(tiny, cache):
     assert base_fingerprint(load_base_model(str(tiny.parent))) == base_fingerprint(lm)
 
 
+@pytest.mark.parametrize(("padding", "starts"), [(1, False), (2, True)], ids=["as Qwen's", "as SmolLM2's"])
+def test_a_begin_token_that_pads_is_none(tmp_path, padding, starts):
+    tokenizer = load_tokenizer(str(write_gguf(tmp_path / "named.gguf", padding=padding)))
+    ids = tokenizer("a b")["input_ids"]
+    assert ids[starts] == VOCABULARY.index("▁a")
+    assert (tokenizer.bos_token_id, tokenizer.pad_token_id) == (1 if starts else None, padding)
+    assert ids[:1] == [1] or not starts
+
+
 def test_the_cache_knows_a_file_by_its_content(tiny, cache, tmp_path, monkeypatch):
     first = gguf.gguf_directory(tiny, "x")
     copy = tmp_path / "elsewhere" / tiny.name

@@ -22,8 +22,10 @@ _BLOCK = {
 }
 
 
-def write_gguf(path: Path, architecture: str = "llama", without: str = "", parts: int = 1) -> Path:
-    """Writes the file; ``without``: names of tensors that hold it are left out."""
+def write_gguf(
+    path: Path, architecture: str = "llama", without: str = "", parts: int = 1, padding: int | None = None
+) -> Path:
+    """Writes the file; ``without``: names of tensors that hold it are left out; ``padding``: the id of that token."""
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(POSITIONS)
@@ -44,6 +46,9 @@ def write_gguf(path: Path, architecture: str = "llama", without: str = "", parts
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+    if padding is not None:
+        writer.add_pad_token_id(padding)
+        writer.add_add_bos_token(False)
     shapes = {"token_embd": (len(VOCABULARY), WIDTH), "output_norm": (WIDTH,), "output": (len(VOCABULARY), WIDTH)}
     for layer in range(LAYERS):
         block = {**_BLOCK, "attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
