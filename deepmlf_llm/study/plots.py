@@ -152,9 +152,14 @@ class _Looks:
                 colour = COLOURS[i % len(COLOURS)] if place == 0 else "#555555"
                 marker = MARKERS[i % len(MARKERS)] if place == 1 else "o"
                 line = ("-" if place == 0 else LINES[i % len(LINES)]) if joined else "none"
-                label = f"{value} {axis_name(axis)}" if not isinstance(value, str) else str(value)
+                label = value if isinstance(value, str) else counted(value, axis_name(axis))
                 handles.append(Line2D([], [], color=colour, marker=marker, linestyle=line, label=label))
         return handles
+
+
+def counted(value: Any, name: str) -> str:
+    """``"7 MM Blocks"``, ``"1 MM Block"``."""
+    return f"{value} {name.removesuffix('s') if value == 1 else name}"
 
 
 def _draw_points(

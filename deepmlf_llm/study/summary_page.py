@@ -141,7 +141,7 @@ def _untold(
     for effect in rows:
         if not effect.change.excludes_zero:
             named = seeds_named(effect.change)
-            table.append((axis_name(effect.axis), f"{effect.before} to {effect.after}", effect.change.text(), named))
+            table.append((axis_name(effect.axis), f"{effect.before} to {effect.after}", signed(effect.change), named))
     if table:
         columns = ("setting", "from, to", f"change of test {metric}", "seeds that would tell it")
         blocks.append(Table(columns, table, (2, 3)))

@@ -22,3 +22,15 @@ def test_the_page_shows_what_is_stored_and_what_was_measured():
     for name in measured:
         assert f"| {name} | " in page
     assert len(cost.cases()) == 30
+
+
+def test_measured_steps_stand_beside_the_same_base_and_pass():
+    size, seconds = {"expected": 3e9, "high": 4e9}, {"low": 0.1, "expected": 0.2, "high": 0.4}
+    row = {"memory": {"1 x one GPU": size}, "seconds_800": seconds}
+    found = {"peak_bytes": 2_500_000_000, "samples_per_second": {"median": 64.0}}
+    steps = {"llama-1b:bfloat16:32": {"variants": {"fusion_cached": found}}, "seconds": 3}
+    table = cost.steps_beside({f"llama-1b:none:{way}": row for way in cost.PASSES}, steps)
+    assert table.splitlines()[-1] == "| llama-1b, bf16, cached | 3.0 | 2.5 | 0.20 (0.10 .. 0.40) | 0.50 |"
+    assert table.count("llama-1b") == 1
+    known = json.loads(cost.STEPS.read_text())["steps"]
+    assert "llama-8b, nf4, joint" in cost.steps_beside({"llama-8b:nf4:joint": row}, known)
