@@ -17,17 +17,21 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import forked
-from deepspeed_matrix import REPOSITORY, SETTINGS, prepared
-from run_state import run_state, unequal
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
+from deepmlf_llm.files import write_aside
+from deepmlf_llm.markdown import table
 from deepmlf_llm.training.checkpoints import all_checkpoints, newest_whole
+from tests.training import forked
+from tests.training.run_state import run_state, unequal
 
 WORLDS: dict[str, tuple[int, str | None]] = {
     "one process": (1, None),
@@ -35,8 +39,10 @@ WORLDS: dict[str, tuple[int, str | None]] = {
     "two under ZeRO-2": (2, "zero2"),
     "two under ZeRO-3": (2, "zero3"),
 }
-OWN = {"max_steps": 8, "save_total_limit": 2, "av_encoder.dropout": 0.1, "head_norm": "batch"}
+STEPS = 8
+OWN = {"max_steps": STEPS, "save_total_limit": 2, "av_encoder.dropout": 0.1, "head_norm": "batch"}
 KINDS = ("step", "write", "rename", "full disk", "any moment", "signal", "damage")
+WRITE_FAULTS = {"write": "kill", "rename": "lost_rename", "full disk": "full_disk"}
 WRITES = 160  # about as many syncs and renames as such a run makes
 IN_A_ROW = 4  # faults of one run; then it may end
 GOOD_CODES = {0, -9, 75, 2, 143, 138, -15, -10, 1}  # signals may come before anybody listens
@@ -55,9 +61,9 @@ class Soak:
     def __init__(self, world: str, folder: Path, data: Path, chance: random.Random) -> None:
         self.world, self.folder, self.chance = world, folder / world.replace(" ", "-"), chance
         self.processes, engine = WORLDS[world]
-        self.settings: dict[str, Any] = {**SETTINGS, **OWN, "data": data}
+        self.settings: dict[str, Any] = {**forked.TRIAL, **OWN, "data": data}
         if engine is not None:
-            self.settings["deepspeed"] = REPOSITORY / "ds_configs" / f"{engine}.json"
+            self.settings["ds"] = engine
         began = time.monotonic()
         ended = self._start("whole")
         self.duration = time.monotonic() - began
@@ -67,8 +73,7 @@ class Soak:
         self.runs = 0
 
     def _start(self, run: str, *words: str, **how: Any) -> forked.Ended:
-        command = forked.words_of({**self.settings, "output_dir": self.folder / run})
-        return forked.run([*command, *words], self.processes, **how)
+        return forked.run({**self.settings, "output_dir": self.folder / run}, self.processes, words, **how)
 
     def run(self) -> tuple[list[dict[str, Any]], str | None]:
         """One run through several faults to its end: the faults, and what was wrong with it, if anything."""
@@ -91,22 +96,19 @@ class Soak:
 
     def _fault(self, name: str) -> tuple[dict[str, Any], forked.Ended]:
         kind, rank = self.chance.choice(KINDS), self.chance.randrange(self.processes)
-        words: list[str] = []
-        how: dict[str, Any] = {}
+        fault, send = [], None
         if kind == "step":
-            words = [f"kill:rank{rank}:step{self.chance.randint(1, OWN['max_steps'])}"]  # type: ignore[call-overload]
-        elif kind in ("write", "rename", "full disk"):
-            fault = {"write": "kill", "rename": "lost_rename", "full disk": "full_disk"}[kind]
-            words = [f"{fault}:rank0:write{self.chance.randint(1, WRITES)}"]
-        elif kind == "any moment":
-            how = {"send": (self.chance.uniform(0, self.duration), rank, signal.SIGKILL)}
+            fault = [f"kill:rank{rank}:step{self.chance.randint(1, STEPS)}"]
+        elif kind in WRITE_FAULTS:
+            fault = [f"{WRITE_FAULTS[kind]}:rank0:write{self.chance.randint(1, WRITES)}"]
         elif kind == "signal":
             number = self.chance.choice((signal.SIGTERM, signal.SIGUSR1))
-            how = {"send": (self.chance.uniform(0, self.duration), None, number)}
+            send = self.chance.uniform(0, self.duration), None, number
         else:
-            how = {"send": (self.chance.uniform(self.duration / 2, self.duration), rank, signal.SIGKILL)}
-        ended = self._start(name, *(["--simulate_fault", *words] if words else []), **how)
-        told = {"world": self.world, "kind": kind, "words": words or str(how.get("send")), "codes": ended.codes}
+            begin = self.duration / 2 if kind == "damage" else 0  # there must be a checkpoint to damage
+            send = self.chance.uniform(begin, self.duration), rank, signal.SIGKILL
+        ended = self._start(name, *(["--simulate_fault", *fault] if fault else []), send=send)
+        told = {"world": self.world, "kind": kind, "words": fault or str(send), "codes": ended.codes}
         told["happened"] = any(ended.codes)  # the run may have ended before it came
         if kind == "damage":
             told["damage"] = self._damage(self.folder / name)
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong: list[str] = []
     runs = 0
     with tempfile.TemporaryDirectory() as folder:
-        data = prepared(Path(folder) / "data")
+        data = forked.prepared(Path(folder) / "data")
         soaks = [Soak(world, Path(folder), data, chance) for world in options.worlds.split(",")]
         while len(points) < options.points and time.monotonic() < end:
             found, problem = soaks[runs % len(soaks)].run()
@@ -153,13 +155,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             wrong += [] if problem is None else [problem]
             print(json.dumps({"points": found, "problem": problem}), flush=True)
     counts = collections.Counter((point["world"], point["kind"]) for point in points)
-    print("\n| faults | " + " | ".join(KINDS) + " |\n" + "|---" * (len(KINDS) + 1) + "|")
-    for world in options.worlds.split(","):
-        print(f"| {world} | " + " | ".join(str(counts[world, kind]) for kind in KINDS) + " |")
+    rows = [[world, *(counts[world, kind] for kind in KINDS)] for world in options.worlds.split(",")]
+    print(f"\n{table(['faults', *KINDS], rows)}")
     lost = sum(problem.startswith("LOST") for problem in wrong)
     print(f"\n{len(points)} faults in {runs} runs: {lost} lost, {len(wrong) - lost} otherwise wrong.")
     if options.output is not None:
-        options.output.write_text(json.dumps({"points": points, "wrong": wrong, "runs": runs}, indent=1) + "\n")
+        write_aside(options.output, json.dumps({"points": points, "wrong": wrong, "runs": runs}, indent=1) + "\n")
     return int(bool(wrong) or len(points) < options.points)
 
 

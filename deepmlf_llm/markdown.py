@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 _MARKUP = re.compile(r"[\\`*_\[\]<|&~$!]")
@@ -37,6 +37,12 @@ def code(text: str, in_table: bool = False) -> str:
     space = " " if line.startswith("`") or line.endswith("`") or not line.strip() else ""
     line = line.replace("|", "\\|") if in_table else line
     return f"{fence}{space}{line}{space}{fence}"
+
+
+def table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table; its cells are Markdown already."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
 def fenced(lines: Iterable[str], language: str = "text") -> str:

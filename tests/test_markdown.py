@@ -117,3 +117,7 @@ def test_usual_names_and_numbers_stay_readable():
     usual = ["HuggingFaceTB/SmolLM2-135M", "adapter, merged: 0.5 (5 %)", "-0.5", "+0.1 ± 0.01", "3.11.7", "#1", "1,234"]
     assert [markdown.plain(text) for text in usual] == usual
     assert markdown.yaml_word("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+
+
+def test_a_table_has_a_line_for_each_row():
+    assert markdown.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"

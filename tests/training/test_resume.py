@@ -18,7 +18,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.run_state import timeless, trainer_state
 from deepmlf_llm.training import run as run_module
 from deepmlf_llm.training.checkpoints import all_checkpoints, flaw, step_of
 from deepmlf_llm.training.data import TrainingData
@@ -28,6 +27,7 @@ from deepmlf_llm.training.settings import RunSettings
 from deepmlf_llm.training.stopping import RunStopped
 
 from .conftest import DIMS, Utterances
+from .run_state import timeless, trainer_state
 
 MakeSettings = Callable[..., RunSettings]
 

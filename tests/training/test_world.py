@@ -26,18 +26,11 @@ from deepmlf_llm.training.run import run_training
 from deepmlf_llm.training.settings import RunSettings
 from tests.devices import rounding
 
+from .forked import SMALL
 from .test_run import run_until, weights_of
 
 MakeSettings = Callable[..., RunSettings]
 pytestmark = pytest.mark.timeout(900)  # the runs of `worlds` take half a minute, and far longer on a busy machine
-# BatchNorm and dropout see batches and processes; without them a step is the same in any world.
-WORLDLESS = {"head_norm": "layer", "av_encoder.dropout": 0}
-SMALL = {
-    **WORLDLESS, "base_model": "tiny-llama", "batch_size": 8, "max_steps": 4, "fusion_layers": "last:1",
-    "num_fusion_tokens": 2, "report_to": "none", "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps",
-    "eval_steps": 2, "logging_steps": 1, "save_total_limit": "null", "av_encoder.num_layers": 1, "warmup_steps": 0,
-}  # fmt: skip
-
 ENGINES = ("zero1", "zero2_offload", "zero3", "zero3_offload")
 STAGES = ("zero2", "zero3")
 
@@ -210,7 +203,7 @@ def test_any_cut_of_a_step_gives_the_same_run(
     toy_settings: MakeSettings, toy_data: TrainingData, tmp_path: Path, cheap_runs: None, accumulated: int, scope: str
 ) -> None:
     """Twenty steps of 8 utterances at once, or in batches of 4 or of one."""
-    values = {name.replace(".", "__"): value for name, value in WORLDLESS.items()}
+    values = {name.replace(".", "__"): SMALL[name] for name in ("head_norm", "av_encoder.dropout")}
     values |= {"ffw_scope": scope, "num_train_epochs": 4}
     once = toy_settings(**values, output_dir=str(tmp_path / "once"))
     cut = toy_settings(**values, output_dir=str(tmp_path / "cut"), gradient_accumulation_steps=accumulated)

@@ -16,11 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import forked
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deepmlf_llm.training import scores
+from tests.training import forked
 
 
 def cut(source: Path, copy: Path, step: int) -> None:
@@ -58,10 +57,10 @@ def main(folder: Path, cases: dict[str, Any]) -> None:
             if not (folder / source).is_dir():
                 raise SystemExit(f"{source} has not run: {found[source]}")
             cut(folder / source, folder / name, step)
-        words = forked.words_of({**case["settings"], "output_dir": folder / name}) + case.get("words", [])
+        settings = {**case["settings"], "output_dir": folder / name}
         forked.train = SimpleNamespace(main=opposite) if case.get("opposite") else train
-        ended = forked.run(words, case["processes"], **case.get("how", {}))
-        found[name] = {"codes": ended.codes, "output": ended.output, "seconds": ended.seconds, "cpu": ended.cpu}
+        ended = forked.run(settings, case["processes"], case.get("words", ()), **case.get("how", {}))
+        found[name] = {"codes": ended.codes, "output": ended.output, "seconds": ended.seconds}
     print(json.dumps(found))
 
 

@@ -1,6 +1,7 @@
 """Runs of one or several processes on this machine, forked from one that has imported everything: seconds each.
 
 What a launcher does is done here: the environment of each process, and the end of the others where one has failed.
+Tests use it (``worlds.py``), and the longer trials of ``scripts/deepspeed_matrix.py`` and ``benchmarks/soak.py``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ _HEAVY = {
     *("accelerate", "bitsandbytes", "deepmlf_llm", "deepspeed", "gguf", "matplotlib", "numpy", "pandas", "peft"),
     *("pyarrow", "rich", "safetensors", "scipy", "sklearn", "tokenizers", "torch", "transformers"),
 }
+SMALL = {
+    "base_model": "tiny-llama", "batch_size": 8, "max_steps": 4, "fusion_layers": "last:1", "num_fusion_tokens": 2,
+    "report_to": "none", "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+    "logging_steps": 1, "save_total_limit": "null", "av_encoder.num_layers": 1, "warmup_steps": 0,
+    "head_norm": "layer", "av_encoder.dropout": 0,
+}  # fmt: skip
+"""A run of seconds. BatchNorm and dropout see batches and processes; without them a step is the same in any world."""
+TRIAL = {**SMALL, "ffw_scope": "joint", "num_layers": 2}
+LIMIT = 240.0  # seconds of a run
 GRACE = 30.0  # seconds that the others have when one process has failed, as under torchrun
 
 
@@ -40,13 +50,11 @@ class Ended:
         codes: of each; a signal is negative.
         output: what each printed.
         seconds: of each, from the start of all to its end.
-        cpu: seconds of the processor that all took together.
     """
 
     codes: list[int]
     output: list[str]
     seconds: list[float]
-    cpu: float
 
     @property
     def good(self) -> bool:
@@ -56,61 +64,51 @@ class Ended:
 def import_all() -> None:
     """What every run needs, once, before the first fork."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that is forked cannot use CUDA
-    import accelerate
-    import bitsandbytes
-    import deepspeed
-    import transformers.trainer
-    from sklearn import metrics
-
-    import deepmlf_llm.training.run as run
-
-    assert all((accelerate, bitsandbytes, deepspeed, transformers, metrics, run))
+    for name in ("accelerate", "bitsandbytes", "deepspeed", "sklearn.metrics", "deepmlf_llm.training.run"):
+        importlib.import_module(name)
 
 
-def import_like(names: Sequence[str]) -> None:
-    """Imports what a run has imported on its way, so that the next one finds it there."""
-    for name in names:
-        if name not in sys.modules and name.partition(".")[0] in _HEAVY:
-            with suppress(Exception):
-                importlib.import_module(name)
+def prepared(folder: Path) -> Path:
+    """A small embedded set, made in a process of its own, so that no thread is left in this one."""
+    pid = os.fork()
+    if not pid:
+        from deepmlf_llm.data.demo import embedded_dataset
 
-
-def words_of(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as a command line."""
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        embedded_dataset(folder, sizes=(32, 8, 8))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return next(folder.rglob("manifest.json")).parent
 
 
 def run(
-    words: Sequence[str],
+    settings: Mapping[str, Any],
     processes: int = 1,
-    timeout: float = 240,
+    words: Sequence[str] = (),
     kill_others: bool = True,
-    folder: Path | None = None,
     send: tuple[float, int | None, int] | None = None,
 ) -> Ended:
-    """``deepmlf train`` with these words, on so many processes of this machine.
+    """``deepmlf train`` with these settings, on so many processes of this machine; after :data:`LIMIT` all are killed.
 
     Args:
-        words: the command line.
+        settings: of the run.
         processes: one: as plain ``python`` starts it.
-        timeout: seconds until all are killed.
+        words: more of the command line.
         kill_others: end them where one has failed, after :data:`GRACE`.
-        folder: where they work; default: here.
         send: after so many seconds, to this process (None: all), this signal.
     """
+    command = [*(word for name, value in settings.items() for word in (f"--{name}", str(value))), *words]
     port, began = free_port(), time.monotonic()
     logs = [tempfile.TemporaryFile("w+", errors="replace") for _ in range(processes)]  # noqa: SIM115 - closed below
-    running = {_fork(words, rank, processes, port, log, folder): rank for rank, log in enumerate(logs)}
-    codes, seconds, cpu, failed_at = [0] * processes, [0.0] * processes, 0.0, None
+    running = {_fork(command, rank, processes, port, log): rank for rank, log in enumerate(logs)}
+    codes, seconds, failed_at = [0] * processes, [0.0] * processes, None
     while running:
-        pid, status, used = os.wait4(-1, os.WNOHANG)
+        pid, status = os.waitpid(-1, os.WNOHANG)
         now = time.monotonic()
         if pid in running:
             rank = running.pop(pid)
-            cpu += used.ru_utime + used.ru_stime
             codes[rank], seconds[rank] = os.waitstatus_to_exitcode(status), now - began
             failed_at = now if failed_at is None and codes[rank] and kill_others else failed_at
-        elif now - began > timeout or (failed_at is not None and now - failed_at > GRACE):
+        elif now - began > LIMIT or (failed_at is not None and now - failed_at > GRACE):
             for other in running:
                 os.kill(other, signal.SIGKILL)
         else:
@@ -126,11 +124,14 @@ def run(
         text, _, names = log.read().partition(_IMPORTED)
         output.append(text)
         log.close()
-        import_like(names.split())
-    return Ended(codes, output, seconds, cpu)
+        for name in names.split():  # what it has imported on its way: the next one finds it there
+            if name not in sys.modules and name.partition(".")[0] in _HEAVY:
+                with suppress(Exception):
+                    importlib.import_module(name)
+    return Ended(codes, output, seconds)
 
 
-def _fork(words: Sequence[str], rank: int, processes: int, port: int, log: Any, folder: Path | None) -> int:
+def _fork(words: Sequence[str], rank: int, processes: int, port: int, log: Any) -> int:
     """A process of the run; returns its id, in the parent."""
     sys.stdout.flush()
     pid = os.fork()
@@ -140,19 +141,11 @@ def _fork(words: Sequence[str], rank: int, processes: int, port: int, log: Any, 
     try:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
-        if folder is not None:
-            os.chdir(folder)
         sys.argv = ["train_llama.py", *words]
         if processes > 1:
-            os.environ.update(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(processes),
-                LOCAL_WORLD_SIZE=str(processes),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                TORCHELASTIC_RUN_ID="forked",
-            )
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "forked"}
+            os.environ.update({name: str(value) for name, value in place.items()})
         code = run_recipe(lambda: train.main(list(words)))  # type: ignore[func-returns-value]
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1

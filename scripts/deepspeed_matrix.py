@@ -1,7 +1,7 @@
 """What works under DeepSpeed, tried: every ZeRO stage, with and without 4 bits, on one process and on two.
 
-    python benchmarks/deepspeed_matrix.py            the whole table, into docs/deepspeed.md (under 30 minutes on CPU)
-    python benchmarks/deepspeed_matrix.py --cells zero3-nf4-1,zero2-none-2 --output table.json
+    python scripts/deepspeed_matrix.py            the whole table, into docs/deepspeed.md (under 30 minutes on CPU)
+    python scripts/deepspeed_matrix.py --cells zero3-nf4-1,zero2-none-2 --output table.json
 
 Each cell is a run of a tiny model that is made whole, then killed, gone on with, and gone on with by the other number
 of processes. Dropout and BatchNorm are off: they would see the number of processes.
@@ -13,31 +13,29 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import forked
-from run_state import run_state, unequal
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 from deepmlf_llm.files import write_aside
+from deepmlf_llm.markdown import table
 from deepmlf_llm.training.checkpoints import all_checkpoints, flaw, newest_whole, step_of
 from deepmlf_llm.training.metrics_log import read_metrics
+from tests.training import forked
+from tests.training.run_state import run_state, unequal
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "deepspeed.md"
 ENGINES = ("zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload")
 QUANTIZATION = ("none", "nf4")
 PROCESSES = (1, 2)
-BEGIN, END = "<!-- the matrix, by benchmarks/deepspeed_matrix.py -->", "<!-- end of the matrix -->"
-SETTINGS = {
-    **{"base_model": "tiny-llama", "batch_size": 8, "max_steps": 4, "fusion_layers": "last:1", "num_fusion_tokens": 2},
-    **{"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1},
-    **{"report_to": "none", "save_total_limit": "null", "warmup_steps": 0, "av_encoder.num_layers": 1},
-    **{"head_norm": "layer", "av_encoder.dropout": 0, "ffw_scope": "joint", "num_layers": 2},
-}
+BEGIN, END = "<!-- the matrix, by scripts/deepspeed_matrix.py -->", "<!-- end of the matrix -->"
 KILL_AT = 4
 
 
@@ -56,7 +54,7 @@ class Cell:
         self.engine, self.processes = engine, int(processes)
         self.folder = folder / name
         ds = REPOSITORY / "ds_configs" / f"{engine}.json"
-        self.settings = {**SETTINGS, "data": data, "deepspeed": ds, "quantization": self.quantization}
+        self.settings = {**forked.TRIAL, "data": data, "deepspeed": ds, "quantization": self.quantization}
 
     def row(self) -> dict[str, Any]:
         """What was found, a word for each column; the cell stops at the first that fails."""
@@ -72,8 +70,7 @@ class Cell:
         return found
 
     def _start(self, run: str, processes: int, *words: str) -> forked.Ended:
-        command = forked.words_of({**self.settings, "output_dir": self.folder / run})
-        return forked.run([*command, *words], processes)
+        return forked.run({**self.settings, "output_dir": self.folder / run}, processes, words)
 
     def _save(self) -> str:
         ended = self._start("whole", self.processes)
@@ -109,7 +106,7 @@ class Cell:
         assert "going on from checkpoint-2" in ended.output[0]
         logs = [read_metrics(self.folder / run / "metrics.jsonl") for run in ("whole", "moved")]
         losses = [[line["loss"] for line in log if line["kind"] == "train"] for log in logs]
-        assert len(losses[0]) == len(losses[1]) == SETTINGS["max_steps"]
+        assert len(losses[0]) == len(losses[1]) == forked.TRIAL["max_steps"]
         apart = max(abs(one - other) for one, other in zip(*losses, strict=True))
         assert apart < 1e-3, f"losses are apart by {apart:.1e}"
         return f"losses within {apart:.0e}"
@@ -120,27 +117,11 @@ def _last(ended: forked.Ended) -> str:
     return f"codes {ended.codes}: {lines[-1] if lines else ''}"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def matrix(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     head = ["ZeRO", "4 bits", "processes", "save", "killed", "resumed", "resumed with the other number"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows:
-        engine, quantization, processes = row["cell"].split("-")
-        columns = [row.get(name, "not tried") for name in ("save", "kill", "resume", "other")]
-        lines.append("| " + " | ".join([engine, quantization, processes, *columns]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def prepared(folder: Path) -> Path:
-    """A small embedded set, made in a process of its own, so that no thread is left in this one."""
-    pid = os.fork()
-    if not pid:
-        from deepmlf_llm.data.demo import embedded_dataset
-
-        embedded_dataset(folder, sizes=(32, 8, 8))
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return next(folder.rglob("manifest.json")).parent
+    columns = ("save", "kill", "resume", "other")
+    return table(head, [[*row["cell"].split("-"), *(row.get(c, "not tried") for c in columns)] for row in rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,17 +133,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     forked.import_all()
     began, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
-        data = prepared(Path(folder) / "data")
+        data = forked.prepared(Path(folder) / "data")
         for name in options.cells.split(","):
             rows.append(Cell(name, Path(folder), data).row())
             print(json.dumps(rows[-1]), flush=True)
     told = f"{len(rows)} cells in {(time.monotonic() - began) / 60:.0f} minutes.\n"
     if options.output is not None:
-        options.output.write_text(json.dumps(rows, indent=1) + "\n")
+        write_aside(options.output, json.dumps(rows, indent=1) + "\n")
     else:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
-        write_aside(PAGE, f"{before}{BEGIN}\n\n{table(rows)}\n{told}\n{END}{after}")
+        write_aside(PAGE, f"{before}{BEGIN}\n\n{matrix(rows)}\n\n{told}\n{END}{after}")
     return int(any("failed" in row for row in rows))
 
 

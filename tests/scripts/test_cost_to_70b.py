@@ -1,10 +1,10 @@
-"""Mirrors ``benchmarks/cost_to_70b.py``; the planner has tests of its own."""
+"""Mirrors ``scripts/cost_to_70b.py``; the planner has tests of its own."""
 
 from __future__ import annotations
 
 import json
 
-import cost_to_70b as cost
+from scripts import cost_to_70b as cost
 
 
 def test_the_page_shows_what_is_stored_and_what_was_measured():

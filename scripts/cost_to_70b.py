@@ -1,7 +1,7 @@
 """What a step costs from 1 to 72 billion parameters, by the planner, beside what was measured.
 
-    python benchmarks/cost_to_70b.py --output benchmarks/results/cost-to-70b.json [--only llama-70b ..] [--minutes M]
-    python benchmarks/cost_to_70b.py --output benchmarks/results/cost-to-70b.json --page docs/scale-study/cost.md
+    python scripts/cost_to_70b.py --output benchmarks/results/cost-to-70b.json [--only llama-70b ..] [--minutes M]
+    python scripts/cost_to_70b.py --output benchmarks/results/cost-to-70b.json --page docs/scale-study/cost.md
 
 Nothing is loaded or trained: a step of the model's own code runs on tensors without memory (docs/planner.md). A file
 that is there is gone on with. ``--page`` writes the page from what is stored, and from the measurements beside it.
@@ -38,8 +38,8 @@ MEASURED_TFLOPS, DATA_SHEET = 800, 312  # matrix products of the H100 of docs/sp
 METHOD: dict[str, Any] = {"fusion_layers": "even:7", "num_fusion_tokens": 8, "ffw_lora_r": 16}
 DIMS = {"audio": 74, "vision": 35}
 CUDA_BLOCK = 512  # bytes
-MEASURED = Path(__file__).parent / "results" / "planner-h100.json"
-STEPS = Path(__file__).parent / "results" / "h100.json"
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+MEASURED, STEPS = RESULTS / "planner-h100.json", RESULTS / "h100.json"
 _VARIANTS = {"joint": "joint", "fusion": "fusion", "cached": "fusion_cached"}  # as benchmarks/on_gpu.py calls them
 _DTYPES = {"none": "bfloat16", "nf4": "nf4"}
 
@@ -170,7 +170,7 @@ def steps_beside(rows: dict[str, Any], steps: dict[str, Any]) -> str:
 
 _LEAD = """# The way to seventy billion: what a step costs
 
-Made by `python benchmarks/cost_to_70b.py --output benchmarks/results/cost-to-70b.json`; `--page FILE` writes
+Made by `python scripts/cost_to_70b.py --output benchmarks/results/cost-to-70b.json`; `--page FILE` writes
 this page of it. But for the last tables nothing of this was run: it is what the planner says
 ([planner.md](../planner.md): how it counts, and how good it is).
 
