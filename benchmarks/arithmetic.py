@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from measuring import Clock, seconds_of, summary
-from published_layout import PublishedLoop
 from torch.utils.flop_counter import FlopCounterMode
-from variants import SHARED_TEXT, OurLoop
+from variants import SHARED_TEXT
 
 from deepmlf_llm.backbones.text_cache import BATCH_TOKENS, TextCache
 
@@ -29,35 +28,32 @@ def matmul_rate(rows: int, width: int, columns: int, dtype: torch.dtype, repeats
     return 2 * rows * width * columns / seconds_of(partial(torch.mm, a, b), repeats)
 
 
-def count_arithmetic(yardstick: PublishedLoop, ours: Mapping[str, OurLoop]) -> dict[str, Any]:
-    """FLOPs of a training step and of a batch's predictions, ours of the batch of middle length; the matmul rate here.
+def count_arithmetic(loops: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """FLOPs of a training step on batch ``index`` and of its predictions; the matmul rate here.
 
     The rate is that of the LM's up projection for all fusion tokens of a batch. Predictions are for texts met before.
     """
-    training = {"yardstick": flops(yardstick.step)}
+    training, yardstick = {name: flops(partial(loop.step, index)) for name, loop in loops.items()}, loops["yardstick"]
     inference = {"yardstick": flops(yardstick.predict)}
-    for name, loop in ours.items():
-        middle = len(loop.batches) // 2
-        training[name] = flops(partial(loop.step, middle))
-        if name in SHARED_TEXT:
-            loop.model.enable_text_cache("memory", fusion_tokens=True)
-            for _ in range(2):
-                loop.predict(middle)
-            inference[SHARED_TEXT[name]] = flops(partial(loop.predict, middle))
+    for name in (name for name in SHARED_TEXT if name in loops):
+        loops[name].model.enable_text_cache("memory", fusion_tokens=True)
+        for _ in range(2):
+            loops[name].predict(index)
+        inference[SHARED_TEXT[name]] = flops(partial(loops[name].predict, index))
     config = yardstick.model.lm.config
     sizes = (yardstick.batches.batch * yardstick.model.num_tokens, config.hidden_size, config.intermediate_size)
     rates = {name: matmul_rate(*sizes, getattr(torch, name)) for name in ("float32", "bfloat16")}
     return {"training": training, "inference": inference, "matmul_rate": rates}
 
 
-def measure_building(loop: OurLoop, texts: list[list[int]], storage: str | None = None) -> dict[str, float]:
+def measure_building(loop: Any, texts: list[list[int]]) -> dict[str, float]:
     """Reading texts into an empty cache: FLOP/s, and their share of the rate of the LM's up projection for a batch of
     them, in the dtype of its projections."""
     own, seen = loop.model.text_cache, []
     config = own.decoder.lm.config
 
     def build() -> None:
-        TextCache(own.decoder, own.depth, storage=storage or own.storage, lowest=own.lowest).add(texts)
+        TextCache(own.decoder, own.depth, storage=own.storage, lowest=own.lowest).add(texts)
 
     up = own.decoder.ffw_parts(0).up
     handle = up.register_forward_hook(lambda module, given, out: seen.append(out.dtype))

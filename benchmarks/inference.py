@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Clock, benchmark_parser, environment, summary, use_threads, write_json
+from measuring import Clock, base_of, benchmark_parser, environment, summary, use_threads, write_json
 from tables import latency, machine
 from variants import make_config
 from workload import Geometry, make_utterances
@@ -68,28 +68,25 @@ def measure(
     ask(many, utterances[:32])
     for utterance in utterances[:3]:
         ask(one, [utterance])
-    latency, passes = {"new": Clock(), "met": Clock()}, {"new": Clock(), "met": Clock()}
-    for utterance in utterances[:singles]:
-        forget(model, storage)
-        with latency["new"]:
-            ask(one, [utterance])
-        other = other_take(utterance, random)
-        with latency["met"]:
-            ask(one, [other])
-    for _ in range(rounds):
-        forget(model, storage)
-        with passes["new"]:
-            ask(many, utterances)
-        others = [other_take(utterance, random) for utterance in utterances]
-        with passes["met"]:
-            ask(many, others)
-    again = ask(many, utterances)
+
+    def seconds(predictor: SentimentPredictor, groups: Sequence[Any]) -> dict[str, list[float]]:
+        clocks = {"new": Clock(), "met": Clock()}
+        for group in groups:
+            forget(model, storage)
+            with clocks["new"]:
+                ask(predictor, group)
+            others = [other_take(utterance, random) for utterance in group]
+            with clocks["met"]:
+                ask(predictor, others)
+        return {text: clock.seconds for text, clock in clocks.items()}
+
+    latency = seconds(one, [[utterance] for utterance in utterances[:singles]])
+    passes = seconds(many, [utterances] * rounds)
+    rates = {text: [len(utterances) / second for second in found] for text, found in passes.items()}
     return {
-        "polarities": [prediction.polarity for prediction in again],
-        "latency_ms": {text: percentiles(clock.seconds) for text, clock in latency.items()},
-        "utterances_per_second": {
-            text: summary([len(utterances) / seconds for seconds in clock.seconds]) for text, clock in passes.items()
-        },
+        "polarities": [prediction.polarity for prediction in ask(many, utterances)],
+        "latency_ms": {text: percentiles(found) for text, found in latency.items()},
+        "utterances_per_second": {text: summary(found) for text, found in rates.items()},
     }
 
 
@@ -119,18 +116,17 @@ def percentiles(values: Sequence[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__.splitlines()[0], "smollm2-135m")
+    parser = benchmark_parser(__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(USUAL), help="what is measured")
     parser.add_argument("--utterances", type=int, help="utterances of a timed pass; default: 128 (--quick: 8)")
     parser.add_argument("--rounds", type=int, default=3, help="timed passes")
     args = parser.parse_args()
     use_threads(args.threads)
-    base_model = args.base_model or ("tiny-llama" if args.quick else "smollm2-135m")
-    count = args.utterances or (8 if args.quick else 128)
+    base_model, count = base_of(args), args.utterances or (8 if args.quick else 128)
     geometry, tokenizer = Geometry(), load_tokenizer(base_model)
-    utterances = make_utterances(count, geometry)
-    variants: dict[str, Any] = {}
-    first = None
+    utterances, first = make_utterances(count, geometry), None
+    result: dict[str, Any] = {"base_model": base_model, "utterances": count, "variants": {}}
+    result["environment"] = environment()
     for name in args.variants:
         model = make_model(VARIANTS[name], base_model, geometry)
         facts = measure(model, tokenizer, utterances, min(count, 32), args.rounds, VARIANTS[name].get("storage"))
@@ -138,13 +134,9 @@ def main() -> None:
         first = said if first is None else first
         apart = np.abs(said - first)
         facts["difference"] = {"mean": float(apart.mean()), "largest": float(apart.max())}
-        variants[name] = {**facts, "spread": float(said.std()), "model": VARIANTS[name]}
-        if args.output:
-            write_json(args.output, {"variants": variants})  # a run that is cut loses nothing
-    result = {"base_model": base_model, "utterances": count, "variants": variants, "environment": environment()}
+        result["variants"][name] = {**facts, "spread": float(said.std()), "model": VARIANTS[name]}
+        write_json(args.output, result)  # a run that is cut loses nothing
     print(f"{latency(result)}\n\n{machine(result)}")
-    if args.output:
-        write_json(args.output, result)
 
 
 if __name__ == "__main__":

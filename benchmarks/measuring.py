@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from deepmlf_llm.backbones.smollm2 import SMOLLM2
 from deepmlf_llm.commands.shell import RecipeParser
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.files import write_aside
 from deepmlf_llm.training.environment import environment as program_environment
+from deepmlf_llm.training.environment import processor
 
 LIVE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """Environment of a process whose memory is measured: glibc hands freed blocks of 1 MB and more straight back, so the
@@ -45,27 +47,31 @@ def _wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
+def timed(run: Callable[[], Any], times: int, warm: int = 1) -> list[float]:
+    """Seconds of each of so many calls, after ``warm`` that are not timed."""
+    for _ in range(warm):
+        run()
+    clock = Clock()
+    for _ in range(times):
+        with clock:
+            run()
+    return clock.seconds
+
+
 def seconds_of(run: Callable[[], Any], repeats: int) -> float:
     """Seconds of one call: of ``repeats`` in a row, the fastest of five goes."""
-    clock = Clock()
-    for timed in (False, *[True] * 5):
-        with clock if timed else Clock():
-            for _ in range(repeats):
-                run()
-    return min(clock.seconds) / repeats
+
+    def go() -> None:
+        for _ in range(repeats):
+            run()
+
+    return min(timed(go, 5)) / repeats
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """Median, quartiles (low, high), count and the values."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {"median": median, "low": low, "high": high, "n": len(values), "values": list(values)}
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes, interpreter and libraries included: Linux's VmHWM, which
-    starts afresh with each program (``ru_maxrss`` of a child starts at its parent's)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def use_threads(count: int | None = None) -> None:
@@ -116,39 +122,32 @@ def _answer(pipe: Any, threads: int | None, function: Callable[..., Any], args: 
         pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
 
 
-def benchmark_parser(description: str, base_model: str | None = None) -> RecipeParser:
-    """A parser with what benchmarks share; ``base_model``: the default of that option, where there is one."""
+def benchmark_parser(description: str, bases: bool = True) -> RecipeParser:
+    """A parser with what benchmarks share; ``bases``: also of those that take one base model, or a toy."""
     parser = RecipeParser(description=description)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS or one a core")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
-    if base_model is not None:
-        told = f"a LLaMA-class base model; default: {base_model} (--quick: tiny-llama)"
-        parser.add_argument("--base_model", help=told)
+    if bases:
+        parser.add_argument("--quick", action="store_true", help="toy sizes, to try the command: figures mean nothing")
+        parser.add_argument("--base_model", help=f"a LLaMA-class model; default: {SMOLLM2} (--quick: tiny-llama)")
     return parser
+
+
+def base_of(args: Namespace) -> str:
+    """The base model that was asked for."""
+    return args.base_model or ("tiny-llama" if args.quick else SMOLLM2)
 
 
 def environment() -> dict[str, Any]:
     """Versions, commit, machine class, threads."""
-    return {**program_environment(), "cpu": _cpu_class(), "threads": torch.get_num_threads()}
+    return {**program_environment(), "cpu": processor(), "threads": torch.get_num_threads()}
 
 
-def _cpu_class() -> str:
-    """The processor's name as it gives it, without anything about this one machine."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in [columns, ["---"] * len(columns), *rows])
-
-
-def write_json(path: Path, result: Any) -> None:
-    """Writes aside, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps(result, indent=2) + "\n")
+def write_json(path: Path | None, result: Any) -> None:
+    """Writes aside, then renames; nothing without a path."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(path, json.dumps(result, indent=2) + "\n")
 
 
 def operations(run: Callable[[], Any], most: int = 12) -> dict[str, float]:

@@ -23,9 +23,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from gpu import Case, measure_case
-from measuring import Clock, benchmark_parser, environment, in_own_process, seconds_of, summary, use_threads, write_json
-from variants import VARIANTS, OurLoop
+from measuring import benchmark_parser, environment, in_own_process, seconds_of, summary, timed, use_threads, write_json
+from variants import make_loop
 
+from deepmlf_llm.backbones.random_base import random_nf4_linear
 from deepmlf_llm.backbones.smollm2 import smollm2_available
 from deepmlf_llm.commands.shell import run_recipe
 from deepmlf_llm.errors import RunError
@@ -73,10 +74,9 @@ def tests(where: Where, seconds: float) -> dict[str, Any]:
 def four_bit(where: Where) -> dict[str, Any]:
     """bitsandbytes' nf4 kernels: their error against the same weights dequantized, their time against bf16's."""
     from bitsandbytes import functional as bnb
-    from gpu import random_linear
 
     width, out = (64, 128) if where.tiny else (4096, 14336)
-    layer = random_linear(width, out, torch.bfloat16, where.device)
+    layer = random_nf4_linear(width, out, torch.bfloat16, where.device)
     weight = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
     result = {}
     for rows in (1, 96, 2048) if not where.tiny else (1, 4):
@@ -95,7 +95,7 @@ def kernels(where: Where) -> dict[str, Any]:
     result = {}
     for variant in ("joint", "fusion", "fusion_cached"):
         lm = case.base()
-        loop = OurLoop(lm, case.tokenizer, case.batches, case.geometry, *VARIANTS[variant])
+        loop = case.loop(variant, lm)
         loop.step(0)
         with torch.profiler.profile() as profiler:
             loop.step(0)
@@ -117,7 +117,7 @@ def launches(where: Where) -> dict[str, Any]:
     for name, compiled in ways.items():
         lm = case.base()
         lm.set_attn_implementation("sdpa")
-        loop = OurLoop(lm, case.tokenizer, [case.batches[0][:2], case.batches[-1]], case.geometry, "fusion", True)
+        loop = make_loop("fusion_cached", lm, case.tokenizer, [case.batches[0][:2], case.batches[-1]], case.geometry)
         loop.model.enable_text_cache("memory", fusion_tokens=True)
         if compiled is not None:
             lm.get_decoder().compile(**compiled)
@@ -170,24 +170,18 @@ CUDA_ONLY = ("tests", "deepspeed", "planner")
 
 
 def _small(where: Where) -> Case:
-    return Case("tiny:float32:2" if where.tiny else CASES[0], where.device, 2, 12 if where.tiny else 96)
+    return Case("tiny-llama:float32:2" if where.tiny else CASES[0], where.device, 2, 12 if where.tiny else 96)
 
 
 def _busy(run: Callable[[], Any], repeats: int = 7) -> dict[str, Any]:
     """Milliseconds of one call, kernels that it launches, the share of the time that the device computes."""
-    for _ in range(3):
-        run()
-    clock = Clock()
-    for _ in range(repeats):
-        with clock:
-            run()
+    middle = summary(timed(run, repeats, warm=3))["median"]
     with torch.profiler.profile() as profiler:
         run()
     events = profiler.key_averages()
     on_device = [event for event in events if event.device_type != torch.autograd.DeviceType.CPU]
     device = sum(event.self_device_time_total for event in on_device) / 1e6
     launched = sum(event.count for event in events if "LaunchKernel" in event.key or "GraphLaunch" in event.key)
-    middle = summary(clock.seconds)["median"]
     return {"ms": middle * 1e3, "launches": launched, "device_busy": device / middle}
 
 
@@ -235,7 +229,7 @@ def run(names: list[str], where: Where, minutes: float, output: Path | None) -> 
 
 
 def main() -> int:
-    parser = benchmark_parser(__doc__.splitlines()[0])
+    parser = benchmark_parser(__doc__.splitlines()[0], bases=False)
     parser.add_argument("--device", default="cuda", help="where")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the command: figures mean nothing")
     parser.add_argument("--steps", nargs="+", help=f"which, or cases; default: {' '.join(STEPS)}")
@@ -245,7 +239,7 @@ def main() -> int:
     if args.device != "cpu" and not torch.cuda.is_available():
         print("skipped: these benchmarks need a CUDA device, and torch sees none here.")
         return 0
-    toys = [*(name for name in STEPS if name not in CASES), "tiny:float32:4"]
+    toys = [*(name for name in STEPS if name not in CASES), "tiny-llama:float32:4"]
     names = args.steps or (toys if args.tiny else list(STEPS))
     run(names, Where(args.device, args.tiny), args.minutes, args.output)
     return 0

@@ -11,15 +11,12 @@ the package. What is slow here is meant to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from published_encoder import ModalityEncoder, attend, key_bias
 from torch import Tensor, nn
-from workload import Geometry, PublishedBatches
 
 OPTIMIZER = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 1e-3}
 LOSS_WEIGHTS = {"task": 1.0, "fusion": 0.4, "av": 0.8, "text": 0.8}
@@ -28,6 +25,79 @@ LOSS_WEIGHTS = {"task": 1.0, "fusion": 0.4, "av": 0.8, "text": 0.8}
 def blocks_after(num_layers: int) -> list[int]:
     """LM layers (0-based) that seven MM Blocks follow; of 30 layers 11, 14, .., 29, other depths in proportion."""
     return sorted({(12 + 3 * i) * num_layers // 30 - 1 for i in range(7)} - {-1})
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attention with its map written out; query, key, value [b x h x s x e], bias [b x 1 x 1 x t]."""
+    scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
+    scores += bias  # in place: the published code has no mask here, and ours must not cost more
+    return F.dropout(scores.softmax(dim=-1), dropout) @ value
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm Transformer encoder layer, exact GELU."""
+
+    def __init__(self, width: int, heads: int, ffw: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.p = heads, dropout
+        self.norm_attention, self.norm_ffw = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, ffw), nn.Linear(ffw, width)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        p = self.p if self.training else 0.0
+        y = self.norm_attention(x)
+        query, key, value = (
+            proj(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value)
+        )
+        read = self.output(attend(query, key, value, bias, p).transpose(1, 2).flatten(2))
+        x = x + F.dropout(read, p)
+        y = F.dropout(F.gelu(self.up(self.norm_ffw(x))), p)
+        return x + F.dropout(self.down(y), p)
+
+
+class ModalityEncoder(nn.Module):
+    """E_AV of one modality: all its padded frames pooled in time to ``frames`` windows, which then go through the
+    layers, in the published order and shape."""
+
+    def __init__(self, dim: int, frames: int, width: int = 30, layers: int = 3, heads: int = 6, ffw: int = 120) -> None:
+        super().__init__()
+        self.width, self.frames, self.dropout = width, frames, nn.Dropout(0.1)
+        self.project = nn.Linear(dim, width, bias=False)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, ffw, 0.1) for _ in range(layers))
+
+    def forward(self, features: Tensor, lengths: Tensor, windows: Tensor) -> Tensor:
+        """Features [b x t x f], lengths [b] and windows wanted [b] -> [b x T x c], zero past the windows wanted."""
+        pooled = pooling_weights(lengths, windows, features.shape[1], self.frames) @ features
+        x = self.project(pooled) * math.sqrt(self.width)
+        x = self.dropout(x + sinusoids(self.frames, self.width, features.device))
+        heard = (torch.arange(self.frames, device=x.device) < windows[:, None]) & (lengths > 0)[:, None]
+        bias = key_bias(heard | ~heard.any(dim=1, keepdim=True))  # a softmax over nothing is NaN
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x * heard[..., None]
+
+
+def pooling_weights(lengths: Tensor, windows: Tensor, frames: int, most: int) -> Tensor:
+    """Adaptive average pooling, a matrix [b x most x frames]: window i of w covers frames i r / w .. (i + 1) r / w."""
+    index = torch.arange(most, device=lengths.device)
+    length, count = lengths[:, None, None], windows[:, None, None]
+    low, high = index[:, None] * length, (index[:, None] + 1) * length  # in units of 1 / w frames
+    frame = torch.arange(frames, device=lengths.device) * count
+    inside = (frame + count > low) & (frame < high) & (index[:, None] < count)  # [b x most x frames]
+    return inside.float() / inside.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """[sines | cosines] of positions from 1, rate 10000^(-i / (width / 2 - 1)); [length x width]."""
+    rate = torch.exp(torch.arange(width // 2, device=device) * (-math.log(10000.0) / (width // 2 - 1)))
+    angle = torch.arange(1, length + 1, device=device)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def key_bias(mask: Tensor) -> Tensor:
+    """0 where a key is real, -inf elsewhere: [b x t] -> [b x 1 x 1 x t]."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)[:, None, None, :]
 
 
 class CopiedLinear(nn.Module):
@@ -184,68 +254,3 @@ class PublishedLayout(nn.Module):
             weight * (output[part] - labels.view(-1, *[1] * (output[part].dim() - 1))).abs().mean()
             for part, weight in LOSS_WEIGHTS.items()
         )
-
-
-class PublishedLoop:
-    """The published training loop, one step at a time: tokenise, forward, backward, AdamW over all that is trainable.
-
-    Args:
-        lm: base model, on its device.
-        tokenizer: of the LM.
-        utterances: see :func:`workload.make_utterances`.
-        geometry: to which everything is padded.
-        batch: rows of a batch.
-        gamma: weight of the LM's loss.
-        changes: of :class:`PublishedLayout`.
-    """
-
-    def __init__(
-        self,
-        lm: Any,
-        tokenizer: Any,
-        utterances: Sequence[Mapping[str, Any]],
-        geometry: Geometry,
-        batch: int,
-        gamma: float = 0.0,
-        **changes: Any,
-    ) -> None:
-        self.gamma = gamma
-        self.model = PublishedLayout(lm, geometry.modalities, **changes).train()
-        self.device, self.half = lm.device, lm.dtype != torch.float32
-        self.batches = PublishedBatches(utterances, tokenizer, geometry, batch)
-        self.optimizer = torch.optim.AdamW(self.trainable(), **OPTIMIZER)
-
-    def trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def step(self) -> int:
-        """One training step; returns the samples it saw."""
-        output, labels = self._run()
-        loss = self.model.loss(output, labels)
-        if self.gamma:
-            loss = loss + self.gamma * F.cross_entropy(output["logits"].transpose(1, 2).float(), output["targets"])
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return len(labels)
-
-    @torch.no_grad()
-    def predict(self) -> int:
-        """One batch of predictions; returns the samples it saw."""
-        self.model.eval()
-        _, labels = self._run()
-        self.model.train()
-        return len(labels)
-
-    def _run(self) -> tuple[dict[str, Tensor], Tensor]:
-        batch, labels = self.batches.next()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            output = self.model({name: x.to(self.device) for name, x in batch.items()})
-        return {**output, "targets": self._targets(batch).to(self.device)}, labels.to(self.device)
-
-    def _targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """Each real token but the last predicts the next real one [b x s]; -100 elsewhere."""
-        ids, real = batch["input_ids"], batch["attention_mask"].bool()
-        following = ids.roll(-1, dims=1).masked_fill(~real.roll(-1, dims=1), -100)
-        following[:, -1] = -100
-        return F.pad(following, (0, self.model.num_tokens), value=-100)

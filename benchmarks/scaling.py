@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 from arithmetic import flops
-from measuring import Clock, benchmark_parser, environment, markdown, summary, use_threads, write_json
-from published_layout import PublishedLoop, blocks_after
-from variants import VARIANTS, OurLoop
+from measuring import base_of, benchmark_parser, environment, summary, timed, use_threads, write_json
+from published_layout import blocks_after
+from tables import growth
+from variants import make_loop
 from workload import Geometry, make_utterance, with_token_ids
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
@@ -32,11 +33,7 @@ STYLES = {
     "fusion_cached": {"color": "#009E73", "marker": "D", "linestyle": "-."},
 }
 
-EXPONENTS = {
-    "exponent": "exponent of seconds",
-    "flops_exponent": "exponent of FLOPs",
-    "flops_exponent_at_top": "between the two largest",
-}
+QUARTILES = ("median", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -59,27 +56,21 @@ SWEEPS: dict[str, tuple[str, list[int]]] = {
 }
 
 
-def make_loop(variant: str, point: Point, lm: Any, tokenizer: Any) -> Any:
+def loop_at(variant: str, point: Point, lm: Any, tokenizer: Any) -> Any:
     """One variant at one point: a batch whose every utterance has exactly these sizes."""
     geometry = Geometry(max_tokens=point.text, frames=point.frames)
     random = np.random.default_rng(0)
     drawn = [make_utterance(point.text, geometry, random, f"u{i}", point.frames) for i in range(point.batch)]
     utterances = with_token_ids(drawn, tokenizer, point.text)
     layers = blocks_after(lm.config.num_hidden_layers)[-point.blocks :]
-    if variant == "yardstick":
-        return PublishedLoop(lm, tokenizer, utterances, geometry, point.batch, num_tokens=point.tokens, layers=layers)
-    return OurLoop(lm, tokenizer, [utterances], geometry, *VARIANTS[variant], point.tokens, layers=layers)
+    return make_loop(variant, lm, tokenizer, [utterances], geometry, num_tokens=point.tokens, layers=layers)
 
 
 def measure(variant: str, point: Point, args: Namespace, tokenizer: Any) -> dict[str, Any]:
     """Seconds of a training step, after one that is not timed but counted."""
-    loop = make_loop(variant, point, load_base_model(args.base_model, dtype="float32"), tokenizer)
-    step = loop.step if variant == "yardstick" else loop.epoch
-    counted, clock = flops(step), Clock()
-    for _ in range(args.repeats):
-        with clock:
-            step()
-    return {"step_seconds": summary(clock.seconds), "flops": counted}
+    step = loop_at(variant, point, load_base_model(args.base_model, dtype="float32"), tokenizer).step
+    counted = flops(step)
+    return {"step_seconds": summary(timed(step, args.repeats, warm=0)), "flops": counted}
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -111,62 +102,47 @@ def sweep(name: str, sizes: Sequence[int], args: Namespace, tokenizer: Any) -> d
 def plot(result: dict[str, Any], path: Path) -> None:
     """Small multiples, a column a sweep, seconds above and FLOPs below, all axes logarithmic; bars are quartiles."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams["svg.fonttype"] = "none"  # text stays text
     sweeps = result["sweeps"]
-    figure, axes = pyplot.subplots(
-        2, len(sweeps), figsize=(3.4 * len(sweeps), 6.4), squeeze=False, sharex="col", sharey="row"
-    )
-    for (above, below), facts in zip(axes.T, sweeps.values(), strict=True):
+    figure = Figure(figsize=(3.4 * len(sweeps), 6.4), layout="tight")
+    axes = figure.subplots(2, len(sweeps), squeeze=False, sharex="col", sharey="row")
+    for column, facts in zip(axes.T, sweeps.values(), strict=True):
+        sizes = facts["sizes"]
         for variant, line in facts["variants"].items():
-            steps = [point["step_seconds"] for point in line["points"]]
-            middle = np.array([step["median"] for step in steps])
-            spread = np.abs(np.array([[step["low"], step["high"]] for step in steps]).T - middle)
-            look = {"markersize": 4, **STYLES[variant]}
-            label = f"{variant}, p = {line['exponent']:.2f}"
-            above.errorbar(facts["sizes"], middle, spread, label=label, capsize=2, **look)
-            counted = [point["flops"] / 1e9 for point in line["points"]]
-            below.plot(facts["sizes"], counted, label=f"{variant}, p = {line['flops_exponent']:.2f}", **look)
-        below.set_xlabel(facts["label"])
-        for axis in (above, below):
+            steps = np.array([[point["step_seconds"][key] for point in line["points"]] for key in QUARTILES])
+            counted, look = [point["flops"] / 1e9 for point in line["points"]], {"markersize": 4, **STYLES[variant]}
+            bars = np.abs(steps[1:] - steps[0])
+            column[0].errorbar(sizes, steps[0], bars, label=f"p = {line['exponent']:.2f}", capsize=2, **look)
+            column[1].plot(sizes, counted, label=f"{variant}, p = {line['flops_exponent']:.2f}", **look)
+        column[1].set_xlabel(facts["label"])
+        for axis in column:
             axis.set(xscale="log", yscale="log")
-            axis.set_xticks(facts["sizes"], labels=[str(size) for size in facts["sizes"]])
+            axis.set_xticks(sizes, labels=map(str, sizes))
             axis.minorticks_off()
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7, frameon=False)
     axes[0][0].set_ylabel("seconds a training step")
     axes[1][0].set_ylabel("GFLOPs a training step")
     figure.suptitle(f"{result['base_model']}, cost of a training step", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(path)
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__.splitlines()[0], "smollm2-135m")
-    parser.set_defaults(output=Path("runs/scaling.json"))  # the figure beside it: .png, .svg
+    parser = benchmark_parser(__doc__.splitlines()[0])
+    parser.set_defaults(output=Path("runs/scaling.json"))
     parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="what moves")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps a point")
     args = parser.parse_args()
-    args.base_model = args.base_model or ("tiny-llama" if args.quick else "smollm2-135m")
-    if args.quick:
-        args.repeats = 2
+    args.base_model, args.repeats = base_of(args), 2 if args.quick else args.repeats
     use_threads(args.threads)
     tokenizer = load_tokenizer(args.base_model)
     sweeps = {name: sweep(name, SWEEPS[name][1][: 3 if args.quick else None], args, tokenizer) for name in args.sweeps}
     result = {"base_model": args.base_model, "point": vars(Point()), "sweeps": sweeps, "environment": environment()}
-    rows = [
-        [facts["label"], variant, *(f"{line[key]:.2f}" for key in EXPONENTS)]
-        for facts in sweeps.values()
-        for variant, line in facts["variants"].items()
-    ]
-    print(markdown(["size", "variant", *EXPONENTS.values()], rows))
+    print(growth(result))
     write_json(args.output, result)
-    for suffix in (".png", ".svg"):
-        plot(result, args.output.with_suffix(suffix))
+    plot(result, args.output.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

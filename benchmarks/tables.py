@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import markdown
+from deepmlf_llm.markdown import table as markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = RESULTS.parents[1] / "docs" / "speed.md"
@@ -84,16 +84,27 @@ def latency(result: dict[str, Any]) -> str:
     return markdown([*columns, "text met before", "differs from the first (mean / largest)"], rows)
 
 
+def growth(result: dict[str, Any]) -> str:
+    """Of scaling.py: exponents of FLOPs and of seconds."""
+    sweeps = result["sweeps"].values()
+    names, rows = list(next(iter(sweeps))["variants"]), []
+    for facts in sweeps:
+        keys = ("flops_exponent", "flops_exponent_at_top", "exponent")
+        lines = [[round(facts["variants"][name][key], 2) + 0.0 for key in keys] for name in names]  # no -0.00
+        cells = [f"{whole:.2f} ({top:.2f}); {seconds:.2f}" for whole, top, seconds in lines]
+        rows.append([f"{facts['label']}, {facts['sizes'][0]} to {facts['sizes'][-1]}", *cells])
+    return markdown(["p of FLOPs (between the two largest); p of seconds", *names], rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    table.__name__: table for table in (ratios, memory, arithmetic, reading, latency)
+    table.__name__: table for table in (ratios, memory, arithmetic, reading, latency, growth)
 }
-OF_DETAILS = ("arithmetic", "reading")
 
 
 def show(result: dict[str, Any]) -> None:
     """The report of run.py."""
     detailed = any("building" in cell.get("details", {}) for cell in result["cells"].values())
-    for name in ("ratios", "memory", *(OF_DETAILS if detailed else ())):
+    for name in ("ratios", "memory", *(("arithmetic", "reading") if detailed else ())):
         print(f"{TABLES[name](result)}\n")
     print(machine(result))
 

@@ -1,14 +1,14 @@
-"""The package's side of a benchmark: DeepMLF in either scope, with or without cached text, step by step."""
+"""Both sides of a benchmark, step by step: the yardstick, and the package in each of its variants."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from published_layout import OPTIMIZER, blocks_after
+import torch.nn.functional as F
+from published_layout import OPTIMIZER, PublishedLayout, blocks_after
 from torch import Tensor, nn
-from workload import Geometry
+from workload import Batches, Geometry, PublishedBatches
 
 from deepmlf_llm import DeepMLFConfig, DeepMLFModel
 from deepmlf_llm.data.collate import Collator
@@ -26,20 +26,133 @@ VARIANTS: dict[str, tuple[str, bool, dict[str, Any], int | None]] = {
 }
 """Name -> ``ffw_scope``, whether the text is read from a cache, other settings, how many of the yardstick's MM Blocks
 (the lowest; None: all)."""
-LOOPS = {
-    f"{name}{suffix}": (name, dtype) for suffix, dtype in (("", "float32"), ("_bf16", "bfloat16")) for name in VARIANTS
-}
-"""Name -> variant, dtype of the frozen LM. Everything that is trained is fp32 in all of them."""
-YARDSTICKS = {"yardstick": ("float32", 0.0), "yardstick_gamma": ("float32", 1.1), "yardstick_bf16": ("bfloat16", 0.0)}
-"""Name -> dtype of the yardstick's LM (with bf16 it runs under autocast), weight of the LM's loss. Ratios are to the
-first; of steps with that loss, to the second."""
+BF16 = "_bf16"
+"""Ends the names of loops whose frozen LM is bf16. Everything that is trained is fp32 in all of them."""
+LOOPS = [name + suffix for suffix in ("", BF16) for name in VARIANTS]
+YARDSTICKS = {"yardstick": 0.0, "yardstick_gamma": 1.1, f"yardstick{BF16}": 0.0}
+"""Name -> weight of the LM's loss; a bf16 LM runs under autocast. Ratios are to the first; of steps with that loss, to
+the second."""
 SHARED_TEXT = {
-    "fusion_cached": "shared_text",
-    "cached_best": "shared_text_best",
-    "fusion_cached_bf16": "shared_text_bf16",
-    "cached_best_bf16": "shared_text_best_bf16",
+    f"{name}{suffix}": f"{asked}{suffix}"
+    for suffix in ("", BF16)
+    for name, asked in (("fusion_cached", "shared_text"), ("cached_best", "shared_text_best"))
 }
 """Name of a loop with cached text -> what its predictions for texts met before are called."""
+
+
+def dtype_of(name: str) -> str:
+    """Of a loop's frozen LM."""
+    return "bfloat16" if name.endswith(BF16) else "float32"
+
+
+def make_loop(name: str, lm: Any, tokenizer: Any, batches: Batches, geometry: Geometry, **sizes: Any) -> Any:
+    """One of :data:`YARDSTICKS` or :data:`LOOPS`.
+
+    Args:
+        name: of it; its dtype is the LM's.
+        lm: base model, on its device.
+        tokenizer: of the LM.
+        batches: lists of utterances with ``input_ids``.
+        geometry: sizes of the inputs.
+        sizes: ``num_tokens`` (12), LoRA's ``rank`` (64), ``layers`` that MM Blocks follow (``blocks_after``).
+    """
+    kind = PublishedLoop if name in YARDSTICKS else OurLoop
+    return kind(name, lm, tokenizer, batches, geometry, **sizes)
+
+
+class Loop:
+    """A training loop, one step at a time: a batch, forward, backward, AdamW over all that is trainable.
+
+    Args:
+        model: DeepMLF on its LM.
+        lm: base model, on its device.
+    """
+
+    def __init__(self, model: Any, lm: Any) -> None:
+        self.model, self.device = model.train(), lm.device
+        self.optimizer = torch.optim.AdamW(self.trainable(), **OPTIMIZER)
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def forward(self, index: int) -> tuple[Any, Tensor]:
+        """What the model says of batch ``index``, and its labels."""
+        raise NotImplementedError
+
+    def loss(self, output: Any, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def step(self, index: int = 0) -> int:
+        """One training step on batch ``index``; returns the samples it saw."""
+        output, labels = self.forward(index)
+        self.loss(output, labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return len(labels)
+
+    @torch.no_grad()
+    def predict(self, index: int = 0) -> int:
+        """Predictions for batch ``index``; returns the samples it saw."""
+        self.model.eval()
+        _, labels = self.forward(index)
+        self.model.train()
+        return len(labels)
+
+
+class PublishedLoop(Loop):
+    """The published loop: the text tokenised at each step, rows at random, whichever batch is asked for."""
+
+    def __init__(self, name: str, lm: Any, tokenizer: Any, batches: Batches, geometry: Geometry, **sizes: Any) -> None:
+        super().__init__(PublishedLayout(lm, geometry.modalities, **sizes), lm)
+        self.gamma, self.half = YARDSTICKS[name], lm.dtype != torch.float32
+        utterances = [utterance for batch in batches for utterance in batch]
+        self.batches = PublishedBatches(utterances, tokenizer, geometry, len(batches[0]))
+
+    def forward(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
+        batch, labels = self.batches.next()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            output = self.model({name: x.to(self.device) for name, x in batch.items()})
+        return {**output, "targets": self._targets(batch).to(self.device)}, labels.to(self.device)
+
+    def loss(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
+        loss = self.model.loss(output, labels)
+        if self.gamma:
+            loss = loss + self.gamma * F.cross_entropy(output["logits"].transpose(1, 2).float(), output["targets"])
+        return loss
+
+    def _targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """Each real token but the last predicts the next real one [b x s]; -100 elsewhere."""
+        ids, real = batch["input_ids"], batch["attention_mask"].bool()
+        following = ids.roll(-1, dims=1).masked_fill(~real.roll(-1, dims=1), -100)
+        following[:, -1] = -100
+        return F.pad(following, (0, self.model.num_tokens), value=-100)
+
+
+class OurLoop(Loop):
+    """The package's: batches of like length, tokenised once; where the text is cached, it is read now, into memory."""
+
+    def __init__(self, name: str, lm: Any, tokenizer: Any, batches: Batches, geometry: Geometry, **sizes: Any) -> None:
+        scope, self.cached, settings, blocks = VARIANTS[name.removesuffix(BF16)]
+        layers = (sizes.pop("layers", None) or blocks_after(lm.config.num_hidden_layers))[:blocks]
+        config = make_config(lm, geometry, scope, layers=layers, **sizes, **settings)
+        super().__init__(DeepMLFModel(lm, config), lm)
+        self.batches = batches
+        self.collate = Collator(tokenizer, geometry.modalities, geometry.max_tokens)
+        if self.cached:
+            self.model.enable_text_cache("memory")
+            self.model.build_text_cache([utterance["input_ids"] for batch in batches for utterance in batch])
+
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """What the model gets, on its device."""
+        return {name: x.to(self.device) for name, x in self.collate(self.batches[index]).items()}
+
+    def forward(self, index: int) -> tuple[Any, Tensor]:
+        batch = self.batch(index)
+        return self.model(**batch), batch["labels"]
+
+    def loss(self, output: Any, labels: Tensor) -> Tensor:
+        loss: Tensor = output.loss
+        return loss
 
 
 def make_config(
@@ -51,7 +164,7 @@ def make_config(
     layers: list[int] | None = None,
     **changes: Any,
 ) -> DeepMLFConfig:
-    """DeepMLF in the yardstick's sizes; the arguments are :class:`OurLoop`'s, ``changes`` any other setting."""
+    """DeepMLF in the yardstick's sizes; the arguments are :func:`make_loop`'s, ``changes`` any other setting."""
     return DeepMLFConfig(
         num_fusion_tokens=num_tokens,
         fusion_layers=layers or blocks_after(lm.config.num_hidden_layers),
@@ -62,74 +175,3 @@ def make_config(
         text={"max_tokens": geometry.max_tokens},
         **changes,
     )
-
-
-class OurLoop:
-    """Batches of like length, tokenised once; collate, forward, backward, the yardstick's AdamW.
-
-    Args:
-        lm: base model, on its device.
-        tokenizer: of the LM.
-        batches: lists of utterances with ``input_ids``.
-        geometry: sizes of the inputs.
-        scope, cached, settings, blocks: as in :data:`VARIANTS`; a cache is filled now, in memory.
-        num_tokens, rank: as in the yardstick.
-        layers: LM layers that MM Blocks follow; default: the yardstick's.
-    """
-
-    def __init__(
-        self,
-        lm: Any,
-        tokenizer: Any,
-        batches: Sequence[Sequence[Mapping[str, Any]]],
-        geometry: Geometry,
-        scope: str = "joint",
-        cached: bool = False,
-        settings: Mapping[str, Any] | None = None,
-        blocks: int | None = None,
-        num_tokens: int = 12,
-        rank: int = 64,
-        layers: list[int] | None = None,
-    ) -> None:
-        layers = (layers or blocks_after(lm.config.num_hidden_layers))[:blocks]
-        config = make_config(lm, geometry, scope, num_tokens, rank, layers, **(settings or {}))
-        self.device = lm.device
-        self.model = DeepMLFModel(lm, config).train()
-        self.batches = batches
-        self.collate = Collator(tokenizer, geometry.modalities, geometry.max_tokens)
-        self.optimizer = torch.optim.AdamW(self.trainable(), **OPTIMIZER)
-        if cached:
-            self.model.enable_text_cache("memory")
-            self.model.build_text_cache([utterance["input_ids"] for batch in batches for utterance in batch])
-
-    def trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def step(self, index: int) -> int:
-        """One training step on batch ``index``; returns the samples it saw."""
-        batch = self.batch(index)
-        self.model(**batch).loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return len(batch["labels"])
-
-    @torch.no_grad()
-    def predict(self, index: int) -> int:
-        """Predictions for batch ``index``; returns the samples it saw."""
-        self.model.eval()
-        batch = self.batch(index)
-        self.model(**batch)
-        self.model.train()
-        return len(batch["labels"])
-
-    def epoch(self, batches: int | None = None) -> int:
-        """A training step on each of the first ``batches`` (default: all); returns the samples seen."""
-        return sum(self.step(index) for index in range(len(self.batches) if batches is None else batches))
-
-    def predict_epoch(self) -> int:
-        """Predictions for each of the batches; returns the samples seen."""
-        return sum(self.predict(index) for index in range(len(self.batches)))
-
-    def batch(self, index: int) -> dict[str, Tensor]:
-        """What the model gets, on its device."""
-        return {name: x.to(self.device) for name, x in self.collate(self.batches[index]).items()}

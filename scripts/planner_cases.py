@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,11 +13,12 @@ import torch
 
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.backbones.loading import base_source
+from deepmlf_llm.backbones.random_base import random_weights
 from deepmlf_llm.backbones.toys import TOYS
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.planning.dry_step import DryModel, Step, StepBytes
-from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
+from deepmlf_llm.planning.geometries import planned_shape
 from deepmlf_llm.planning.resident import Loading, loading_of
 from deepmlf_llm.training.planned import planned_kernel
 
@@ -154,11 +154,8 @@ def loading(case: dict[str, Any]) -> Loading:
 
 def random_base(case: dict[str, Any], device: str) -> Any:
     """A base of the case's geometry with random weights, made on the device."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-    from gpu import random_llama
-
-    sizes = {**GEOMETRIES[case["base"]][1], "num_hidden_layers": case["layers"]}
-    lm = random_llama(sizes, "nf4" if case.get("quantization") == "nf4" else case["dtype"], device)
+    kind = "nf4" if case.get("quantization") == "nf4" else case["dtype"]
+    lm = random_weights(planned_shape(case["base"], case["layers"]), kind, device)
     lm.set_attn_implementation(case["kernel"])
     return lm
 

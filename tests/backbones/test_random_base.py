@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepmlf_llm import DeepMLFModel
-from deepmlf_llm.backbones import base_fingerprint, init_seed_of, load_base_model
+from deepmlf_llm.backbones import base_fingerprint, init_seed_of, is_quantized, load_base_model
+from deepmlf_llm.backbones.random_base import random_weights
 from deepmlf_llm.errors import AdapterError, BaseModelError
 from deepmlf_llm.model.merged import MergedDeepMLF
-from tests.families import tiny_batch, tiny_config
+from tests.families import tiny_batch, tiny_config, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,45 @@ def test_an_adapter_has_its_base_made_again_or_is_refused(directory, tmp_path):
 def test_an_adapter_on_a_base_of_its_own_says_nothing_of_a_seed(tmp_path):
     model = DeepMLFModel(load_base_model("tiny-llama"), tiny_config())
     assert model.deepmlf_config.base_init_seed is None
+
+
+def shape(tied: bool):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 8, "num_key_value_heads": 4}
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(vocab_size=320, num_hidden_layers=4, tie_word_embeddings=tied, **sizes))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_shape_with_random_weights_is_a_finite_decoder_with_its_logits_tied_or_not(tied):
+    lm = random_weights(shape(tied), "float32", "cpu")
+    assert lm(torch.arange(12).reshape(2, 6)).logits.isfinite().all()
+    assert (lm.lm_head.weight.data_ptr() == lm.model.embed_tokens.weight.data_ptr()) is tied
+    assert not any(t.is_meta or t.requires_grad for t in (*lm.parameters(), *lm.buffers()))
+
+
+class Drawn(TorchDispatchMode):
+    """Counts the values that are drawn."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        drawn = func is torch.ops.aten.normal_.default and not args[0].is_meta
+        self.values += args[0].numel() if drawn else 0
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.cpu
+def test_random_4_bit_weights_are_drawn_once_and_train_a_step():
+    with Drawn() as drawn:
+        lm = random_weights(shape(False), "nf4", "cpu")
+    assert is_quantized(lm)
+    packed = sum(p.numel() * p.element_size() for layer in lm.model.layers for p in layer.parameters())
+    dense = 4 * (256 * (2 * 256 + 2 * 128) + 3 * 256 * 640)
+    assert packed < 0.3 * 2 * dense
+    assert drawn.values == dense + 2 * 320 * 256  # once each: what is packed has no dense twin that fills a device
+    model = tiny_model(lm)
+    model(**tiny_batch()).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad and p.grad is not None)

@@ -24,15 +24,15 @@ def test_a_rate_is_positive_in_either_dtype():
 
 def test_each_saving_takes_arithmetic_out_of_a_step():
     bench = Bench(QUICK)
-    yardstick, ours = bench.yardstick(), {name: bench.ours(name) for name in ("joint", "fusion", *SHARED_TEXT)}
-    counted = count_arithmetic(yardstick, ours)
+    loops = {name: bench.loop(name) for name in ("yardstick", "joint", "fusion", *SHARED_TEXT)}
+    counted = count_arithmetic(loops, 1)
     training, inference = counted["training"], counted["inference"]
     assert training["yardstick"] > training["joint"] > training["fusion"] > training["fusion_cached"]
     assert inference["yardstick"] > inference["shared_text"]
     for counts, name in ((training, "fusion_cached"), (inference, "shared_text")):  # but for attention, see flops()
         assert counts[name] == pytest.approx(counts[f"{name}_bf16"], rel=0.1)
     # A frozen LM's backward pass costs what its forward pass does: the fusion tokens' whole way through it, twice.
-    decoder = Decoder(ours["fusion_cached"].model.fused_decoder.decoder.lm)
-    tokens = QUICK.batch * yardstick.model.num_tokens
+    decoder = Decoder(loops["fusion_cached"].model.fused_decoder.decoder.lm)
+    tokens = QUICK.batch * loops["yardstick"].model.num_tokens
     weights = sum(p.numel() for name, p in decoder.layers.named_parameters() if name.endswith("proj.weight"))
     assert training["fusion_cached"] > 2 * 2 * tokens * weights

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from published_encoder import ModalityEncoder, pooling_weights
-from published_layout import PublishedLayout, PublishedLoop, blocks_after
+from published_layout import ModalityEncoder, PublishedLayout, blocks_after, pooling_weights
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
-from variants import OurLoop
+from variants import make_loop
 from workload import Geometry, make_utterances, with_token_ids
 
 from deepmlf_llm.backbones import load_tokenizer
@@ -32,8 +31,10 @@ def utterances(tokenizer):
 def loops(tokenizer, utterances):
     """The yardstick and the package's joint form with the same weights, on one batch."""
     torch.manual_seed(0)
-    yardstick = PublishedLoop(toy_model("tiny-llama"), tokenizer, utterances, GEOMETRY, batch=6, rank=4)
-    ours = OurLoop(toy_model("tiny-llama"), tokenizer, [utterances], GEOMETRY, "joint", rank=4)
+    yardstick, ours = (
+        make_loop(name, toy_model("tiny-llama"), tokenizer, [utterances], GEOMETRY, rank=4)
+        for name in ("yardstick", "joint")
+    )
     with torch.no_grad():
         for parameter in yardstick.trainable():
             parameter.normal_(std=0.1)
@@ -116,7 +117,7 @@ def test_same_weights_give_the_packages_polarity_loss_and_gradients(loops):
 
 def test_logits_before_any_mm_block_reaches_the_text_are_the_bare_lms(tokenizer, utterances):
     """Gates far shut: text positions say what the LM says, so right-padding and positions are in order."""
-    loop = PublishedLoop(toy_model("tiny-llama"), tokenizer, utterances, GEOMETRY, batch=4)
+    loop = make_loop("yardstick", toy_model("tiny-llama"), tokenizer, [utterances[:4]], GEOMETRY)
     for block in loop.model.blocks.values():
         block.gate_attention.data.fill_(-1e4)
         block.gate_ffw.data.fill_(-1e4)
@@ -158,7 +159,7 @@ def test_size_is_the_published_one():
 
 
 def test_the_whole_graph_is_kept_and_only_new_weights_train(tokenizer, utterances):
-    loop = PublishedLoop(toy_model("tiny-llama"), tokenizer, utterances, GEOMETRY, batch=4)
+    loop = make_loop("yardstick", toy_model("tiny-llama"), tokenizer, [utterances[:4]], GEOMETRY)
     batch, labels = loop.batches.next()
     output = loop.model(batch)
     assert output["logits"].requires_grad  # of text and padding too: nothing is spared

@@ -19,6 +19,13 @@ def test_what_a_process_holds_is_counted():
     assert after.peak >= after.now
 
 
+def test_the_peak_remembers_what_is_gone():
+    block = bytearray(resident_bytes().peak + (50 << 20))
+    size = len(block)
+    del block
+    assert resident_bytes().peak >= size
+
+
 def test_files_count_beside_a_copy_and_in_its_place_where_there_is_none():
     copied = Loading(files=100, whole=200, kept=50)
     assert copied.peak.expected == 300
