@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 from functools import partial
 from pathlib import Path
@@ -97,6 +99,27 @@ def killed(predict: Any, source: Path, output: Path, *words: Any) -> None:
         patch.setattr(PartialOutput, "write", torn)
         assert predict("--input", source, "--output", output, "--batch_size", 4, *words) == 9
     assert chunk == room.CHUNK_BATCHES
+
+
+def test_one_line_imports_no_data_sets_library_and_no_deepspeed(
+    adapter: Path, repository: Path, tmp_path: Path
+) -> None:
+    """They would cost seconds of the first answer."""
+    source, output = write(tmp_path / "in.jsonl", utterances(1)), tmp_path / "out.jsonl"
+    recipe = str(repository / "recipes" / "predict.py")
+    words = [recipe, "--adapter", str(adapter), "--input", str(source), "--output", str(output)]
+    program = f"""
+import runpy, sys
+sys.argv = {words!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("imported:", *({{"datasets", "deepspeed", "matplotlib", "pandas"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported:"
+    assert len(read(output)) == 1
 
 
 def test_a_second_run_goes_on_where_the_first_was_cut(predict: Any, tmp_path: Path, capsys: Any) -> None:
