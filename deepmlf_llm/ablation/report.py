@@ -16,13 +16,12 @@ from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.bootstrap import SEED
 from deepmlf_llm.statistics.comparing import POLARITY, RESAMPLES, Comparison, Difference, Row, compare
 from deepmlf_llm.statistics.comparison_report import to_dict
-from deepmlf_llm.statistics.sums import MetricSums
 
 TABLE, FIGURE, NUMBERS = "ablation.md", "ablation.svg", "ablation.json"
 SPLITS = {"valid": "validation", "test": "test"}
 METRIC = "mae"
 _ALSO = ("corr", "acc2_non0", "acc7")
-_A_COMPARISON = 125
+_A_COMPARISON = 200
 """Resamples for each p-value. The least one is 2 in their number, and Holm's procedure multiplies it by the number of
 p-values: with too few resamples a large table could show no difference, however clear."""
 
@@ -46,7 +45,11 @@ def write_report(plan: AblationPlan, directory: Path, resamples: int | None = No
     found = {split: _compared(plan, store, split, resamples) for split in SPLITS}
     write_aside(directory / TABLE, _page(plan, store, found))
     write_aside(directory / FIGURE, draw_differences(plan, found, METRIC, SPLITS))
-    numbers = {"name": plan.name, **{SPLITS[split]: to_dict(c) for split, c in found.items()}}
+    numbers = {
+        "name": plan.name,
+        "holm": "over variants, each metric by itself",
+        **{SPLITS[split]: to_dict(c) for split, c in found.items()},
+    }
     write_aside(directory / NUMBERS, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     return directory / TABLE
 
@@ -60,10 +63,8 @@ def _compared(plan: AblationPlan, store: Store, split: str, resamples: int | Non
         )
     first = entries.pop(plan.reference)
     if resamples is None:
-        run = first.runs[0]
-        metrics = len(MetricSums.of(run.head(), run.labels, run.rules).names)
-        resamples = max(RESAMPLES, _A_COMPARISON * metrics * len(entries))
-    return compare([first, *entries.values()], POLARITY, resamples, SEED)
+        resamples = max(RESAMPLES, _A_COMPARISON * len(entries))
+    return compare([first, *entries.values()], POLARITY, resamples, SEED, by_metric=True)
 
 
 def _page(plan: AblationPlan, store: Store, found: Mapping[str, Comparison]) -> str:
@@ -74,8 +75,8 @@ def _page(plan: AblationPlan, store: Store, found: Mapping[str, Comparison]) -> 
         f"{valid.utterances} utterances of validation and {test.utterances} of test{folds}. Mean ± deviation over "
         f"seeds. Differences from *{plan.reference}* in MAE (negative: better), with 95 % intervals of a bootstrap "
         f"over utterances and seeds, paired in both ({test.resamples} resamples). In bold: p < .05 after Holm's "
-        f"correction over all metrics and variants of the split ({valid.comparisons} and {test.comparisons} p-values). "
-        "Corr, Acc2 non0 and Acc7 are of the test split.",
+        f"correction over all variants of the split ({_p_values(valid)} and {_p_values(test)} p-values); MAE is what "
+        "counts here. Corr, Acc2 non0 and Acc7 are of the test split.",
         "\n".join(_reading(name, found[split]) for split, name in SPLITS.items()),
     ]
     stale = [v.name for v in plan.variants if v.name in store.facts["variants"] and not store.holds(v)]
@@ -91,6 +92,10 @@ def _page(plan: AblationPlan, store: Store, found: Mapping[str, Comparison]) -> 
     return "\n\n".join(parts) + "\n"
 
 
+def _p_values(comparison: Comparison) -> int:
+    return sum(d.p is not None for d in differences_in(comparison, METRIC).values())
+
+
 def _reading(name: str, comparison: Comparison) -> str:
     """Which variants differ on a split, in a line."""
     shown: dict[str, list[str]] = {"better": [], "worse": []}
@@ -98,9 +103,9 @@ def _reading(name: str, comparison: Comparison) -> str:
     for d in differences:
         if is_shown(d):
             shown[d.reading].append(f"*{d.other}*")
-    told = [f"{word} is shown of {', '.join(names) or 'none'}" for word, names in shown.items()]
+    told = [f"shown to be {word}: {', '.join(names) or 'none'}" for word, names in shown.items()]
     others = len(differences) - sum(map(len, shown.values()))
-    return f"- In MAE on {name}: {'; '.join(told)}; of {others} no difference is shown."
+    return f"- MAE on {name}: {'; '.join(told)}; no difference is shown for the other {others}."
 
 
 _COLUMNS = ("variant", "changed", "trained", "seeds", "validation MAE", "difference", "test MAE", "difference")

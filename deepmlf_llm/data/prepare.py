@@ -250,9 +250,8 @@ def _settings_like(settings: PreparationSettings, store: DataStore, dataset: str
     case = manifest.text["case"]
     problems.check(settings.case in (None, case), f"its case is {case}, not {settings.case}")
     problems.check("train" in manifest.splits, "it has no training split")
-    by = manifest.settings.get(STANDARDISED_BY, CORPUS)
-    given = settings.standardised_by
-    problems.check(given in (None, by), f"its features are standardised by {by}, not by {given}")
+    by, by_given = manifest.settings.get(STANDARDISED_BY, CORPUS), settings.standardised_by
+    problems.check(by_given in (None, by), f"its features are standardised by {by}, not by {by_given}")
     problems.raise_if_any()
     rates = {name: facts["frame_rate"] for name, facts in store.modalities.items() if facts["frame_rate"]}
     return replace(

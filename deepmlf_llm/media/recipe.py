@@ -72,9 +72,10 @@ class RecipeSettings:
 def fingerprint(modalities: Mapping[str, Any]) -> str:
     """One short name for how all modalities are made: equal where :func:`feature_problems` finds nothing."""
     recipes = {name: FeatureRecipe.of(facts) for name, facts in modalities.items()}
-    told = {name: [recipe.dim, recipe.frame_rate, recipe.computed] for name, recipe in recipes.items()}
+    told: dict[str, list[Any]] = {}
     for name, recipe in recipes.items():
-        told[name] += [recipe.standardised_by] if recipe.standardised_by != CORPUS else []
+        by = [] if recipe.standardised_by == CORPUS else [recipe.standardised_by]
+        told[name] = [recipe.dim, recipe.frame_rate, recipe.computed, *by]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -88,7 +88,8 @@ class Comparison:
         dataset, split: label rule and split.
         utterances: how many.
         rows: metrics of each entry, and of the text head of those that have one.
-        differences: of each entry but the first from the first; ``p_adjusted`` by Holm over all of them.
+        differences: of each entry but the first from the first; ``p_adjusted`` by Holm over all of them, or over those
+            of their metric.
         resamples, seed: of the bootstrap.
     """
 
@@ -149,7 +150,13 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def compare(entries: Sequence[Entry], head: str = POLARITY, resamples: int = RESAMPLES, seed: int = SEED) -> Comparison:
+def compare(
+    entries: Sequence[Entry],
+    head: str = POLARITY,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    by_metric: bool = False,
+) -> Comparison:
     """Compares every entry with the first, over the same resamples of utterances and of seeds.
 
     Seeds are drawn too where an entry has several; where two entries have the same seeds, together, else apart.
@@ -158,6 +165,8 @@ def compare(entries: Sequence[Entry], head: str = POLARITY, resamples: int = RES
         entries: at least one.
         head: "polarity" (the prediction), or one head alone.
         resamples, seed: of the bootstrap.
+        by_metric: p-values are adjusted over the entries alone, each metric by itself: for a table in which one metric
+            counts, named before it was looked at.
 
     Raises:
         DataError: the utterances, their labels or the label rule differ, or there is no such head.
@@ -166,16 +175,32 @@ def compare(entries: Sequence[Entry], head: str = POLARITY, resamples: int = RES
     runs = _aligned(entries)
     reference = first.runs[0]
     sums = [[MetricSums.of(run.head(head), run.labels, run.rules) for run in group] for group in runs]
-    rows, found = [], []
-    for entry, group, of_group in zip(entries, runs, sums, strict=True):
-        rows.append(_row(entry, head, draw([of_group], False, resamples, seed)[0]))
-        if head == POLARITY and all(TEXT_HEAD in run.heads for run in group):
-            alone = [MetricSums.of(run.head(TEXT_HEAD), run.labels, run.rules) for run in group]
-            rows.append(_row(entry, TEXT_HEAD, draw([alone], False, resamples, seed)[0]))
-    for entry, of_group in zip(entries[1:], sums[1:], strict=True):
+    drawn = _each(sums, resamples, seed)
+    rows = [[_row(entry, head, of_entry)] for entry, of_entry in zip(entries, drawn, strict=True)]
+    has_text = [head == POLARITY and all(TEXT_HEAD in run.heads for run in group) for group in runs]
+    places = [place for place, there in enumerate(has_text) if there]
+    alone = [[MetricSums.of(run.head(TEXT_HEAD), run.labels, run.rules) for run in runs[place]] for place in places]
+    for place, of_text in zip(places, _each(alone, resamples, seed), strict=True):
+        rows[place].append(_row(entries[place], TEXT_HEAD, of_text))
+    found = []
+    for entry, of_group, of_entry in zip(entries[1:], sums[1:], drawn[1:], strict=True):
         paired = len(first.runs) > 1 and list(first.seeds) == list(entry.seeds)
-        found += _differences(first, entry, draw([sums[0], of_group], paired, resamples, seed), paired)
-    return Comparison(reference.dataset, reference.split, len(reference.ids), rows, _adjusted(found), resamples, seed)
+        both = [drawn[0], of_entry] if paired else draw([sums[0], of_group], False, resamples, seed)
+        found += _differences(first, entry, both, paired)
+    told = [row for of_entry in rows for row in of_entry]
+    found = _adjusted(found, by_metric)
+    return Comparison(reference.dataset, reference.split, len(reference.ids), told, found, resamples, seed)
+
+
+def _each(groups: Sequence[Sequence[MetricSums]], resamples: int, seed: int) -> list[Drawn]:
+    """The draws of each group by itself. Groups of as many runs meet the same utterances and the same runs in a
+    resample, so those of the same seeds are drawn together."""
+    found: dict[int, Drawn] = {}
+    for runs in dict.fromkeys(map(len, groups)):
+        places = [place for place, group in enumerate(groups) if len(group) == runs]
+        drawn = draw([groups[place] for place in places], True, resamples, seed)
+        found |= dict(zip(places, drawn, strict=True))
+    return [found[place] for place in range(len(groups))]
 
 
 def _row(entry: Entry, head: str, drawn: Drawn) -> Row:
@@ -198,9 +223,13 @@ def _differences(first: Entry, other: Entry, drawn: Sequence[Drawn], paired: boo
     ]
 
 
-def _adjusted(found: Sequence[Difference]) -> list[Difference]:
-    adjusted = iter(holm([d.p for d in found if d.p is not None]))
-    return [d if d.p is None else replace(d, p_adjusted=next(adjusted)) for d in found]
+def _adjusted(found: Sequence[Difference], by_metric: bool) -> list[Difference]:
+    families: dict[str, list[float]] = {}
+    for d in found:
+        if d.p is not None:
+            families.setdefault(d.metric if by_metric else "", []).append(d.p)
+    adjusted = {family: iter(holm(p_values)) for family, p_values in families.items()}
+    return [d if d.p is None else replace(d, p_adjusted=next(adjusted[d.metric if by_metric else ""])) for d in found]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -123,14 +123,14 @@ def test_the_table_says_what_the_predictions_say(done: Path) -> None:
     assert f"{error['text alone']:.3f}".replace("0.", ".", 1) in line
     assert '`modalities: "none"`' in line
     assert re.findall("^## (.*)", page, re.MULTILINE) == ["Heard", "Baselines"]
-    lines = [line for line in page.splitlines() if line.startswith("- In MAE on")]
+    lines = [line for line in page.splitlines() if line.startswith("- MAE on")]
     shown = {
         split: [d for d in numbers[split]["differences"] if d["metric"] == "mae"] for split in ("validation", "test")
     }
     for line, (split, differences) in zip(lines, shown.items(), strict=True):
         told = [d["other"] for d in differences if (d["p_adjusted"] or 1) < 0.05]
-        assert line.startswith(f"- In MAE on {split}: better is shown of")
-        assert line.endswith(f"of {len(differences) - len(told)} no difference is shown.")
+        assert line.startswith(f"- MAE on {split}: shown to be better: ")
+        assert line.endswith(f"no difference is shown for the other {len(differences) - len(told)}.")
         assert all(f"*{name}*" in line for name in told)
     assert (done / "ablation.svg").read_text().count("<svg") == 1
 

@@ -14,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import Dataset
 
 from deepmlf_llm.backbones import Decoder, load_base_model, load_tokenizer
+from deepmlf_llm.baselines import fitting
 from deepmlf_llm.baselines.regressors import PooledFusion
 from deepmlf_llm.baselines.ridge import best_ridge
-from deepmlf_llm.baselines.run import pooled_features, run_baseline
+from deepmlf_llm.baselines.run import _stacked, pooled_features, run_baseline
 from deepmlf_llm.baselines.settings import KINDS, BaselineSettings
 from deepmlf_llm.baselines.states import pooled_states
 from deepmlf_llm.commands import baseline as command
@@ -153,6 +154,29 @@ def test_modality_dropout_takes_whole_modalities_in_training_only() -> None:
     for columns in (dropped[:, :2], dropped[:, 2:]):
         assert (columns == columns[:, :1]).all()
         assert (columns[:, 0] == 0).float().mean() == pytest.approx(0.3, abs=0.04)
+
+
+def test_a_training_predicts_the_test_split_once_after_its_best_epoch_is_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random, read = np.random.default_rng(0), []
+    rows = [{"text": x[:4], "pooled": x[4:], "labels": x.sum()} for x in random.normal(size=(24, 6)).astype(np.float32)]
+
+    class Watched(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    def before(self: Any, model: Any) -> None:
+        assert not read
+        restore(self, model)
+
+    restore = fitting._Best.restore
+    monkeypatch.setattr(fitting._Best, "restore", before)
+    settings = BaselineSettings("bam", num_train_epochs=2)
+    splits = {"train": rows[:12], "valid": rows[12:18], "test": Watched(rows[18:])}
+    fitting.fit(lambda: PooledFusion(4, [2], 8, 0.0), splits, _stacked, "mosi", settings)
+    assert sorted(read) == list(range(6))
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

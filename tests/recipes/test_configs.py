@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,31 @@ def test_every_variant_of_an_ablation_can_be_set(name: str) -> None:
     variants = [variant for variant in plan.variants if not variant.baseline]
     runs = {str((variant.run_settings("data", Path("runs")).to_dict(), variant.data)) for variant in variants}
     assert len(runs) == len(variants)  # each changes something
+
+
+@pytest.mark.parametrize("name", [name for name in shipped.names(shipped.CONFIGS) if name.startswith("ablations/")])
+def test_every_kind_of_variant_of_an_ablation_is_dry_run(
+    name: str, base_directory: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the toy as deep as its base: what a run would refuse, hours after the first, is refused here."""
+    monkeypatch.setattr("deepmlf_llm.training.assemble.check_before_loading", lambda *_: None)  # loading checks again
+    runs = [variant for variant in AblationPlan.from_yaml(name).variants if not variant.baseline]
+    for variant in {frozenset(variant.changes): variant for variant in runs}.values():  # one of each kind
+        base = base_directory(variant.settings["base_model"])
+        given = {**variant.settings, "base_model": base, "text.max_tokens": 256, "data": "data/mosi"}
+        if "av_encoder_from" in given:
+            given["av_encoder_from"] = _an_encoder_for(variant.settings, tmp_path / "av")
+        settings = RunSettings.from_dict({**given, "output_dir": str(tmp_path / "run")})
+        assert run_training(settings, data_for(settings), dry_run=True)["train"]["steps"] > 0, variant.name
+
+
+def _an_encoder_for(settings: Mapping[str, Any], place: Path) -> str:
+    """An AV encoder that a variant could begin with."""
+    own = {key: settings[key] for key in ("av_encoder.num_layers", "av_encoder.dropout", "av_encoder.input_dropout")}
+    quick = {"max_steps": 1, "report_to": "none", "modalities": settings["modalities"]}
+    given = RunSettings.from_dict({**own, **quick, "data": "data/mosi", "output_dir": str(place)})
+    pretrain_av_encoder(given, data_for(given))
+    return str(place)
 
 
 @pytest.mark.parametrize("name", [name for name in shipped.names(shipped.CONFIGS) if name.startswith("scale/")])

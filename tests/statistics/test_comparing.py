@@ -93,6 +93,16 @@ def test_other_utterances_labels_and_rules_are_refused_by_name(made):
         assert words in str(caught.value)
 
 
+def test_each_metric_may_be_adjusted_by_itself(made):
+    entries = [entry(name, made(seed, 0.5 + 0.1 * seed)) for seed, name in enumerate("abc")]
+    together, apart = (compare(entries, resamples=300, by_metric=by_metric) for by_metric in (False, True))
+    assert [d.p for d in apart.differences] == [d.p for d in together.differences]
+    for metric in {d.metric for d in apart.differences}:
+        mine = [d for d in apart.differences if d.metric == metric]
+        assert [d.p_adjusted for d in mine] == holm([d.p for d in mine])
+    assert [d.p_adjusted for d in together.differences] == holm([d.p for d in together.differences])
+
+
 def test_holm_is_the_published_procedure():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # as R's p.adjust says
     assert holm([0.9, 0.8]) == [1.0, 1.0]

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from deepmlf_llm.adapters.av_encoder_file import read_av_encoder
 from deepmlf_llm.data.collate import Collator
 from deepmlf_llm.errors import ConfigError, DataError
+from deepmlf_llm.statistics.predictions import read_predictions
 from deepmlf_llm.training.assemble import method_config
 from deepmlf_llm.training.av_model import AVEncoderModel
 from deepmlf_llm.training.av_run import pretrain_av_encoder
@@ -60,6 +61,9 @@ def test_a_run_leaves_an_encoder_that_has_learnt(
     assert {p.name for p in (run / "av_encoder").iterdir()} == {"av_encoder.json", "av_encoder.safetensors"}
     assert read_av_encoder(run / "av_encoder").readout == "last"
     assert not (run / "adapter").exists()
+    for shown, split in (("validation", "valid"), ("test", "test")):
+        found = read_predictions(run / "predictions.parquet", split)
+        assert np.abs(found.head() - found.labels).mean() == pytest.approx(result["metrics"][shown]["mae"], abs=1e-6)
     labels = np.array([item["label"] for item in toy_data.valid.items])  # type: ignore[attr-defined]
     constant = np.abs(labels - np.median([i["label"] for i in toy_data.train.items])).mean()  # type: ignore[attr-defined]
     assert result["metrics"]["validation"]["mae"] < 0.7 * constant

@@ -56,6 +56,7 @@ def trained(tmp_path_factory):
     for kind, epochs in (("one", 6), ("several", 1), ("scale", 1)):
         data, run = prepared(kind, place), place / f"run-{kind}"
         settings = {**QUICK_RUN, "data": str(data), "output_dir": str(run), "num_train_epochs": epochs}
+        settings |= {"ema_decay": 0.8, "average_last": 2} if kind == "one" else {}
         found[kind] = data, run, run_training(RunSettings.from_dict(settings))
     return found
 
@@ -68,14 +69,16 @@ def test_a_run_learns_classes_and_says_what_it_measured(trained):
     assert result["heads"]["test"]["text"]["acc"] < 0.5
     assert result["heads"]["test"]["av"].keys() == test.keys()
     assert result["config"]["metric_for_best_model"] == "f1_weighted"
+    shares = {name: facts["f1_weighted"] for name, facts in result["selection"]["candidates"].items()}
+    assert shares.keys() == {"best", "ema", "last_2"}
+    assert shares[result["selection"]["taken"]] == max(shares.values())  # the higher, where a loss has the lower
     found = result["classes"]["test"]
     assert [row["labels"] for row in found["table"].values()] == [3, 3, 3]
     assert np.sum(found["confusion"]) == 9
     assert test["acc"] == pytest.approx(np.trace(found["confusion"]) / 9)
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert max(line["f1_weighted"] for line in log if line["kind"] == "validation") == pytest.approx(
-        result["metrics"]["validation"]["f1_weighted"]
-    )
+    assert max(line["f1_weighted"] for line in log if line["kind"] == "validation") == pytest.approx(shares["best"])
+    assert result["metrics"]["validation"]["f1_weighted"] == max(shares.values())
     card = (run / "adapter" / "README.md").read_text()
     assert "Labels of `moods`, one of the classes `joy`, `anger`, `calm`; transcripts" in card
     assert "| test: class | precision | recall | F1 | labels |" in card
@@ -128,13 +131,21 @@ def test_an_evaluation_of_classes_shows_them(trained, tmp_path, capsys):
     data, run, result = trained["one"]
     output = tmp_path / "test.json"
     source = data.with_name("one.jsonl")  # as it came, under the adapter's classes
-    evaluate.main(["--adapter", str(run), "--data", str(source), "--split", "test", "--output", str(output)])
+    words = ["--adapter", str(run), "--data", str(source), "--split", "test", "--output", str(output)]
+    evaluate.main([*words, "--missing", "audio=0:1"])
     found = json.loads(output.read_text())
     assert found["metrics"] == pytest.approx(result["metrics"]["test"], abs=1e-5)
     assert found["classes"] == result["classes"]["test"]
     shown = capsys.readouterr().out
     assert "true class, taken for" in shown
     assert "class precision recall" in " ".join(shown.split())
+    heard, deaf = found["robustness"]["conditions"]
+    assert heard["metrics"] == pytest.approx(found["metrics"], abs=1e-5)
+    assert deaf["change"]["acc"]["difference"] == pytest.approx(
+        deaf["metrics"]["acc"] - heard["metrics"]["acc"], abs=1e-6
+    )
+    assert deaf["metrics"]["acc"] < 0.7  # the text is the same everywhere
+    assert "change of acc" in (tmp_path / "test.robustness.md").read_text()
 
 
 def test_what_was_trained_on_one_kind_is_refused_on_the_other(trained, tmp_path):

@@ -19,6 +19,7 @@ from deepmlf_llm.training.callbacks import read_metrics
 from deepmlf_llm.training.data import TrainingData
 from deepmlf_llm.training.place import base_dtype
 from deepmlf_llm.training.run import run_training
+from deepmlf_llm.training.seeds import run_seeds
 from deepmlf_llm.training.settings import RunSettings
 from tests.devices import rounding
 
@@ -205,7 +206,7 @@ def test_a_kill_while_saving_costs_the_new_checkpoint_only(
     assert "going on from checkpoint-2" in said
 
 
-def test_the_test_split_is_read_once_at_the_end(
+def test_the_test_split_is_read_once_at_the_end_by_each_seed(
     monkeypatch: pytest.MonkeyPatch, toy_settings: MakeSettings, toy_data: TrainingData
 ) -> None:
     reads: list[int] = []
@@ -218,17 +219,20 @@ def test_the_test_split_is_read_once_at_the_end(
 
     counting = False
     toy_data.test = Watched(6, seed=9)
-    conclude = run_module._Run.conclude
+    conclude, ends = run_module._Run.conclude, []
 
     def after_training(self: Any, *args: Any) -> Any:
         assert not reads
-        return conclude(self, *args)
+        concluded = conclude(self, *args)
+        ends.append(sorted(reads))
+        return concluded
 
     train = run_module._Run.train
 
     def from_training_on(self: Any, *args: Any) -> Any:
         nonlocal counting
         counting = True
+        reads.clear()
         return train(self, *args)
 
     select = selection.select
@@ -241,8 +245,8 @@ def test_the_test_split_is_read_once_at_the_end(
     monkeypatch.setattr(run_module._Run, "conclude", after_training)
     monkeypatch.setattr(run_module._Run, "train", from_training_on)
     monkeypatch.setattr(selection, "select", until_the_adapter_is_chosen)
-    assert run_training(toy_settings(ema_decay=0.5, average_last=2), toy_data)["selection"]["taken"]
-    assert sorted(reads) == list(range(6))
+    run_seeds(toy_settings(ema_decay=0.5, average_last=2, ffw_scope="fusion", text_cache="memory"), [1, 2], toy_data)
+    assert ends == [list(range(6))] * 2
 
 
 def test_a_dry_run_says_what_it_would_be_and_writes_nothing(

@@ -179,6 +179,17 @@ def test_cmixup_blends_features_in_training_alone(make: MakeTrainer) -> None:
         assert plain.get("head_labels") is None
 
 
+def test_steps_have_texts_of_like_length_unless_told_otherwise(make: MakeTrainer) -> None:
+    padding = {}
+    for grouped in (None, True, False):
+        trainer = make(**({} if grouped is None else {"group_by_length": grouped}))
+        lengths = trainer.train_dataset.lengths
+        batches = [[lengths[row] for row in rows] for rows in trainer.batches]
+        padding[grouped] = [sum(max(rows) - length for length in rows) for rows in batches]
+    assert padding[None] == padding[True]
+    assert sum(padding[True]) < 0.7 * sum(padding[False])
+
+
 def test_gradient_checkpointing_trains_the_same(make: MakeTrainer) -> None:
     losses = []
     for recompute in (False, True):
