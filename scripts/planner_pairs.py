@@ -1,9 +1,9 @@
 """Two processes (gloo) that train together under each stage of ``ds_configs/``: bytes of tensors of one of them.
 
 Each is a whole ``deepmlf train``. From the first tensor on, PyTorch's allocator is watched event by event; what counts
-is the most that was alive during its last step, optimizer and collectives included. Tensors that are there as that step
-begins and that no event told of (weights that are mapped from their file, or were made by a thread of transformers'
-loader) are found by Python's collector, and count as well.
+is the most that was alive in a step, the first left out, optimizer and collectives included (ZeRO-3 takes every other
+step another way). Tensors that are there as the second step begins and that no event told of (weights that are mapped
+from their file, or were made by a thread of transformers' loader) are found by Python's collector, and count as well.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -20,8 +21,9 @@ from typing import Any
 ENGINES = ("ddp", "zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload")
 BASES = {"toy": ("tiny-llama", 4), "smollm2": ("smollm2-135m", 3)}
 SCOPES = ("joint", "fusion")
-STEPS = 3
-STEP = "the measured step"
+STEPS = 4
+STEP = "a measured step"
+PAUSE = 0.002  # seconds: a thread of gloo takes microseconds to end
 SETTINGS = {
     **{"batch_size": 16, "max_steps": STEPS, "fusion_layers": "even:2", "dtype": "float32", "bf16": "false"},
     **{"save_strategy": "no", "eval_strategy": "no", "logging_steps": 1, "report_to": "none", "warmup_steps": 0},
@@ -119,14 +121,15 @@ def predicted_pair(settings: dict[str, Any], shapes: dict[str, list[int]]) -> di
 
 
 def watched_run(words: list[str]) -> dict[str, Any]:
-    """Trains here, and returns the most bytes alive in the last step, and the shapes of its batch."""
+    """Trains here, and returns the most bytes alive in a step but the first, and the shapes of that step's batch."""
     from torch.profiler import ProfilerActivity, profile, record_function
     from transformers import TrainerCallback
     from transformers.trainer import DEFAULT_CALLBACKS
 
     from deepmlf_llm.commands import train
 
-    shapes: dict[str, list[int]] = {}
+    _outlast_collectives()
+    shapes: list[dict[str, list[int]]] = []  # of each step
     visible: dict[int, int] = {}
 
     class Watch(TrainerCallback):
@@ -135,10 +138,10 @@ def watched_run(words: list[str]) -> dict[str, Any]:
 
         def saw(self, model: Any, _: Any, given: dict[str, Any]) -> None:
             if model.training:
-                shapes.update({name: list(t.shape) for name, t in given.items() if hasattr(t, "shape")})
+                shapes.append({name: list(t.shape) for name, t in given.items() if hasattr(t, "shape")})
 
         def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-            if state.global_step == STEPS - 1:
+            if state.global_step == 1:
                 visible.update(visible_storages())
             self.step = record_function(STEP)
             self.step.__enter__()
@@ -150,10 +153,27 @@ def watched_run(words: list[str]) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         train.main(words)
     events, spans = _events(profiled.profiler.kineto_results.experimental_event_tree())
-    begun, ended = max(spans)
-    held, peak = alive_within(events, begun, ended)
-    unseen = covered((address, size) for address, size in visible.items() if address not in held)
-    return {"held": sum(held.values()) + unseen, "unseen": unseen, "measured": peak + unseen, "shapes": shapes}
+    steps = [alive_within(events, *span) for span in sorted(spans)]
+    unseen = covered((address, size) for address, size in visible.items() if address not in steps[1][0])
+    largest = max(range(1, len(steps)), key=lambda step: steps[step][1])
+    held, peak = steps[largest]
+    sizes = {"held": sum(held.values()) + unseen, "unseen": unseen, "measured": peak + unseen}
+    return {**sizes, "step": largest + 1, "shapes": shapes[largest]}
+
+
+def _outlast_collectives() -> None:
+    """After each collective this thread waits until gloo's has let go of the memory: nobody watches that one, and what
+    it were the last to give back would count for ever."""
+    from torch.distributed import Work
+
+    wait = Work.wait
+
+    def patient(work: Any, *words: Any) -> Any:
+        done = wait(work, *words)
+        time.sleep(PAUSE)
+        return done
+
+    Work.wait = patient  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, order=True)

@@ -77,13 +77,13 @@ def predicted_process(case: dict[str, Any], machine: dict[str, Any]) -> dict[str
         machine: what :func:`machine` found.
     """
     from deepmlf_llm.planning.cpu_rates import CpuRates, step_seconds_on_cpu
-    from deepmlf_llm.planning.memory import Layout, memory_rows
+    from deepmlf_llm.planning.memory import Gathered, Layout, memory_rows
     from deepmlf_llm.planning.resident import Host
     from scripts.planner_cases import dry_step, loading
 
     rates = CpuRates(**machine["rates"])
     model, _, found = dry_step(case, notes_work=True)
-    tensors = memory_rows(found, Layout(1), model.fused_decoder.decoder.width, 0, context=False)
+    tensors = memory_rows(found, Layout(1), model.fused_decoder.decoder.width, Gathered(0, 0, 0), context=False)
     host = Host(rates.imported, rates.process, lambda _: loading(case))
     rows = host.rows(tensors, case.get("quantization", "none"))
     total = rows["total"]

@@ -96,6 +96,13 @@ class Decoder:
         """The input embeddings, a module with a ``weight``."""
         return self.lm.get_input_embeddings()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the input embeddings, not read off ``embeddings.weight``: under ZeRO-3 DeepSpeed gathers a weight that is
+        read outside its module's forward, and keeps it through the backward pass too."""
+        found: torch.dtype = next(self.embeddings.parameters()).dtype
+        return found
+
     def ffw_norm(self, index: int) -> nn.Module:
         """The norm before layer ``index``'s FFW."""
         return _follow(self.layers[index], self.interface.ffw_norm, "ffw_norm", self.interface.family)

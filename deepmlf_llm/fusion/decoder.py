@@ -102,7 +102,7 @@ class FusedDecoder:
         context, key_values = stack.encode(inputs)
         context_mask = None if context is None else stack.topology.mask(context)
         state = FusionState(stack.blocks, key_values, context_mask, stack.num_tokens, notes=stack.noted_layers)
-        tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.embeddings.weight.dtype)
+        tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.dtype)
         cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
         augmented = stack.training and config.seqaug.changes_text
         decoder = self.running(config, stack)

@@ -147,9 +147,12 @@ class FeedForward(nn.Module):
 
 
 def _input_dtype(projection: Any, x: Tensor) -> torch.dtype:
-    """A frozen LM keeps the dtype it was loaded in; 4-bit and 8-bit weights (integers) take their input as it comes."""
-    weight = getattr(projection, "weight", None)
-    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else x.dtype
+    """A frozen LM keeps the dtype it was loaded in; 4-bit and 8-bit weights (integers) take their input as it comes.
+
+    Not read off ``projection.weight``, which DeepSpeed would gather here under ZeRO-3.
+    """
+    weight = next(projection.parameters(recurse=False), None)
+    return weight.dtype if weight is not None and weight.is_floating_point() else x.dtype
 
 
 def projection_widths(projection: Any) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from deepmlf_llm.planning.dry_step import DryModel, Step, StepBytes
-from deepmlf_llm.planning.memory import Layout, Range, memory_rows
-from deepmlf_llm.planning.parameters import largest_layer, parameters_by_part
+from deepmlf_llm.planning.memory import Gathered, Layout, Range, memory_rows
+from deepmlf_llm.planning.parameters import gathered_weights, parameters_by_part
 from deepmlf_llm.planning.resident import Host
 
 _SMALL, _TWICE = 2, 4  # utterances of the two dry steps: of one alone a batch norm is another
@@ -60,9 +60,9 @@ class Planner:
     memory: float
     on_gpu: bool = True
     host: Host | None = None
-    _models: dict[str, tuple[DryModel, int, int]] = field(default_factory=dict)
+    _models: dict[str, tuple[DryModel, int, Gathered]] = field(default_factory=dict)
     _weights: dict[str, int] = field(default_factory=dict)
-    _steps: dict[tuple[str, bool, bool, int], StepBytes] = field(default_factory=dict)
+    _steps: dict[tuple[str, bool, bool, bool, int], StepBytes] = field(default_factory=dict)
 
     def rows(self, choice: Choice, utterances: int) -> dict[str, Range]:
         """What takes memory with a batch of so many utterances a GPU; estimated from two small batches."""
@@ -118,11 +118,11 @@ class Planner:
         rows = memory_rows(step, choice.layout, width, gathered, self.on_gpu, one_memory=not self.on_gpu)
         return rows if self.host is None else self.host.rows(rows, choice.quantization)
 
-    def _model(self, quantization: str) -> tuple[DryModel, int, int]:
+    def _model(self, quantization: str) -> tuple[DryModel, int, Gathered]:
         if quantization not in self._models:
             model = self.make()
             decoder = model.fused_decoder.decoder
-            gathered = largest_layer(model, self.dtype, quantization)
+            gathered = gathered_weights(model, self.dtype, quantization)
             self._models[quantization] = DryModel(model, self.dtype, quantization), decoder.width, gathered
         return self._models[quantization]
 
@@ -132,8 +132,9 @@ class Planner:
             utterances=utterances,
             checkpointing=choice.checkpointing,
             drops_gradients=choice.layout.stage >= 2,
+            keeps_inputs=choice.layout.stage >= 3,
         )
-        key = (choice.quantization, choice.checkpointing, step.drops_gradients, utterances)
+        key = (choice.quantization, choice.checkpointing, step.drops_gradients, step.keeps_inputs, utterances)
         if key not in self._steps:
             self._steps[key] = self._model(choice.quantization)[0].run(step)
         return self._steps[key]

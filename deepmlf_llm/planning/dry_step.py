@@ -38,6 +38,7 @@ class Step:
         cache_dtype: of what is kept; None: the LM's.
         accumulates: gradients of an earlier batch of the step are there.
         drops_gradients: each goes as it comes, as where an engine sends it on to the process that keeps it.
+        keeps_inputs: every linear layer keeps its input, frozen ones too, as DeepSpeed's do under ZeRO-3.
         real: share of the text's positions that are no padding.
         granule: the allocator's smallest block, bytes.
         on_cpu: a CPU will compute, where the model's code asks.
@@ -53,6 +54,7 @@ class Step:
     cache_dtype: str | None = None
     accumulates: bool = False
     drops_gradients: bool = False
+    keeps_inputs: bool = False
     real: float = 1.0
     granule: int = 1
     on_cpu: bool = False
@@ -99,12 +101,38 @@ class _Answers(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__self__", None) is torch.Tensor.is_cpu:
             return self.step.on_cpu  # a fake tensor says that it is on a CPU, whatever will compute
+        if func is nn.functional.linear and self.step.keeps_inputs:
+            return _linear_keeping_input(*args, **kwargs)
         if func is torch.Tensor.__bool__:
             return False  # "no row is padded": of a batch of texts hardly ever so
         if func is torch.Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             whole = args[0].flatten(0, args[1].dim() - 1)
             return whole[: max(1, round(len(whole) * self.step.real))].clone()
         return func(*args, **kwargs)
+
+
+class _LinearKeepingInput(torch.autograd.Function):
+    """x W^T + b, as DeepSpeed has it under ZeRO-3 in the place of PyTorch's: the input stays, trained or frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        out = x.matmul(weight.t())
+        return out if bias is None else out.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        of_x = grad.matmul(weight) if for_x else None
+        of_weight = rows.t().matmul(x.reshape(-1, x.shape[-1])) if for_weight else None
+        return of_x, of_weight, rows.sum(0) if for_bias else None
+
+
+def _linear_keeping_input(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out: Tensor = _LinearKeepingInput.apply(x, weight, bias)
+    return out
 
 
 class _KeptTexts:

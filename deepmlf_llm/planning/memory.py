@@ -15,7 +15,7 @@ GIB = 2**30
 _CONTEXT = (0.35, 0.55, 0.9)  # GiB: CUDA's own, kernels, cuBLAS workspaces
 _NCCL = (0.1, 0.3, 0.7)  # GiB: buffers of collectives, where there are several processes
 _CACHING = (1.0, 1.03, 1.12)  # blocks of PyTorch's allocator over the bytes of its tensors
-_MOST_LIVE = 1_000_000_000  # elements: DeepSpeed's stage3_max_live_parameters
+_MOST_LIVE = 1_000_000_000  # bytes of weights that are read again before DeepSpeed's stage3_max_reuse_distance
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,33 @@ class Range:
         return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """Weights that ZeRO-3 makes whole, bytes.
+
+    Args:
+        table: the input embeddings. A step reads them first, when nothing of it is there.
+        module: the most that one module has, of those that run later.
+        layers: all layers of the LM.
+        stays: what a step reads again is kept: where every pass runs the whole LM, so that its modules come in an
+            order that DeepSpeed knows from the step before. Else each goes as its module has run.
+    """
+
+    table: int
+    module: int
+    layers: int
+    stays: bool = False
+
+    def beside(self, step: StepBytes, copies: float) -> Range:
+        """A step, at once; ``copies`` of a weight are there while it is gathered."""
+        again, largest = min(self.layers, _MOST_LIVE), max(self.table, self.module)
+        early = max(copies * self.table, again) - step.peak  # the text has been read, and nothing else
+        likely = max(early, (again if self.stays else 0) + copies * self.module)
+        return Range(self.module, likely, max(likely, min(step.weights, 4 * largest + 2 * _MOST_LIVE)))
+
+
 def memory_rows(
-    step: StepBytes, layout: Layout, width: int, gathered: int, context: bool = True, one_memory: bool = False
+    step: StepBytes, layout: Layout, width: int, gathered: Gathered, context: bool = True, one_memory: bool = False
 ) -> dict[str, Range]:
     """What takes memory on one GPU -> how much, and "total".
 
@@ -66,17 +91,17 @@ def memory_rows(
         step: of a dry step; under ZeRO 2 and 3 of one whose gradients go as they come.
         layout: of the model.
         width: d of the LM; buckets hold d^2 elements unless a file says otherwise.
-        gathered: bytes that ZeRO-3 gathers at once at least.
+        gathered: what ZeRO-3 makes whole.
         context: count CUDA's own memory and its allocator's blocks.
-        one_memory: a CPU computes, so what is offloaded to it is in the same memory, once more where it is used.
+        one_memory: a CPU computes, so what is offloaded to it is in the same memory, once more where it is used; and
+            gloo gathers a weight in memory of its own, from a copy of this process's share, and then copies it.
     """
     n, stage, trained = layout.processes, layout.stage, step.trained
     share = n if stage >= 3 else 1
     rows = {"weights": Range.exactly(step.weights / share if one_memory or not layout.offload_weights else 0)}
     if stage >= 3:
-        # What the step uses again before as many elements have passed stays: all of a small model.
-        likely = min(step.weights, 2 * gathered + _MOST_LIVE)
-        rows["gathered weights"] = Range(gathered, likely, min(step.weights, 4 * gathered + 2 * _MOST_LIVE))
+        whole = n == 1 and one_memory
+        rows["gathered weights"] = Range.exactly(0) if whole else gathered.beside(step, 2 + 1 / n if one_memory else 1)
     states = 2 * trained if stage == 0 else 3 * trained / n  # ZeRO keeps its share of the weights once more
     away = layout.offload_optimizer and not one_memory
     rows["optimizer"] = Range.exactly(0 if away else states)

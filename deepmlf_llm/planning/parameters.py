@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepmlf_llm.planning.memory import Gathered
 from deepmlf_llm.planning.packed import packed_bytes, packed_linears
 
 _PARTS = {
@@ -72,10 +73,17 @@ def _add(part: Part, parameter: nn.Parameter, element: int) -> None:
     part.size += parameter.numel() * element
 
 
-def largest_layer(model: Any, dtype: torch.dtype, quantization: str = "none") -> int:
-    """Bytes of the largest thing that ZeRO-3 gathers at once: an LM layer with its MM Block, or the embeddings."""
-    decoder = model.fused_decoder.decoder
+def gathered_weights(model: Any, dtype: torch.dtype, quantization: str = "none") -> Gathered:
+    """What ZeRO-3 makes whole of a model; its weights may be on the meta device, unquantized.
+
+    Args:
+        model, dtype, quantization: as for :func:`parameters_by_part`.
+    """
+    decoder, config = model.fused_decoder.decoder, model.deepmlf_config
     narrow = dtype.itemsize if quantization == "none" else 0.53 if quantization in ("nf4", "fp4") else 1
-    layer = max(sum(p.numel() for p in layer.parameters()) for layer in decoder.layers)
-    block = max((sum(4 * p.numel() for p in b.parameters()) for b in model.active_stack.blocks.values()), default=0)
-    return max(int(layer * narrow) + block, decoder.embeddings.weight.numel() * dtype.itemsize)
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder.layers]
+    largest = max(p.numel() for layer in decoder.layers for p in layer.parameters())
+    own = max((4 * p.numel() for p in model.active_stack.parameters() if p.requires_grad), default=0)
+    table = decoder.embeddings.weight.numel() * dtype.itemsize
+    head = decoder.lm.get_output_embeddings().weight.numel() * dtype.itemsize if config.objective.gamma > 0 else 0
+    return Gathered(table, max(int(largest * narrow), own, head), int(sum(layers) * narrow), config.has_lm_lora)

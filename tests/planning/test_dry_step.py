@@ -83,6 +83,17 @@ def test_the_peak_is_that_of_a_real_step(method, step):
     assert dry(method, **renamed).peak == pytest.approx(real(method, **step), rel=0.03)
 
 
+@pytest.mark.cpu
+def test_linear_layers_of_zero_3_keep_what_those_of_deepspeed_keep(monkeypatch):
+    linear = pytest.importorskip("deepspeed.runtime.zero.linear")
+    plain = real(JOINT)
+    monkeypatch.setattr(torch.nn.functional, "linear", linear.zero3_linear_wrap)
+    kept = real(JOINT)
+    monkeypatch.undo()
+    assert kept > 1.05 * plain
+    assert dry(JOINT, keeps_inputs=True).peak == pytest.approx(kept, rel=0.03)
+
+
 def test_each_option_changes_what_it_should():
     plain = dry(JOINT)
     assert plain.gradients == plain.trained

@@ -10,14 +10,16 @@ from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.planning.advice import Choice, Planner, choices, recommend
 from deepmlf_llm.planning.dry_step import Step, StepBytes
 from deepmlf_llm.planning.geometries import planned_shape
-from deepmlf_llm.planning.memory import Layout, memory_rows
+from deepmlf_llm.planning.memory import Gathered, Layout, memory_rows
+from deepmlf_llm.planning.parameters import gathered_weights
 from deepmlf_llm.planning.rates import step_seconds
 
 STEP = StepBytes(weights=10_000, trained=800, batch=50, peak=3000, kept=2500, gradients=800, text=0, operators=100)
+GATHERED = Gathered(table=4000, module=700, layers=5000)
 
 
 def expected(**layout):
-    return {k: v.expected for k, v in memory_rows(STEP, Layout(**layout), 4, 700, context=False).items()}
+    return {k: v.expected for k, v in memory_rows(STEP, Layout(**layout), 4, GATHERED, context=False).items()}
 
 
 def test_what_each_stage_splits():
@@ -29,22 +31,44 @@ def test_what_each_stage_splits():
     assert (second["weights"], second["gradients"], second["buckets"]) == (10_000, 200, 128)
     assert expected(processes=4, stage=2, offload_optimizer=True)["optimizer"] == 0
     third = expected(processes=4, stage=3)
-    assert (third["weights"], third["gathered weights"]) == (2500, 10_000)  # so small a model stays gathered
+    assert (third["weights"], third["gathered weights"]) == (2500, 5000 - 3000)  # as the text has been read
     assert expected(processes=4, stage=3, offload_weights=True)["weights"] == 0
 
 
-def test_a_large_model_is_gathered_in_parts():
-    large = StepBytes(**{**STEP.__dict__, "weights": 10**12})
-    rows = memory_rows(large, Layout(4, 3), 4, 10**9, context=False)
-    assert rows["gathered weights"].expected == 3 * 10**9
-    assert rows["gathered weights"].low == 10**9
+def gathered_at(peak, layout=(4, 3), one_memory=False, **changes):
+    step = StepBytes(**{**STEP.__dict__, "peak": peak, "weights": 10**12})
+    gathered = Gathered(**{**GATHERED.__dict__, **changes})
+    return memory_rows(step, Layout(*layout), 4, gathered, context=False, one_memory=one_memory)["gathered weights"]
+
+
+def test_weights_are_gathered_module_by_module_and_the_embeddings_before_anything_else():
+    assert gathered_at(10**6).expected == gathered_at(10**6).low == 700
+    assert gathered_at(10**6, stays=True).expected == 5000 + 700
+    assert gathered_at(10**6, layers=10**11, stays=True).expected == 10**9 + 700  # as far as they are soon read again
+    assert gathered_at(10**6, module=4000).expected == 4000  # the LM's head has a loss of its own
+    assert gathered_at(1000, layers=0).expected == 4000 - 1000
+    assert gathered_at(1000, layers=0, one_memory=True).expected == 2.25 * 4000 - 1000  # gloo copies
+    assert gathered_at(1000, (1, 3), one_memory=True).expected == 0  # one process has them whole
+    assert gathered_at(10**6, table=10**10, layers=10**11).high == 42 * 10**9
+
+
+def test_what_is_gathered_of_a_model(make):
+    model = make()
+    table = 4 * model.fused_decoder.decoder.embeddings.weight.numel()
+    found = gathered_weights(model, torch.float32)
+    assert (found.table, found.stays) == (table, False)
+    sizes = [4 * p.numel() for p in model.fused_decoder.decoder.layers.parameters()]
+    assert found.layers == sum(sizes)
+    assert found.module >= max(sizes)
+    assert gathered_weights(model, torch.bfloat16).table == table // 2
+    assert gathered_weights(model, torch.float32, "nf4").layers < 0.2 * found.layers
 
 
 def test_what_goes_to_a_cpu_is_beside_the_rest_where_a_cpu_computes():
     step = StepBytes(**{**STEP.__dict__, "largest": 60})
 
     def rows(**layout):
-        found = memory_rows(step, Layout(4, **layout), 4, 700, context=False, one_memory=True)
+        found = memory_rows(step, Layout(4, **layout), 4, GATHERED, context=False, one_memory=True)
         return {k: v.expected for k, v in found.items()}
 
     plain, away = rows(stage=2), rows(stage=2, offload_optimizer=True)
@@ -56,7 +80,7 @@ def test_what_goes_to_a_cpu_is_beside_the_rest_where_a_cpu_computes():
 
 def test_low_expected_and_high_are_in_order():
     for layout in (Layout(1), Layout(8), Layout(8, 2), Layout(8, 3, True, True)):
-        for part in memory_rows(STEP, layout, 4, 700).values():
+        for part in memory_rows(STEP, layout, 4, GATHERED).values():
             assert part.low <= part.expected <= part.high
 
 
