@@ -195,7 +195,8 @@ held. Several GPUs have not been tried: rows of ZeRO are sums by its rules."""
 _STEPS = """Whole steps of 32 utterances of MOSI's lengths, optimizer included, by [speed.md](../speed.md#on-a-gpu)
 (`benchmarks/results/h100.json`). Planned are the rows above: another text length, and .9 GiB for CUDA, which the
 allocator's peak does not have. They take 1.4 to 2.1 times the expected seconds, within the range: launches bind
-steps of this size, and for the bf16 rows other processes held most of the host's cores. Of 70B, 8 of 80 layers have run: 35 GB joint."""
+steps of this size, and for the bf16 rows other processes held most of the host's cores. Of 70B, 8 of 80 layers have
+run: 35 GB joint."""
 
 
 def main() -> None:
