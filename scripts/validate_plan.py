@@ -36,7 +36,7 @@ sys.path.insert(0, str(REPOSITORY))
 from deepmlf_llm.backbones.quantization import is_bitsandbytes  # noqa: E402
 from deepmlf_llm.files import write_aside  # noqa: E402
 from deepmlf_llm.planning.live_bytes import module_tensors, storage_bytes  # noqa: E402
-from deepmlf_llm.training.environment import environment  # noqa: E402
+from deepmlf_llm.training.environment import environment, processor  # noqa: E402
 from deepmlf_llm.training.planned import CUDA_BLOCK  # noqa: E402
 from scripts.planner_cases import cases, dry_step, gpu_cases, process_cases, real_model, real_step  # noqa: E402
 from scripts.planner_pairs import measured_pair, pair_cases, predicted_pair, prepared  # noqa: E402
@@ -141,7 +141,7 @@ def validate_tensors(results: Results, wanted: Callable[[str], bool], device: st
     """Bytes of tensors of a step in this process."""
     on_cpu = device == "cpu"
     rows = results.found.setdefault("rows", {})
-    results.found.setdefault("machine", {"environment": environment(), "cpu": _processor()})
+    results.found.setdefault("machine", {"environment": environment(), "cpu": processor()})
     for name, case in (cases() if on_cpu else gpu_cases()).items():
         if name not in rows and wanted(name):
             row = {"case": case, **predicted(case, 1 if on_cpu else CUDA_BLOCK), **measured(case, device)}
@@ -164,7 +164,7 @@ def validate_processes(results: Results, wanted: Callable[[str], bool]) -> None:
             print(f"{name}: {rows[name]['seconds']:.3f} s", flush=True)
     if looks:
         rates = {key: statistics.median_low([look["rates"][key] for look in looks]) for key in looks[0]["rates"]}
-        results.found["machine"] = {"environment": looks[0]["environment"], "cpu": _processor(), "rates": rates}
+        results.found["machine"] = {"environment": looks[0]["environment"], "cpu": processor(), "rates": rates}
         results.save()
         print("measured; what the planner says of it takes minutes", flush=True)
     for row in rows.values():
@@ -175,7 +175,7 @@ def validate_processes(results: Results, wanted: Callable[[str], bool]) -> None:
 def validate_pairs(results: Results, wanted: Callable[[str], bool]) -> None:
     """Two processes under each engine: bytes of tensors of the one that takes more."""
     rows = results.found.setdefault("rows", {})
-    results.found.setdefault("machine", {"environment": environment(), "cpu": _processor()})
+    results.found.setdefault("machine", {"environment": environment(), "cpu": processor()})
     with TemporaryDirectory() as place:
         data = prepared(Path(place) / "data")
         for name, settings in pair_cases().items():
@@ -189,13 +189,6 @@ def validate_pairs(results: Results, wanted: Callable[[str], bool]) -> None:
     for row in rows.values():
         row["predicted"] = predicted_pair(row["settings"], row["shapes"])
     results.save()
-
-
-def _processor() -> str:
-    """Its name as it gives it, without anything about this one machine."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "a CPU")
 
 
 def main() -> None:

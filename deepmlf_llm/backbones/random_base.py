@@ -69,9 +69,8 @@ def random_weights(shape: Any, kind: str, device: str) -> Any:
             if _is_packed_as(child, kind, shape):
                 setattr(module, name, random_nf4_linear(child.in_features, child.out_features, dtype, device))
     shape.tie_weights()
-    shape.model.rotary_emb = type(shape.model.rotary_emb)(config=shape.config).to(
-        device
-    )  # its tables are no parameters
+    # Rotary tables are no parameters.
+    shape.model.rotary_emb = type(shape.model.rotary_emb)(config=shape.config).to(device)
     shape.config.dtype = dtype
     if kind == "nf4":
         shape.config.quantization_config = quantization_config("nf4", dtype)

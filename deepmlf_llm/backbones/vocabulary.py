@@ -49,8 +49,8 @@ def drop_named_bos(tokenizer: Any) -> None:
     """Of a GGUF file: a BOS token that also pads, and that the tokenizer itself never writes, is none.
 
     A header has to name one. Qwen has none, and its files name the token that ends a text and pads. Behind it
-    Qwen2.5-Coder-0.5B reads transcripts with 2.6 bits a byte instead of 1.8 (docs/study.md); from the hub the same
-    model has no BOS.
+    Qwen2.5-Coder-0.5B reads transcripts with 2.6 bits a byte instead of 1.8 (docs/scale-study/llm.md); from the hub the
+    same model has no BOS.
     """
     if tokenizer.bos_token is not None and tokenizer.bos_token == tokenizer.pad_token and not _starts(tokenizer):
         tokenizer.bos_token = None

@@ -100,7 +100,7 @@ def transcript_surprise(lm: Any, tokenizer: Any, texts: Sequence[str]) -> dict[s
     """``nats``, ``tokens``, ``words``, ``bytes``, ``utterances`` of whole transcripts, and ``start``, the token that
     stands before each: of BOS (or the end of text) and a line break the one behind which this LM reads better.
 
-    What an LM was trained to find at the beginning differs, and costs more than sizes do: see docs/study.md.
+    What an LM was trained to find at the beginning differs, and costs more than sizes do: see docs/scale-study/llm.md.
 
     Args:
         lm: a causal LM.

@@ -71,10 +71,9 @@ def _git(root: Path, *words: str) -> str:
 def machine() -> dict[str, Any]:
     """Cores, memory, what the CPU can, GPUs."""
     facts: dict[str, Any] = {"system": platform.system(), "architecture": platform.machine(), "cpus": _usable_cpus()}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
-        facts["cpu_flags"] = [flag for flag in _CPU_FLAGS if flag in flags]
+    flags = _cpuinfo("flags")
+    if flags is not None:
+        facts["cpu_flags"] = [flag for flag in _CPU_FLAGS if flag in flags.split()]
     facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
     facts["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
@@ -86,9 +85,16 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """The CPU's name as it gives it, without anything about this one machine."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _cpuinfo(field: str) -> str | None:
+    """What Linux says of the first core, empty where it lacks the field; None on other systems."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    if not cpuinfo.is_file():
+        return None
+    lines = cpuinfo.read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def _usable_cpus() -> int:
