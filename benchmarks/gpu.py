@@ -28,7 +28,7 @@ from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
 from deepmlf_llm.planning.geometries import GEOMETRIES, planned_shape
 
-MEASURED = ("yardstick", "joint", "fusion", "fusion_cached", "cached_best")
+MEASURED = ("yardstick", "joint", "fusion", "fusion_cached", "cached_recipe")
 
 
 class Case:

@@ -22,9 +22,9 @@ OPTIMIZER = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 1e-3}
 LOSS_WEIGHTS = {"task": 1.0, "fusion": 0.4, "av": 0.8, "text": 0.8}
 
 
-def blocks_after(num_layers: int) -> list[int]:
-    """LM layers (0-based) that seven MM Blocks follow; of 30 layers 11, 14, .., 29, other depths in proportion."""
-    return sorted({(12 + 3 * i) * num_layers // 30 - 1 for i in range(7)} - {-1})
+def blocks_after(num_layers: int, first: int = 11, step: int = 3) -> list[int]:
+    """LM layers (0-based) that MM Blocks follow; of 30 layers seven, 11, 14, .., 29, other depths in proportion."""
+    return sorted({(layer + 1) * num_layers // 30 - 1 for layer in range(first, 30, step)} - {-1})
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:

@@ -8,8 +8,9 @@ A cell is a kind of texts and frames a modality: ``8-44:50`` (tokens spread even
 Yardstick (published_layout.py): random batches of the utterances that ours are made of, everything padded;
 yardstick_gamma has the LM's loss, yardstick_bf16 a bf16 LM under autocast. Every variant has the same LM weights, as
 many trained weights (but for designs that leave some out) and the same optimizer. Without a suffix all is fp32; _bf16:
-the frozen LM is bf16, what is trained is fp32. cached: text read beforehand; cached_best: tokens enter at the first MM
-Block, the LM ends with the fifth of seven. shared_text: predictions for texts met before, audio and vision encoded.
+the frozen LM is bf16, what is trained is fp32. cached: text read beforehand; cached_recipe: eight frozen tokens that
+enter at the first of five MM Blocks (the recipe for MOSI); cached_four: four, at the first of seven. shared_text:
+predictions for texts met before, audio and vision encoded.
 
 Time: wall time, steps alternating in one process: one of each yardstick, one of each variant, again; of round i ours is
 the i-th batch, spread evenly over an epoch's length-grouped batches from the shortest to the longest. A ratio is the
@@ -41,8 +42,8 @@ from deepmlf_llm.planning.resident import resident_bytes
 
 CELLS = ("8-44:50", "8-44:500")
 USUAL = (
-    "joint", GAMMA, "fusion", "fusion_cached", "cached_best",
-    "joint_bf16", "fusion_bf16", "fusion_cached_bf16", "cached_best_bf16",
+    "joint", GAMMA, "fusion", "fusion_cached", "cached_recipe", "cached_four",
+    "joint_bf16", "fusion_bf16", "fusion_cached_bf16", "cached_recipe_bf16", "cached_four_bf16",
 )  # fmt: skip
 
 

@@ -15,17 +15,19 @@ from deepmlf_llm.data.collate import Collator
 
 GAMMA = "joint_gamma"
 LATE, FROZEN = {"fusion_entry": "first_block"}, {"freeze_fusion_tokens": True}
-VARIANTS: dict[str, tuple[str, bool, dict[str, Any], int | None]] = {
-    "joint": ("joint", False, {}, None),
-    GAMMA: ("joint", False, {"objective": {"gamma": 1.1}}, None),
-    "fusion": ("fusion", False, {}, None),
-    "fusion_cached": ("fusion", True, {}, None),
-    "cached_frozen": ("fusion", True, FROZEN, None),
-    "cached_first_block": ("fusion", True, LATE, None),
-    "cached_best": ("fusion", True, {**LATE, "truncate_lm": True}, 5),
+SEVEN, FIVE = (11, 3), (13, 4)
+VARIANTS: dict[str, tuple[str, bool, dict[str, Any], tuple[int, int]]] = {
+    "joint": ("joint", False, {}, SEVEN),
+    GAMMA: ("joint", False, {"objective": {"gamma": 1.1}}, SEVEN),
+    "fusion": ("fusion", False, {}, SEVEN),
+    "fusion_cached": ("fusion", True, {}, SEVEN),
+    "cached_frozen": ("fusion", True, FROZEN, SEVEN),
+    "cached_first_block": ("fusion", True, LATE, SEVEN),
+    "cached_recipe": ("fusion", True, {**LATE, **FROZEN, "num_tokens": 8}, FIVE),
+    "cached_four": ("fusion", True, {**LATE, **FROZEN, "num_tokens": 4}, SEVEN),
 }
-"""Name -> ``ffw_scope``, whether the text is read from a cache, other settings, how many of the yardstick's MM Blocks
-(the lowest; None: all)."""
+"""Name -> ``ffw_scope``, whether the text is read from a cache, other settings (12 tokens unless said), MM Blocks: the
+first and the step of ``blocks_after``."""
 BF16 = "_bf16"
 """Ends the names of loops whose frozen LM is bf16. Everything that is trained is fp32 in all of them."""
 LOOPS = [name + suffix for suffix in ("", BF16) for name in VARIANTS]
@@ -33,9 +35,9 @@ YARDSTICKS = {"yardstick": 0.0, "yardstick_gamma": 1.1, f"yardstick{BF16}": 0.0}
 """Name -> weight of the LM's loss; a bf16 LM runs under autocast. Ratios are to the first; of steps with that loss, to
 the second."""
 SHARED_TEXT = {
-    f"{name}{suffix}": f"{asked}{suffix}"
+    name + suffix: name.removeprefix("fusion_").replace("cached", "shared_text") + suffix
     for suffix in ("", BF16)
-    for name, asked in (("fusion_cached", "shared_text"), ("cached_best", "shared_text_best"))
+    for name in ("fusion_cached", "cached_recipe", "cached_four")
 }
 """Name of a loop with cached text -> what its predictions for texts met before are called."""
 
@@ -133,8 +135,8 @@ class OurLoop(Loop):
 
     def __init__(self, name: str, lm: Any, tokenizer: Any, batches: Batches, geometry: Geometry, **sizes: Any) -> None:
         scope, self.cached, settings, blocks = VARIANTS[name.removesuffix(BF16)]
-        layers = (sizes.pop("layers", None) or blocks_after(lm.config.num_hidden_layers))[:blocks]
-        config = make_config(lm, geometry, scope, layers=layers, **sizes, **settings)
+        layers = blocks_after(lm.config.num_hidden_layers, *blocks)
+        config = make_config(lm, geometry, scope, **{"layers": layers, **sizes, **settings})
         super().__init__(DeepMLFModel(lm, config), lm)
         self.batches = batches
         self.collate = Collator(tokenizer, geometry.modalities, geometry.max_tokens)

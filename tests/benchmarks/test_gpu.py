@@ -17,7 +17,7 @@ from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
 
 
-@pytest.mark.parametrize("variant", ["joint", "fusion_cached", "cached_best"])
+@pytest.mark.parametrize("variant", ["joint", "fusion_cached", "cached_recipe"])
 def test_needed_operations_are_the_planners_whatever_the_weights_are_packed_in(variant):
     """That the planner's are those that PyTorch counts is for its own tests; here each text counts with its length."""
     needed = {}

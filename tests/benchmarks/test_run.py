@@ -109,11 +109,14 @@ def test_every_variant_trains_as_many_weights_on_the_same_utterances():
     loops = {name: bench.loop(name) for name in LOOPS}
     counts = {name: sum(p.numel() for p in loop.trainable()) for name, loop in loops.items()}
     counts["yardstick"] = sum(p.numel() for p in yardstick.trainable())
-    own = {name: counts.pop(name) for name in LOOPS if name.startswith(("cached_frozen", "cached_best"))}
+    own = {
+        name: counts.pop(name) for name in LOOPS if name.startswith(("cached_frozen", "cached_recipe", "cached_four"))
+    }
     assert len(set(counts.values())) == 1
     tokens = yardstick.model.num_tokens * yardstick.model.lm.config.hidden_size
     assert own["cached_frozen"] == counts["yardstick"] - tokens
-    assert own["cached_best"] <= counts["yardstick"]  # of seven MM Blocks; the toy has room for fewer than five
+    assert own["cached_four"] == own["cached_frozen"]  # neither trains its tokens
+    assert own["cached_recipe"] <= own["cached_four"]  # the toy has room for fewer MM Blocks than five
     texts = sorted(u["text"] for batch in bench.batches for u in batch)
     assert sorted(yardstick.batches.texts) == texts
     ids = {w.data_ptr() for loop in (yardstick, *loops.values()) for w in loop.trainable()}

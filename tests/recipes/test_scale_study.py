@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -18,6 +17,7 @@ import yaml
 
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.study import plan as planning
+from scripts.kill_nodes import start, study_table
 from tests.processes import Done, at_work
 
 TINY = {
@@ -174,50 +174,26 @@ def test_submitting_writes_the_study_and_a_script(recipe, grid, tmp_path, monkey
     assert f"--grid {folder}/nodes/grid.yaml --output {folder} --join --lease 90 --slots 2 &" in script
 
 
-def start(repository: Path, *arguments: object, cache: Path) -> subprocess.Popen:
-    command = [sys.executable, str(repository / "recipes" / "scale_study.py"), *map(str, arguments)]
-    environment = {**os.environ, "DEEPMLF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def table(folder: Path) -> dict[str, object]:
-    """All that a study says of its cells, but for times; and the adapters' bytes."""
-    found: dict[str, object] = {}
-    for path in sorted(folder.glob("cells/*/cell.json")):
-        record = json.loads(path.read_text())
-        del record["run_info"]["attempts"], record["meta_info"]
-        for name in ("seconds", "total_seconds", "peak_memory_mb"):
-            del record["train_info"][name]
-        for line in record["train_info"]["curve"]:
-            for name in [name for name in line if name.endswith(("runtime", "per_second"))]:
-                del line[name]
-        weights = (path.parent / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
-        found[path.parent.name] = (record, hashlib.sha256(weights).hexdigest())
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_killed_again_and_again_it_ends_with_the_same_table(recipe, repository, grid, tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_table(recipe, grid, tmp_path):
     """Real cells: at their imports, in their first and later steps, near their end. More instants are tried with cells
     that train nothing (study/test_runner.py)."""
     few = {**TINY["grid"][0], "fusion_layers": ["even:1"], "num_fusion_tokens": [2]}
     path = grid(grid=[few])
     began = time.monotonic()
-    whole = start(repository, "--grid", path, "--output", tmp_path / "whole", "--slots", 2, cache=tmp_path / "cache-1")
+    whole = start("--grid", path, "--output", tmp_path / "whole", "--slots", 2, cache=tmp_path / "cache-1")
     output = whole.communicate()[0]
     assert whole.returncode == 0, output
     cell_seconds = (time.monotonic() - began) / 2  # two cells at once, and the start
-    expected = table(tmp_path / "whole")
+    expected = study_table(tmp_path / "whole")
     assert len(expected) == 2
 
     chance, folder = random.Random(0), tmp_path / "killed"
     given = ("--grid", path, "--output", folder, "--slots", 2)
-    for share in (0.2, 0.4, 0.6, 0.8, 1.0):
-        process = start(repository, *given, cache=tmp_path / "cache-2")
+    for share in (0.3, 0.6, 0.9):
+        process = start(*given, cache=tmp_path / "cache-2")
         while process.poll() is None and not (folder / "study.json").exists():
             time.sleep(0.05)
         try:
@@ -229,10 +205,10 @@ def test_killed_again_and_again_it_ends_with_the_same_table(recipe, repository, 
         while at_work(folder) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert at_work(folder) == []
-    process = start(repository, *given, cache=tmp_path / "cache-2")
+    process = start(*given, cache=tmp_path / "cache-2")
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert table(folder) == expected
+    assert study_table(folder) == expected
 
     reports = [(folder / name).read_bytes() for name in ("report.md", "report.html", "results.parquet")]
     assert recipe("--report-only", "--output", folder).returncode == 0
@@ -250,7 +226,7 @@ def test_a_cell_of_two_processes_under_the_launcher(repository, grid, tmp_path):
     fixed = {**TINY["fixed"], "deepspeed": str(repository / "ds_configs" / "zero2.json"), "max_steps": 2}
     row = {"backbone": "tiny-llama", "fusion_layers": "even:1", "num_fusion_tokens": 2}
     path = grid(fixed=fixed, grid=[row], seeds=[1], processes=2)
-    process = start(repository, "--grid", path, "--output", tmp_path / "out", "--slots", 1, cache=tmp_path / "cache")
+    process = start("--grid", path, "--output", tmp_path / "out", "--slots", 1, cache=tmp_path / "cache")
     output = process.communicate()[0]
     assert process.returncode == 0, output
     (record,) = (json.loads(p.read_text()) for p in (tmp_path / "out").glob("cells/*/cell.json"))
