@@ -99,9 +99,9 @@ class FusedDecoder:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         input_ids, mask = left_padded(input_ids, mask)
         inputs = self._features(config, features, len(input_ids), stack)
-        context, key_values = stack.encode(inputs)
+        context, readers = stack.encode(inputs)
         context_mask = None if context is None else stack.topology.mask(context)
-        state = FusionState(stack.blocks, key_values, context_mask, stack.num_tokens, notes=stack.noted_layers)
+        state = FusionState(stack.blocks, readers, context_mask, stack.num_tokens, notes=stack.noted_layers)
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.dtype)
         cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
         augmented = stack.training and config.seqaug.changes_text

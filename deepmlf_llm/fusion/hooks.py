@@ -20,6 +20,7 @@ from deepmlf_llm.backbones import Decoder, is_quantized, run_layers
 from deepmlf_llm.backbones.interface import layer_output, replace_layer_output
 from deepmlf_llm.errors import InjectionError
 from deepmlf_llm.modules import FusionStack, MMBlock
+from deepmlf_llm.modules.context_reading import ContextReader, KeyValues
 from deepmlf_llm.modules.mm_block import PADDED, Rows
 from deepmlf_llm.modules.precision import at_least_fp32
 
@@ -36,7 +37,7 @@ class FusionState:
 
     Args:
         blocks: LM layer (0-based) -> MM Block to run after it.
-        key_values: LM layer -> keys and values of the AV context for its MM Block [b x t x (2 h e)]; empty without one.
+        contexts: LM layer -> what its MM Block may read of the AV context; empty without one.
         context_mask: True where a frame may be read, by all that query [b x t] or by each fusion token [b x n x t];
             None without a context.
         num_tokens: n; fusion tokens are the last n of the sequence.
@@ -48,7 +49,7 @@ class FusionState:
     """
 
     blocks: dict[int, MMBlock]
-    key_values: dict[int, Tensor]
+    contexts: dict[int, ContextReader]
     context_mask: Tensor | None
     num_tokens: int
     rows: Rows = PADDED
@@ -69,8 +70,8 @@ class FusionState:
         """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
         if self.entering is not None and index == self.first:
             self.entering.append(hidden)
-        key_value = self.key_values.get(index)
-        fused: Tensor = self.blocks[index](hidden, key_value, self.context_mask, self.num_tokens, self.rows)
+        context = self.contexts.get(index)
+        fused: Tensor = self.blocks[index](hidden, context, self.context_mask, self.num_tokens, self.rows)
         if index in self.notes:
             self.noted[index] = self.rows.take_last(fused, self.num_tokens + 1)
         return fused
@@ -132,8 +133,8 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
     mask = torch.ones(2, 3 + stack.num_tokens, dtype=torch.long, device=table.device)
     mask[1, 0] = 0  # a padded row
     inputs = torch.cat([decoder.embeddings(ids), stack.fusion_tokens(2).to(table.dtype)], dim=1)
-    key_values = {
-        layer: torch.linspace(-1, 1, 4 * width, device=table.device).reshape(2, 2, width)
+    contexts: dict[int, ContextReader] = {
+        layer: KeyValues(torch.linspace(-1, 1, 4 * width, device=table.device).reshape(2, 2, width))
         for layer, width in stack.key_value_widths.items()
     }
     present = torch.tensor([[True, True], [False, False]], device=table.device)
@@ -149,7 +150,7 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
         reads = stack.topology.reads(table.device)
         expected = run_layers(decoder, inputs, mask, reads=reads)
         with stack.gates_shut():
-            state = FusionState(stack.blocks, key_values, present, stack.num_tokens)
+            state = FusionState(stack.blocks, contexts, present, stack.num_tokens)
             found = run_layers(decoder, inputs, mask, reads=reads, fusion_state=state)
     finally:
         for handle in handles:

@@ -22,6 +22,7 @@ from deepmlf_llm.modules.pooling import pool_time
 from deepmlf_llm.modules.precision import at_least_fp32
 
 MAP_ELEMENTS = 2**22  # of an attention map that is alive at once on a CPU: 16 MB in fp32
+KEPT_ELEMENTS = 2**20  # of one that is kept for the backward pass there: 4 MB; a larger one is made again
 
 
 @dataclass
@@ -54,7 +55,7 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 def self_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, dropout: float) -> Tensor:
-    """Scaled dot-product attention whose maps are never kept; ``dropout`` is theirs.
+    """Scaled dot-product attention whose large maps are never kept; ``dropout`` is theirs.
 
     PyTorch has a kernel for that on CUDA. On a CPU it has one without dropout only, and would write and keep three maps
     [b x h x t x t] of each layer: gigabytes over 500 frames. There a few rows at a time get theirs, and once more in
@@ -70,7 +71,10 @@ def self_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, dr
     # One more coordinate of the keys, read by all, says which are masked: cheaper than going over the map for it.
     query = F.pad(query / math.sqrt(query.shape[-1]), (0, 1), value=1.0)
     key = torch.cat([key, torch.where(attend, 0.0, -1e9)[:, None, :, None].expand(*key.shape[:3], 1).to(key)], dim=-1)
-    rows = max(1, MAP_ELEMENTS // (query.shape[1] * query.shape[2] ** 2))
+    elements = query.shape[1] * query.shape[2] ** 2  # of a row's maps
+    if len(query) * elements <= KEPT_ELEMENTS:
+        return _attention_with_dropout(query, key, value, dropout)
+    rows = max(1, MAP_ELEMENTS // elements)
     parts = [
         checkpoint(_attention_with_dropout, *part, dropout, use_reentrant=False)
         for part in zip(*(x.split(rows) for x in (query, key, value)), strict=True)
@@ -83,7 +87,9 @@ def _attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, dropout: 
     # Sixteen random bits an element: a fifth of the time of bernoulli_, which takes half of a layer's.
     dropped = round(dropout * 2**16)
     bits = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    keep = (bits[: weights.numel()] >= dropped - 2**15).view(weights.shape)
+    keep = (
+        (bits[: weights.numel()] >= dropped - 2**15).view(weights.shape).to(weights.dtype)
+    )  # or each product casts it
     return (weights * keep) @ (value / (1 - dropped / 2**16))
 
 

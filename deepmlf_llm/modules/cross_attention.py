@@ -1,8 +1,8 @@
 """Gated cross-attention (GCA): how fusion tokens hear and see.
 
 First half of an MM Block, DeepMLF section 3 (arXiv 2504.11082):
-``X_f <- X_f + g(a) * GCA(q=Norm(X_f), kv=Z)``. The norm and the residual belong to the MM Block; the keys and values of
-all blocks come out of one matmul, in the FusionStack.
+``X_f <- X_f + g(a) * GCA(q=Norm(X_f), kv=Z)``. The norm and the residual belong to the MM Block; the weights of all
+blocks' keys and values lie in one projection, in the FusionStack.
 """
 
 import threading
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from deepmlf_llm.modules.attention_kernels import attention
+from deepmlf_llm.modules.context_reading import ContextReader
 from deepmlf_llm.modules.precision import at_least_fp32
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": torch.ones_like}
@@ -105,12 +105,12 @@ class GatedCrossAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.gate = Gate(gate) if isinstance(gate, str) else gate
 
-    def forward(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, context: ContextReader, context_mask: Tensor) -> Tensor:
         """What the context adds to the positions that query it, to be summed onto the residual stream.
 
         Args:
             tokens: normalised states of these positions [b x n x d].
-            key_value: keys and values of the context, side by side [b x t x (2 h e)].
+            context: what may be read of it.
             context_mask: True where a frame may be read, by all tokens [b x t] or by each [b x n x t]. Where there
                 is none, the modality is absent: exactly 0 is added, with finite gradients everywhere.
 
@@ -124,13 +124,8 @@ class GatedCrossAttention(nn.Module):
         # No branch on data: every rank runs the same modules, whatever its batch holds (ZeRO-3 hangs otherwise).
         attend = context_mask | ~present  # [b x (1 or n) x t]
 
-        query = self._heads(self.mm_query(tokens))  # [b x h x n x e]
-        key, value = map(self._heads, key_value.to(query.dtype).chunk(2, dim=-1))  # [b x h x t x e]
+        query = self.mm_query(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [b x h x n x e]
         drop = self.dropout.p if self.training else 0.0
-        read = attention(query, key, value, attend[:, None], drop)  # [b x n x h x e]
+        read = context.attend(query, attend[:, None], drop)  # [b x n x h x e]
         update = self.dropout(self.mm_output(read.flatten(2)))  # [b x n x d]
         return self.gate() * update * present
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """[b x s x (h e)] -> [b x h x s x e]"""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deepmlf_llm.modules.attention_kernels import leave_out_cudnn_attention
 from deepmlf_llm.modules.av_encoder import AVContext, AVEncoder
+from deepmlf_llm.modules.context_reading import AbsorbedKeyValues, ContextReader, KeyValues, absorbing_takes_less
 from deepmlf_llm.modules.fusion_tokens import FusionTokens
 from deepmlf_llm.modules.heads import Heads
 from deepmlf_llm.modules.layer_mix import LayerMix
@@ -51,7 +52,7 @@ class FusionStack(nn.Module):
         self.fusion_tokens = fusion_tokens
         self.av_encoder = av_encoder
         self.mm_blocks = nn.ModuleDict({str(layer): blocks[layer] for layer in sorted(blocks)})
-        # Keys and values of Z for all MM Blocks in one matmul, and in one module that ZeRO-3 can gather.
+        # Weights of the keys and values of Z for all MM Blocks: one matmul, and one module that ZeRO-3 can gather.
         self.context_projection: nn.Linear | None = None
         if av_encoder is not None:
             self.context_projection = nn.Linear(context_width, sum(self.key_value_widths.values()), bias=False)
@@ -87,15 +88,31 @@ class FusionStack(nn.Module):
     def num_tokens(self) -> int:
         return self.fusion_tokens.num_tokens
 
-    def encode(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[AVContext | None, dict[int, Tensor]]:
-        """Features -> Z and each MM Block's keys and values of it, by LM layer [b x t x (2 h e)]; of segregated tokens,
-        of each modality's own frames too; None and nothing where no modality is read."""
+    def encode(
+        self, features: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> tuple[AVContext | None, dict[int, ContextReader]]:
+        """Features -> Z and what each MM Block may read of it, by LM layer; of segregated tokens, of each modality's
+        own frames too; None and nothing where no modality is read."""
         if self.av_encoder is None or self.context_projection is None:
             return None, {}
         context = self.av_encoder(features)
-        widths = self.key_value_widths
-        key_values = self.context_projection(self.topology.frames(context)).split(list(widths.values()), dim=-1)
-        return context, dict(zip(widths, key_values, strict=True))
+        frames, widths = self.topology.frames(context), self.key_value_widths
+        absorbs = self._absorbs(frames)
+        # The module is called for its weights too, on the unit vectors: under ZeRO-3 they are nowhere else.
+        rows = torch.eye(frames.shape[-1], dtype=frames.dtype, device=frames.device) if absorbs else frames
+        parts = self.context_projection(rows).split(list(widths.values()), dim=-1)
+        readers = [AbsorbedKeyValues(frames, part) if absorbs else KeyValues(part) for part in parts]
+        return context, dict(zip(widths, readers, strict=True))
+
+    def _absorbs(self, frames: Tensor) -> bool:
+        """Whether MM Blocks read Z itself. A GPU has one kernel for attention to keys and values, and waits for each
+        further operator; so there they always read these."""
+        blocks = [block for block in self.blocks.values() if block.cross_attention is not None]
+        if not frames.is_cpu or any(block.text_queries for block in blocks):
+            return False
+        head_widths = {b.cross_attention.inner_width // b.cross_attention.num_heads for b in blocks}
+        batch, count, width = frames.shape
+        return all(absorbing_takes_less(batch, count, width, self.num_tokens, each) for each in head_widths)
 
     def set_trainable(self, trainable: bool) -> None:
         """All parameters, but for gates of kind ``none``, which nothing may move, and a frozen AV encoder."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from deepmlf_llm.modules.context_reading import ContextReader
 from deepmlf_llm.modules.cross_attention import Gate, GatedCrossAttention
 from deepmlf_llm.modules.feed_forward import FeedForward
 
@@ -122,6 +123,11 @@ class MMBlock(nn.Module):
         self._read_at = QUERIES[queries]
         self._feed_at = FFW_SCOPES[ffw_scope]
 
+    @property
+    def text_queries(self) -> bool:
+        """Whether the text queries the context, too or alone."""
+        return self._read_at is not at_tokens
+
     def gates(self) -> dict[str, Gate]:
         gates = {"gca": None if self.cross_attention is None else self.cross_attention.gate, "ffw": self.ffw_gate}
         return {name: gate for name, gate in gates.items() if gate is not None}
@@ -129,7 +135,7 @@ class MMBlock(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        key_value: Tensor | None,
+        context: ContextReader | None,
         context_mask: Tensor | None,
         num_tokens: int,
         rows: Rows = PADDED,
@@ -138,25 +144,25 @@ class MMBlock(nn.Module):
 
         Args:
             hidden: output of the LM block; the last ``num_tokens`` of each row are fusion tokens.
-            key_value: this block's keys and values of the context [b x t x (2 h e)]; None without a context.
+            context: what this block may read of Z; None where nothing is heard or seen.
             context_mask: True where a frame may be read, by all that query [b x t] or by each fusion token [b x n x t];
                 None without a context.
             num_tokens: n.
             rows: how rows lie in ``hidden``.
         """
-        if key_value is None or context_mask is None:
+        if context is None or context_mask is None:
             return self._feed_at(self.feed_forward, hidden, num_tokens, rows)
-        read = partial(self.read, key_value=key_value, context_mask=context_mask)
+        read = partial(self.read, context=context, context_mask=context_mask)
         if self.ffw is None:
             return self._read_at(read, hidden, num_tokens, rows)
         if self._read_at is self._feed_at:  # rows are taken apart and put together once
             return self._feed_at(lambda x: self.feed_forward(read(x)), hidden, num_tokens, rows)
         return self._feed_at(self.feed_forward, self._read_at(read, hidden, num_tokens, rows), num_tokens, rows)
 
-    def read(self, tokens: Tensor, key_value: Tensor, context_mask: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, context: ContextReader, context_mask: Tensor) -> Tensor:
         """First equation: what queries [b x n x d] (the fusion tokens, in the paper) after reading the context."""
         with _half_precision(tokens) as masters:
-            update: Tensor = self.cross_attention(self.attention_norm(tokens.to(masters)), key_value, context_mask)
+            update: Tensor = self.cross_attention(self.attention_norm(tokens.to(masters)), context, context_mask)
         return tokens + update.to(tokens.dtype)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ with keys, weights with values; causal masks save nothing here). Norms, activati
 optimizer are not. Each product costs once forward; backward once for the gradient of its input where one is needed, and
 once for the gradient of a weight that is trained. Frozen text computed without a graph costs its forward only, and
 nothing where it is cached; so do frozen fusion tokens below the first MM Block. Recomputation (gradient checkpointing)
-is not counted: it does no new work.
+is not counted: it does no new work. MM Blocks are counted as reading keys and values of the context; on a CPU they
+read the context itself where that takes less (modules/context_reading.py).
 """
 
 from __future__ import annotations

@@ -189,10 +189,11 @@ def test_mean_of_nothing_is_zero():
 
 
 class TestAttentionWithDropout:
-    """On a CPU it runs in parts that are made again backwards; here in two parts of two rows."""
+    """On a CPU large maps are made in parts, again backwards; here in two parts of two rows. A small one is kept."""
 
-    def parts(self, monkeypatch):
+    def parts(self, monkeypatch, kept=0):
         monkeypatch.setattr(av_encoder, "MAP_ELEMENTS", 2 * 2 * 5 * 5)
+        monkeypatch.setattr(av_encoder, "KEPT_ELEMENTS", kept)
         torch.manual_seed(2)
         query, key, value = (torch.randn(4, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
         attend = torch.arange(5) < torch.tensor([5, 3, 1, 4])[:, None]
@@ -218,8 +219,9 @@ class TestAttentionWithDropout:
         assert_close(read[kept] * frames, torch.full_like(read[kept], 1 / 0.75))
         assert not (read[0] == read[1]).all()
 
-    def test_backwards_the_same_weights_are_dropped(self, monkeypatch):
-        *inputs, attend = self.parts(monkeypatch)
+    @pytest.mark.parametrize("kept", [0, 4 * 2 * 5 * 5])
+    def test_backwards_the_same_weights_are_dropped(self, monkeypatch, kept):
+        *inputs, attend = self.parts(monkeypatch, kept)
 
         def seeded(*given):
             torch.manual_seed(3)
@@ -238,9 +240,10 @@ class TestAttentionWithDropout:
         assert_close(changed, expected, rtol=0, atol=0)
 
     @pytest.mark.cpu
-    def test_no_map_of_a_batch_is_kept_for_the_backward_pass(self, monkeypatch):
-        *inputs, attend = self.parts(monkeypatch)
+    @pytest.mark.parametrize(("kept", "maps"), [(4 * 2 * 5 * 5 - 1, False), (4 * 2 * 5 * 5, True)])
+    def test_only_a_small_map_is_kept_for_the_backward_pass(self, monkeypatch, kept, maps):
+        *inputs, attend = self.parts(monkeypatch, kept)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.shape) or x, lambda x: x):
             self_attention(*inputs, attend, 0.3)
-        assert not [shape for shape in sizes if tuple(shape[-2:]) == (5, 5)]
+        assert any(tuple(shape[-2:]) == (5, 5) for shape in sizes) is maps

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from deepmlf_llm.modules import Gate, GatedCrossAttention
+from deepmlf_llm.modules.context_reading import KeyValues
 from deepmlf_llm.modules.cross_attention import GATES
 
 B, N, T, D, H = 3, 4, 7, 24, 4
@@ -36,7 +37,7 @@ def test_equals_the_textbook_formula(head_width, kind):
     mask = torch.arange(T) < torch.tensor([T, 3, 1])[:, None]
     with torch.no_grad():
         gca.gate.alpha.fill_(0.75)
-    update = gca(tokens, key_value, mask)
+    update = gca(tokens, KeyValues(key_value), mask)
     for b, frames in enumerate(mask.sum(-1).tolist()):
         key, value = key_value[b, :frames, : H * e], key_value[b, :frames, H * e :]
         query = tokens[b] @ gca.mm_query.weight.T
@@ -51,7 +52,7 @@ def test_equals_the_textbook_formula(head_width, kind):
 
 def test_an_absent_modality_adds_exactly_nothing_and_keeps_gradients_finite(gca, inputs):
     tokens, key_value, mask = (x.requires_grad_() if x.is_floating_point() else x for x in inputs)
-    update = gca(tokens, key_value, mask)
+    update = gca(tokens, KeyValues(key_value), mask)
     assert torch.equal(update[2], torch.zeros_like(update[2]))
     update.sum().backward()
     assert all(p.grad.isfinite().all() for p in gca.parameters())
@@ -61,14 +62,16 @@ def test_an_absent_modality_adds_exactly_nothing_and_keeps_gradients_finite(gca,
 def test_padding_is_never_read(gca, inputs):
     tokens, key_value, mask = inputs
     noisy = torch.where(mask[..., None], key_value, torch.full_like(key_value, 1e4))
-    assert_close(gca(tokens, noisy, mask), gca(tokens, key_value, mask), rtol=0, atol=0)
-    jacobian = torch.autograd.functional.jacobian(lambda kv: gca(tokens, kv, mask).sum(), key_value)
+    assert_close(gca(tokens, KeyValues(noisy), mask), gca(tokens, KeyValues(key_value), mask), rtol=0, atol=0)
+    jacobian = torch.autograd.functional.jacobian(lambda kv: gca(tokens, KeyValues(kv), mask).sum(), key_value)
     assert jacobian[~mask].count_nonzero() == 0
 
 
 def test_a_sample_does_not_depend_on_its_batch(gca, inputs):
     tokens, key_value, mask = inputs
-    assert_close(gca(tokens, key_value, mask)[1], gca(tokens[1:2], key_value[1:2, :3], mask[1:2, :3])[0])
+    assert_close(
+        gca(tokens, KeyValues(key_value), mask)[1], gca(tokens[1:2], KeyValues(key_value[1:2, :3]), mask[1:2, :3])[0]
+    )
 
 
 def test_no_bias_anywhere():
@@ -98,9 +101,14 @@ def test_a_gate_per_channel_weighs_each_channel_by_its_own_value():
     tokens, key_value, mask = torch.randn(2, 3, D).double(), torch.randn(2, 4, 2 * D).double(), torch.ones(2, 4).bool()
     opens_at = torch.full((D,), 1 / (1 + math.exp(2.0))).double()
     opens_at[1] = 1 / (1 + math.exp(-3.0))
-    assert_close(gca(tokens, key_value, mask), 2 * opens_at * one(tokens, key_value, mask), rtol=1e-6, atol=0)
+    assert_close(
+        gca(tokens, KeyValues(key_value), mask),
+        2 * opens_at * one(tokens, KeyValues(key_value), mask),
+        rtol=1e-6,
+        atol=0,
+    )
     gca.gate.shut = True
-    assert not gca(tokens, key_value, mask).any()
+    assert not gca(tokens, KeyValues(key_value), mask).any()
 
 
 def test_unknown_gate_is_refused_by_name():
@@ -119,8 +127,8 @@ def test_dropout_acts_on_attention_and_output_in_training_only(inputs):
     tokens, key_value, mask = inputs
     plain, gca = GatedCrossAttention(D, H).double(), GatedCrossAttention(D, H, dropout=0.5).double()
     gca.load_state_dict(plain.state_dict())
-    assert torch.equal(gca.eval()(tokens, key_value, mask), plain(tokens, key_value, mask))
-    found = gca.train()(tokens, key_value, mask)
+    assert torch.equal(gca.eval()(tokens, KeyValues(key_value), mask), plain(tokens, KeyValues(key_value), mask))
+    found = gca.train()(tokens, KeyValues(key_value), mask)
     assert 0.3 < (found[:2] == 0).double().mean() < 0.7  # of the output
     assert not found[2].count_nonzero()
     with torch.no_grad():  # one frame: its weight of 1 is dropped whole, or doubled
@@ -128,14 +136,16 @@ def test_dropout_acts_on_attention_and_output_in_training_only(inputs):
         gca.dropout.p = 0.5
         values = torch.ones_like(key_value)
         gca.mm_output.weight.copy_(torch.eye(D))
-        read = gca(tokens, values, torch.arange(T)[None].expand(B, T) == 0) / gca.gate()
+        read = gca(tokens, KeyValues(values), torch.arange(T)[None].expand(B, T) == 0) / gca.gate()
     assert set(read.unique().tolist()) == {0.0, 2.0}
 
 
 def test_without_dropout_training_is_evaluation(inputs):
     gca = GatedCrossAttention(D, H).double()
     state = torch.get_rng_state()
-    assert torch.equal(gca.train()(*inputs), gca.eval()(*inputs))
+    tokens, key_value, mask = inputs
+    given = tokens, KeyValues(key_value), mask
+    assert torch.equal(gca.train()(*given), gca.eval()(*given))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -143,7 +153,7 @@ def test_the_gate_stays_in_fp32(inputs, device):
     tokens, key_value, mask = inputs
     gca = GatedCrossAttention(D, H)
     with torch.autocast(device, dtype=torch.bfloat16):
-        assert gca(tokens.float(), key_value.float(), mask).dtype == torch.bfloat16
+        assert gca(tokens.float(), KeyValues(key_value.float()), mask).dtype == torch.bfloat16
         assert gca.gate().dtype == torch.float32
     assert gca.bfloat16().gate().dtype == torch.float32
 

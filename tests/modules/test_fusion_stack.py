@@ -17,13 +17,20 @@ def features(dtype=torch.float32):
     return {name: (torch.randn(*mask.shape, dims[name]).to(dtype), mask) for name, mask in masks.items()}
 
 
-def test_keys_and_values_of_every_block_come_out_of_one_matmul():
-    stack = build_stack(Decoder(tiny_family("llama")), tiny_config(fusion_layers=[3, 0])).eval()
-    context, key_values = stack.encode(features())
-    assert list(key_values) == stack.layers == [0, 3]
-    for index, rows in enumerate(key_values.values()):
+@pytest.mark.parametrize("width", [24, 2])
+def test_what_every_block_reads_comes_out_of_one_matmul(width):
+    """Keys and values, or their weights where that takes less."""
+    encoder = {"width": width, "num_layers": 1, "num_heads": 1, "ffw_width": 4, "max_frames": 5}
+    stack = build_stack(Decoder(tiny_family("llama")), tiny_config(fusion_layers=[3, 0], av_encoder=encoder)).eval()
+    context, readers = stack.encode(features())
+    assert list(readers) == stack.layers == [0, 3]
+    for index, reader in enumerate(readers.values()):
         weight = stack.context_projection.weight[2 * WIDTH * index : 2 * WIDTH * (index + 1)]
-        assert_close(rows, context.frames @ weight.T)
+        if width == 2:
+            assert reader.frames is context.frames
+            assert_close(reader.weights, weight.T, rtol=0, atol=0)
+        else:
+            assert_close(reader.key_value, context.frames @ weight.T)
     assert stack.context_projection.bias is None
 
 

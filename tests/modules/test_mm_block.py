@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from deepmlf_llm.modules.context_reading import KeyValues
 from tests import reference
 from tests.families import HEADS, WIDTH, randomise, tiny_family, tiny_model
 
@@ -27,7 +28,7 @@ def test_equals_its_equations(family, scope, weights, gate):
     mask = torch.tensor([[True] * T, [True, True, False, False]])
     hidden = torch.randn(2, L + N, WIDTH).double()
     with torch.no_grad():
-        found = block(hidden, context @ projection.T, mask, N)
+        found = block(hidden, KeyValues(context @ projection.T), mask, N)
     settings = reference.Settings(heads=HEADS, gate=gate, ffw_scope=scope, lora_scale=10.0 / 4)
     for row, frames in enumerate(mask.sum(1).tolist()):
         parts = hidden[row, :L], hidden[row, L:]
@@ -48,9 +49,9 @@ def test_meets_a_bf16_lm_at_its_boundary(scope):
     hidden, key_value = torch.randn(2, L + N, WIDTH), torch.randn(2, T, 2 * WIDTH)
     mask = torch.ones(2, T).bool()
     with torch.no_grad():
-        expected = block(hidden, key_value, mask, N)
+        expected = block(hidden, KeyValues(key_value), mask, N)
         model.base_model.model.bfloat16()
-        found = block(hidden.bfloat16(), key_value, mask, N)
+        found = block(hidden.bfloat16(), KeyValues(key_value), mask, N)
     assert found.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in block.parameters())
     assert (found.float() - expected).norm() < 0.02 * expected.norm()
@@ -60,4 +61,4 @@ def test_gates_shut_returns_the_input_bit_for_bit():
     stack = tiny_model(tiny_family("gpt2")).base_model.active_stack
     hidden, key_value, mask = torch.randn(2, L + N, WIDTH), torch.randn(2, T, 2 * WIDTH), torch.ones(2, T).bool()
     with stack.gates_shut(), torch.no_grad():
-        assert torch.equal(stack.blocks[1](hidden, key_value, mask, N), hidden)
+        assert torch.equal(stack.blocks[1](hidden, KeyValues(key_value), mask, N), hidden)

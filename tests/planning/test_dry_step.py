@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.model.peft_model import DeepMLFModel
-from deepmlf_llm.modules import attention_kernels
+from deepmlf_llm.modules import attention_kernels, context_reading
 from deepmlf_llm.planning.dry_step import DryModel, Step
 from deepmlf_llm.planning.geometries import planned_shape
 from deepmlf_llm.planning.live_bytes import LiveBytes
@@ -80,7 +80,7 @@ def real(method, cached=False, checkpointing=False) -> int:
 @pytest.mark.cpu
 def test_the_peak_is_that_of_a_real_step(method, step):
     renamed = {{"cached": "text_cached"}.get(name, name): value for name, value in step.items()}
-    assert dry(method, **renamed).peak == pytest.approx(real(method, **step), rel=0.03)
+    assert dry(method, on_cpu=True, **renamed).peak == pytest.approx(real(method, **step), rel=0.03)
 
 
 @pytest.mark.cpu
@@ -90,7 +90,7 @@ def test_linear_layers_of_zero_3_keep_what_those_of_deepspeed_keep(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", linear.zero3_linear_wrap)
     kept = real(JOINT)
     monkeypatch.undo()
-    assert kept > 1.05 * plain
+    assert kept > 1.04 * plain
     assert dry(JOINT, keeps_inputs=True).peak == pytest.approx(kept, rel=0.03)
 
 
@@ -116,7 +116,8 @@ def test_half_precision_attends_as_the_device_that_will_compute_does(monkeypatch
     """On a CPU MM Blocks write attention out; on a GPU they do not, though fake tensors are all on a CPU."""
     asked = []
     plain = attention_kernels.written_out
-    monkeypatch.setattr(attention_kernels, "written_out", lambda *args: asked.append(args) or plain(*args))
+    for module in (attention_kernels, context_reading):
+        monkeypatch.setattr(module, "written_out", lambda *args: asked.append(args) or plain(*args))
     half = made(FUSION, torch.bfloat16)
     step = Step(utterances=B, text_tokens=T, frames=FRAMES)
     half.run(step)
