@@ -9,7 +9,7 @@ Yardstick (published_layout.py): random batches of the utterances that ours are 
 yardstick_gamma has the LM's loss, yardstick_bf16 a bf16 LM under autocast. Every variant has the same LM weights, as
 many trained weights (but for designs that leave some out) and the same optimizer. Without a suffix all is fp32; _bf16:
 the frozen LM is bf16, what is trained is fp32. cached: text read beforehand; cached_recipe: eight frozen tokens that
-enter at the first of five MM Blocks (the recipe for MOSI); cached_four: four, at the first of seven. shared_text:
+enter at the first of five MM Blocks (as in mosi_smollm2.yaml); cached_four: four, at the first of seven. shared_text:
 predictions for texts met before, audio and vision encoded.
 
 Time: wall time, steps alternating in one process: one of each yardstick, one of each variant, again; of round i ours is

@@ -90,7 +90,7 @@ def kill_nodes(folder: Path, kills: int, seed: int, seeds: int = 5, longest: flo
         Seconds that each killed node lived.
 
     Raises:
-        RunError: a node failed, the study ended before the last kill, or the tables differ.
+        RunError: the other node failed, all cells were done before the last kill, or the tables differ.
     """
     data, grid = embedded_dataset(sizes=SIZES), folder / "grid.yaml"
     content = {**GRID, "fixed": {"data": str(data), **GRID["fixed"]}, "seeds": list(range(seeds))}  # type: ignore[dict-item]
@@ -102,24 +102,21 @@ def kill_nodes(folder: Path, kills: int, seed: int, seeds: int = 5, longest: flo
 
     given = ("--grid", grid, "--output", folder / "killed", "--slots", 1, "--join")
     survivor = start(*given, cache=folder / "cache-2")
-    for _ in range(kills):
-        victim, life = start(*given, cache=folder / "cache-2"), chance.uniform(1.0, longest)
-        try:
-            victim.wait(life)
-        except subprocess.TimeoutExpired:
+    try:
+        while len(lives) < kills:
+            victim, life = start(*given, cache=folder / "cache-2"), chance.uniform(1.0, longest)
+            time.sleep(life)
             os.killpg(victim.pid, signal.SIGKILL)
             victim.communicate()
             lives.append(life)
             done = len(list((folder / "killed").glob("cells/*/cell.json")))
-            print(
-                f"kill {len(lives)} of {kills}, after {life:.1f} s: {done} of {len(expected)} cells were done",
-                flush=True,
-            )
-        else:
-            finish(victim)
-    finish(survivor)
-    if len(lives) < kills:
-        raise RunError(f"the study ended after {len(lives)} of {kills} kills: give it more cells")
+            print(f"kill {len(lives)}, after {life:.1f} s: {done} of {len(expected)} cells were done", flush=True)
+            if done == len(expected):
+                raise RunError(f"all cells were done by kill {len(lives)} of {kills}: give it more seeds")
+        finish(survivor)
+    finally:
+        if survivor.poll() is None:
+            os.killpg(survivor.pid, signal.SIGKILL)
     found = study_table(folder / "killed")
     unlike = [name for name in expected if found.get(name) != expected[name]]
     if unlike:

@@ -37,7 +37,7 @@ class FusionState:
 
     Args:
         blocks: LM layer (0-based) -> MM Block to run after it.
-        contexts: LM layer -> what its MM Block may read of the AV context; empty without one.
+        readers: LM layer -> its MM Block's reader of the AV context; empty without one.
         context_mask: True where a frame may be read, by all that query [b x t] or by each fusion token [b x n x t];
             None without a context.
         num_tokens: n; fusion tokens are the last n of the sequence.
@@ -49,7 +49,7 @@ class FusionState:
     """
 
     blocks: dict[int, MMBlock]
-    contexts: dict[int, ContextReader]
+    readers: dict[int, ContextReader]
     context_mask: Tensor | None
     num_tokens: int
     rows: Rows = PADDED
@@ -70,8 +70,8 @@ class FusionState:
         """LM block ``index``'s output [b x s x d] (packed: [1 x k x d]) through its MM Block."""
         if self.entering is not None and index == self.first:
             self.entering.append(hidden)
-        context = self.contexts.get(index)
-        fused: Tensor = self.blocks[index](hidden, context, self.context_mask, self.num_tokens, self.rows)
+        reader = self.readers.get(index)
+        fused: Tensor = self.blocks[index](hidden, reader, self.context_mask, self.num_tokens, self.rows)
         if index in self.notes:
             self.noted[index] = self.rows.take_last(fused, self.num_tokens + 1)
         return fused
@@ -133,7 +133,7 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
     mask = torch.ones(2, 3 + stack.num_tokens, dtype=torch.long, device=table.device)
     mask[1, 0] = 0  # a padded row
     inputs = torch.cat([decoder.embeddings(ids), stack.fusion_tokens(2).to(table.dtype)], dim=1)
-    contexts: dict[int, ContextReader] = {
+    readers: dict[int, ContextReader] = {
         layer: KeyValues(torch.linspace(-1, 1, 4 * width, device=table.device).reshape(2, 2, width))
         for layer, width in stack.key_value_widths.items()
     }
@@ -150,7 +150,7 @@ def probe(decoder: Decoder, stack: FusionStack) -> None:
         reads = stack.topology.reads(table.device)
         expected = run_layers(decoder, inputs, mask, reads=reads)
         with stack.gates_shut():
-            state = FusionState(stack.blocks, contexts, present, stack.num_tokens)
+            state = FusionState(stack.blocks, readers, present, stack.num_tokens)
             found = run_layers(decoder, inputs, mask, reads=reads, fusion_state=state)
     finally:
         for handle in handles:

@@ -22,7 +22,7 @@ from deepmlf_llm.modules.pooling import pool_time
 from deepmlf_llm.modules.precision import at_least_fp32
 
 MAP_ELEMENTS = 2**22  # of an attention map that is alive at once on a CPU: 16 MB in fp32
-KEPT_ELEMENTS = 2**20  # of one that is kept for the backward pass there: 4 MB; a larger one is made again
+KEPT_ELEMENTS = 2**20  # of one that is kept for the backward pass there, 4 MB thrice; a larger one is made again
 
 
 @dataclass
@@ -72,7 +72,7 @@ def self_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, dr
     query = F.pad(query / math.sqrt(query.shape[-1]), (0, 1), value=1.0)
     key = torch.cat([key, torch.where(attend, 0.0, -1e9)[:, None, :, None].expand(*key.shape[:3], 1).to(key)], dim=-1)
     elements = query.shape[1] * query.shape[2] ** 2  # of a row's maps
-    if len(query) * elements <= KEPT_ELEMENTS:
+    if query.is_cpu and len(query) * elements <= KEPT_ELEMENTS:
         return _attention_with_dropout(query, key, value, dropout)
     rows = max(1, MAP_ELEMENTS // elements)
     parts = [
@@ -87,9 +87,8 @@ def _attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, dropout: 
     # Sixteen random bits an element: a fifth of the time of bernoulli_, which takes half of a layer's.
     dropped = round(dropout * 2**16)
     bits = torch.empty(-(-weights.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    keep = (
-        (bits[: weights.numel()] >= dropped - 2**15).view(weights.shape).to(weights.dtype)
-    )  # or each product casts it
+    # In the weights' dtype at once: else each product casts it anew.
+    keep = (bits[: weights.numel()] >= dropped - 2**15).view(weights.shape).to(weights.dtype)
     return (weights * keep) @ (value / (1 - dropped / 2**16))
 
 

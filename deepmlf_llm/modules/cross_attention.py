@@ -105,12 +105,12 @@ class GatedCrossAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.gate = Gate(gate) if isinstance(gate, str) else gate
 
-    def forward(self, tokens: Tensor, context: ContextReader, context_mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, reader: ContextReader, context_mask: Tensor) -> Tensor:
         """What the context adds to the positions that query it, to be summed onto the residual stream.
 
         Args:
             tokens: normalised states of these positions [b x n x d].
-            context: what may be read of it.
+            reader: of Z, the context.
             context_mask: True where a frame may be read, by all tokens [b x t] or by each [b x n x t]. Where there
                 is none, the modality is absent: exactly 0 is added, with finite gradients everywhere.
 
@@ -126,6 +126,6 @@ class GatedCrossAttention(nn.Module):
 
         query = self.mm_query(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [b x h x n x e]
         drop = self.dropout.p if self.training else 0.0
-        read = context.attend(query, attend[:, None], drop)  # [b x n x h x e]
+        read = reader.attend(query, attend[:, None], drop)  # [b x n x h x e]
         update = self.dropout(self.mm_output(read.flatten(2)))  # [b x n x d]
         return self.gate() * update * present

@@ -98,9 +98,10 @@ class FusionStack(nn.Module):
         context = self.av_encoder(features)
         frames, widths = self.topology.frames(context), self.key_value_widths
         absorbs = self._absorbs(frames)
-        # The module is called for its weights too, on the unit vectors: under ZeRO-3 they are nowhere else.
-        rows = torch.eye(frames.shape[-1], dtype=frames.dtype, device=frames.device) if absorbs else frames
-        parts = self.context_projection(rows).split(list(widths.values()), dim=-1)
+        # Which way follows from shapes, which may differ by rank. The module is called for its weights too, on the unit
+        # vectors: under ZeRO-3 they are nowhere else, and are freed once a gradient has reached the module's input.
+        unit = torch.eye(frames.shape[-1], dtype=frames.dtype, device=frames.device, requires_grad=frames.requires_grad)
+        parts = self.context_projection(unit if absorbs else frames).split(list(widths.values()), dim=-1)
         readers = [AbsorbedKeyValues(frames, part) if absorbs else KeyValues(part) for part in parts]
         return context, dict(zip(widths, readers, strict=True))
 

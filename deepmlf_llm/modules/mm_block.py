@@ -135,7 +135,7 @@ class MMBlock(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        context: ContextReader | None,
+        reader: ContextReader | None,
         context_mask: Tensor | None,
         num_tokens: int,
         rows: Rows = PADDED,
@@ -144,25 +144,25 @@ class MMBlock(nn.Module):
 
         Args:
             hidden: output of the LM block; the last ``num_tokens`` of each row are fusion tokens.
-            context: what this block may read of Z; None where nothing is heard or seen.
+            reader: this block's, of Z; None where nothing is heard or seen.
             context_mask: True where a frame may be read, by all that query [b x t] or by each fusion token [b x n x t];
                 None without a context.
             num_tokens: n.
             rows: how rows lie in ``hidden``.
         """
-        if context is None or context_mask is None:
+        if reader is None or context_mask is None:
             return self._feed_at(self.feed_forward, hidden, num_tokens, rows)
-        read = partial(self.read, context=context, context_mask=context_mask)
+        read = partial(self.read, reader=reader, context_mask=context_mask)
         if self.ffw is None:
             return self._read_at(read, hidden, num_tokens, rows)
         if self._read_at is self._feed_at:  # rows are taken apart and put together once
             return self._feed_at(lambda x: self.feed_forward(read(x)), hidden, num_tokens, rows)
         return self._feed_at(self.feed_forward, self._read_at(read, hidden, num_tokens, rows), num_tokens, rows)
 
-    def read(self, tokens: Tensor, context: ContextReader, context_mask: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, reader: ContextReader, context_mask: Tensor) -> Tensor:
         """First equation: what queries [b x n x d] (the fusion tokens, in the paper) after reading the context."""
         with _half_precision(tokens) as masters:
-            update: Tensor = self.cross_attention(self.attention_norm(tokens.to(masters)), context, context_mask)
+            update: Tensor = self.cross_attention(self.attention_norm(tokens.to(masters)), reader, context_mask)
         return tokens + update.to(tokens.dtype)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:

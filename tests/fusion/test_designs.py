@@ -10,11 +10,15 @@ from torch.testing import assert_close
 
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.model.peft_model import DeepMLFModel
+from deepmlf_llm.modules import FusionStack
+from deepmlf_llm.modules.context_reading import AbsorbedKeyValues, KeyValues
 from tests import reference
 from tests.families import FRAMES, HEADS, LENGTHS, MODALITIES, WIDTH, tiny_batch, tiny_config, tiny_family, tiny_model
 
 FORMULAS = {"llama": reference.reference_llama, "gpt2": reference.reference_gpt2}
 TEXT_ALONE = {"modalities": {}}
+NARROW = {"width": 6, "num_layers": 2, "num_heads": 3, "ffw_width": 16, "max_frames": 5, "dropout": 0.0}
+"""So narrow that on a CPU MM Blocks read Z itself (modules/context_reading.py)."""
 DESIGNS = {
     "text alone": TEXT_ALONE,
     "text alone, text once": {**TEXT_ALONE, "ffw_scope": "fusion"},
@@ -26,6 +30,8 @@ DESIGNS = {
     "onto the text head": {"head_base": "text", "ffw_scope": "fusion"},
     "every layer": {"fusion_layers": "from:0"},
     "no AV context in the task head": {"head_reads_av": False},
+    "a narrow context": {"av_encoder": NARROW},
+    "a narrow context, FFW over tokens": {"av_encoder": NARROW, "ffw_scope": "fusion"},
 }
 WITH_OTHERS = {
     "text queries from where tokens enter": {"gca_queries": "text", "fusion_entry": "first_block"},
@@ -177,6 +183,26 @@ def test_text_alone_with_nothing_left_to_do_is_refused(settings, message):
         tiny_model(tiny_family("llama"), **settings, **TEXT_ALONE)
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize(("encoder", "reader"), [({}, KeyValues), ({"av_encoder": NARROW}, AbsorbedKeyValues)])
+def test_a_narrow_context_is_read_itself(encoder, reader):
+    model, batch = tiny_model(tiny_family("llama"), **encoder), tiny_batch()
+    given = {name: (batch[name], batch[f"{name}_mask"]) for name in MODALITIES}
+    assert {type(found) for found in model.active_stack.encode(given)[1].values()} == {reader}
+
+
+@pytest.mark.parametrize("absorbs", [False, True])
+def test_on_either_way_a_gradient_reaches_the_input_of_the_projection(absorbs, monkeypatch):
+    """Where it does not, DeepSpeed keeps the gathered weights of ZeRO-3, and ranks may differ in the way."""
+    monkeypatch.setattr(FusionStack, "_absorbs", lambda stack, frames: absorbs)
+    model, inputs = tiny_model(tiny_family("llama")).train(), []
+    model.active_stack.context_projection.register_forward_pre_hook(lambda module, args: inputs.extend(args))
+    model(**batch_of(model))
+    with torch.no_grad():
+        model(**batch_of(model))
+    assert [x.requires_grad for x in inputs] == [True, False]
+
+
 def losses_and_gradients(model):
     model.zero_grad()
     out = model(**batch_of(model))
@@ -210,7 +236,7 @@ def test_every_pass_and_every_cache_gives_the_same_values_and_gradients(design):
 
 def test_layers_that_are_computed_again_give_the_same_gradients(design):
     settings = {"head_norm": "layer", "av_encoder": {"width": 12, "num_heads": 3, "num_layers": 1, "dropout": 0.0}}
-    model = tiny_model(tiny_family("llama"), **settings, **design).train()
+    model = tiny_model(tiny_family("llama"), **{**settings, **design}).train()
     model.fused_decoder.text_once = False
     _, kept = losses_and_gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -21,10 +21,10 @@ def fused_inputs(model):
     batch, stack = tiny_batch(), model.base_model.active_stack
     decoder = model.base_model.fused.decoder
     features = {name: (batch[name], batch[f"{name}_mask"]) for name in ("audio", "vision")}
-    context, key_values = stack.encode(features)
+    context, readers = stack.encode(features)
     inputs = torch.cat([decoder.embeddings(batch["input_ids"]), stack.fusion_tokens(3)], dim=1)
     mask = torch.cat([batch["attention_mask"], torch.ones(3, stack.num_tokens).long()], dim=1)
-    return inputs, mask, FusionState(stack.blocks, key_values, context.mask, stack.num_tokens)
+    return inputs, mask, FusionState(stack.blocks, readers, context.mask, stack.num_tokens)
 
 
 @torch.no_grad()

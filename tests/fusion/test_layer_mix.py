@@ -31,7 +31,7 @@ def expected_of(model):
     """From hooks of one whole pass of transformers' own forward."""
     batch, stack, lm = tiny_batch(), model.active_stack, model.get_base_model()
     decoder, n = Decoder(lm), stack.num_tokens
-    context, key_values = stack.encode({name: (batch[name], batch[f"{name}_mask"]) for name in ("audio", "vision")})
+    context, readers = stack.encode({name: (batch[name], batch[f"{name}_mask"]) for name in ("audio", "vision")})
     inputs = torch.cat([lm.get_input_embeddings()(batch["input_ids"]), stack.fusion_tokens(3)], dim=1)
     mask = torch.cat([batch["attention_mask"], torch.ones(3, n).long()], dim=1)
     behind = {}
@@ -40,7 +40,7 @@ def expected_of(model):
         for index, layer in enumerate(decoder.layers)
     ]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    state = FusionState(stack.blocks, key_values, context.mask, n)
+    state = FusionState(stack.blocks, readers, context.mask, n)
     decoder.body(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, fusion_state=state)
     for handle in handles:
         handle.remove()

@@ -26,10 +26,10 @@ BOTH = {"readout": "both", **TOLD}
 def told_by_transformers(model):
     """The expectation over the steps from the logits of the whole vocabulary, of the whole fused decoder."""
     batch, stack, lm = tiny_batch(), model.active_stack, model.get_base_model()
-    context, key_values = stack.encode({name: (batch[name], batch[f"{name}_mask"]) for name in ("audio", "vision")})
+    context, readers = stack.encode({name: (batch[name], batch[f"{name}_mask"]) for name in ("audio", "vision")})
     inputs = torch.cat([lm.get_input_embeddings()(batch["input_ids"]), stack.fusion_tokens(3)], dim=1)
     mask = torch.cat([batch["attention_mask"], torch.ones(3, stack.num_tokens).long()], dim=1)
-    state = FusionState(stack.blocks, key_values, context.mask, stack.num_tokens)
+    state = FusionState(stack.blocks, readers, context.mask, stack.num_tokens)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = lm(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, fusion_state=state).logits[:, -1]
     likely = {label: logits[:, index].double().exp() for label, index in IDS.items()}

@@ -17,7 +17,7 @@ def features(dtype=torch.float32):
     return {name: (torch.randn(*mask.shape, dims[name]).to(dtype), mask) for name, mask in masks.items()}
 
 
-@pytest.mark.parametrize("width", [24, 2])
+@pytest.mark.parametrize("width", [24, pytest.param(2, marks=pytest.mark.cpu)])
 def test_what_every_block_reads_comes_out_of_one_matmul(width):
     """Keys and values, or their weights where that takes less."""
     encoder = {"width": width, "num_layers": 1, "num_heads": 1, "ffw_width": 4, "max_frames": 5}

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.model.peft_model import DeepMLFModel
-from deepmlf_llm.modules import attention_kernels, context_reading
+from deepmlf_llm.modules import attention_kernels, av_encoder, context_reading
 from deepmlf_llm.planning.dry_step import DryModel, Step
 from deepmlf_llm.planning.geometries import planned_shape
 from deepmlf_llm.planning.live_bytes import LiveBytes
@@ -91,7 +91,7 @@ def test_linear_layers_of_zero_3_keep_what_those_of_deepspeed_keep(monkeypatch):
     kept = real(JOINT)
     monkeypatch.undo()
     assert kept > 1.04 * plain
-    assert dry(JOINT, keeps_inputs=True).peak == pytest.approx(kept, rel=0.03)
+    assert dry(JOINT, keeps_inputs=True, on_cpu=True).peak == pytest.approx(kept, rel=0.03)
 
 
 def test_each_option_changes_what_it_should():
@@ -124,6 +124,13 @@ def test_half_precision_attends_as_the_device_that_will_compute_does(monkeypatch
     assert not asked
     half.run(replace(step, on_cpu=True))
     assert asked
+
+
+def test_what_a_cpu_keeps_of_attention_is_not_planned_for_a_gpu(monkeypatch):
+    kept = {on_cpu: dry(FUSION, on_cpu=on_cpu).kept for on_cpu in (False, True)}
+    monkeypatch.setattr(av_encoder, "KEPT_ELEMENTS", 0)
+    assert dry(FUSION, on_cpu=False).kept == kept[False]
+    assert dry(FUSION, on_cpu=True).kept < kept[True]
 
 
 def test_bytes_end_with_their_storage():
