@@ -18,12 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OPTIMIZER = {
-    "lr": 1e-4,
-    "betas": (0.9, 0.95),
-    "weight_decay": 1e-3,
-    "fused": True,
-}  # as in the Trainer; the same for both sides
+OPTIMIZER = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 1e-3, "fused": True}  # the same for both sides
 LOSS_WEIGHTS = {"task": 1.0, "fusion": 0.4, "av": 0.8, "text": 0.8}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,13 +33,17 @@ from deepmlf_llm.data.demo import embedded_dataset  # noqa: E402
 from deepmlf_llm.errors import RunError  # noqa: E402
 
 SIZES = (48, 16, 16)  # utterances of the three splits
-GRID = {
+GRID: dict[str, Any] = {
     "name": "killed",
     "fixed": {"text_cache": "disk", "ffw_scope": "fusion", "batch_size": 8, "learning_rate": 0.01, "max_steps": 24}
     | {"eval_strategy": "steps", "eval_steps": 8, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1},
     "grid": [{"backbone": "tiny-llama", "fusion_layers": ["even:1", "even:2"], "num_fusion_tokens": [2, 4]}],
 }
-CELLS_A_SEED = 4
+
+
+def cells_of(seeds: int) -> int:
+    """Cells of the study with so many seeds."""
+    return seeds * math.prod(len(values) for values in GRID["grid"][0].values() if isinstance(values, list))
 
 
 def study_table(folder: Path) -> dict[str, tuple[object, str]]:
@@ -83,7 +89,7 @@ def kill_nodes(folder: Path, kills: int, seed: int, seeds: int = 5, longest: flo
         folder: to work in, empty.
         kills: of the node that is killed.
         seed: of the instants.
-        seeds: of the study: it has ``CELLS_A_SEED`` cells for each.
+        seeds: of the study: see :func:`cells_of`.
         longest: seconds that the node lives, at most.
 
     Returns:
@@ -93,12 +99,12 @@ def kill_nodes(folder: Path, kills: int, seed: int, seeds: int = 5, longest: flo
         RunError: the other node failed, all cells were done before the last kill, or the tables differ.
     """
     data, grid = embedded_dataset(sizes=SIZES), folder / "grid.yaml"
-    content = {**GRID, "fixed": {"data": str(data), **GRID["fixed"]}, "seeds": list(range(seeds))}  # type: ignore[dict-item]
+    content = {**GRID, "fixed": {"data": str(data), **GRID["fixed"]}, "seeds": list(range(seeds))}
     grid.write_text(yaml.safe_dump(content), encoding="utf-8")
     finish(start("--grid", grid, "--output", folder / "whole", "--slots", 2, cache=folder / "cache-1"))
     expected, chance, lives = study_table(folder / "whole"), random.Random(seed), []
-    if len(expected) != CELLS_A_SEED * seeds:
-        raise RunError(f"the untouched study finished {len(expected)} of {CELLS_A_SEED * seeds} cells")
+    if len(expected) != cells_of(seeds):
+        raise RunError(f"the untouched study finished {len(expected)} of {cells_of(seeds)} cells")
 
     given = ("--grid", grid, "--output", folder / "killed", "--slots", 1, "--join")
     survivor = start(*given, cache=folder / "cache-2")
@@ -133,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         lives = kill_nodes(Path(folder), options.kills, options.seed, options.seeds)
-    cells, minutes = CELLS_A_SEED * options.seeds, (time.monotonic() - began) / 60
+    cells, minutes = cells_of(options.seeds), (time.monotonic() - began) / 60
     print(f"{len(lives)} kills, {cells} cells: all equal to the untouched study's ({minutes:.0f} minutes)")
 
 

@@ -100,8 +100,8 @@ class FusionStack(nn.Module):
         absorbs = self._absorbs(frames)
         # Which way follows from shapes, which may differ by rank. The module is called for its weights too, on the unit
         # vectors: under ZeRO-3 they are nowhere else, and are freed once a gradient has reached the module's input.
-        unit = torch.eye(frames.shape[-1], dtype=frames.dtype, device=frames.device, requires_grad=frames.requires_grad)
-        parts = self.context_projection(unit if absorbs else frames).split(list(widths.values()), dim=-1)
+        rows = torch.eye(frames.shape[-1]).to(frames).requires_grad_(frames.requires_grad) if absorbs else frames
+        parts = self.context_projection(rows).split(list(widths.values()), dim=-1)
         readers = [AbsorbedKeyValues(frames, part) if absorbs else KeyValues(part) for part in parts]
         return context, dict(zip(widths, readers, strict=True))
 

@@ -86,11 +86,12 @@ def test_the_peak_is_that_of_a_real_step(method, step):
 @pytest.mark.cpu
 def test_linear_layers_of_zero_3_keep_what_those_of_deepspeed_keep(monkeypatch):
     linear = pytest.importorskip("deepspeed.runtime.zero.linear")
+    monkeypatch.setattr(av_encoder, "KEPT_ELEMENTS", 0)  # of maps, which are another matter
     plain = real(JOINT)
-    monkeypatch.setattr(torch.nn.functional, "linear", linear.zero3_linear_wrap)
-    kept = real(JOINT)
-    monkeypatch.undo()
-    assert kept > 1.04 * plain
+    with monkeypatch.context() as wrapped:
+        wrapped.setattr(torch.nn.functional, "linear", linear.zero3_linear_wrap)
+        kept = real(JOINT)
+    assert kept > 1.05 * plain
     assert dry(JOINT, keeps_inputs=True, on_cpu=True).peak == pytest.approx(kept, rel=0.03)
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepmlf_llm.backbones import load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.model.peft_model import DeepMLFModel
-from deepmlf_llm.modules import fusion_stack
+from deepmlf_llm.modules import av_encoder, fusion_stack
 from deepmlf_llm.planning.flops import StepGeometry, step_flops
 
 B, T, FRAMES = 4, 15, {"audio": 26, "vision": 19}
@@ -18,8 +18,9 @@ DIMS = {"audio": 16, "vision": 20}
 
 @pytest.fixture(autouse=True)
 def keys_and_values_are_made(monkeypatch):
-    """As they are counted, and as a GPU makes them; a CPU may need less."""
+    """As they are counted, and as a GPU makes them; a CPU may need less. Nor are maps of attention kept."""
     monkeypatch.setattr(fusion_stack, "absorbing_takes_less", lambda *sizes: False)
+    monkeypatch.setattr(av_encoder, "KEPT_ELEMENTS", 0)
 
 
 def build(**settings) -> DeepMLFModel:
@@ -61,12 +62,12 @@ def batch(modalities=tuple(DIMS)) -> dict[str, torch.Tensor]:
     ids=str,
 )
 def test_agrees_with_what_torch_counts(settings):
-    """Within 3 %: some gradients that we count, nobody needs (of features, of the last norm's neighbours)."""
+    """Within 2 %: some gradients that we count, nobody needs (of features, of the last norm's neighbours)."""
     model = build(**{"fusion_layers": "even:2", **settings})
     rows = batch(model.deepmlf_config.modalities)
     with FlopCounterMode(display=False) as counted:
         model(**rows).loss.backward()
-    assert step_flops(model, StepGeometry(B, T, FRAMES), False) == pytest.approx(counted.get_total_flops(), rel=0.03)
+    assert step_flops(model, StepGeometry(B, T, FRAMES), False) == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -192,7 +192,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(recipe, grid, tmp_pa
 
     chance, folder = random.Random(0), tmp_path / "killed"
     given = ("--grid", path, "--output", folder, "--slots", 2)
-    for share in (0.3, 0.6, 0.9):
+    for share in (0.2, 0.4, 0.6, 0.8, 1.0):
         process = start(*given, cache=tmp_path / "cache-2")
         while process.poll() is None and not (folder / "study.json").exists():
             time.sleep(0.05)

@@ -53,5 +53,4 @@ def test_a_node_that_fails_is_told_with_what_it_printed(tmp_path):
 def test_one_of_two_nodes_is_killed_and_the_table_is_the_untouched_ones(tmp_path, monkeypatch, isolated_cache):
     monkeypatch.setitem(kill_nodes.GRID["fixed"], "max_steps", 4)
     monkeypatch.setitem(kill_nodes.GRID["grid"][0], "num_fusion_tokens", [2])
-    monkeypatch.setattr(kill_nodes, "CELLS_A_SEED", 2)
     assert len(kill_nodes.kill_nodes(tmp_path, kills=1, seed=0, seeds=1, longest=3.0)) == 1
