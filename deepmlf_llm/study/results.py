@@ -26,11 +26,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.extras import installed
+from deepmlf_llm.errors import RunError
+from deepmlf_llm.extras import installed, require
 from deepmlf_llm.files import file_aside, write_aside, writing
+from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import PlannedCell
-from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.directory import CELLS, StudyDirectory
 from deepmlf_llm.study.node import NODES
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
@@ -138,13 +140,32 @@ def read_record(folder: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def read_all(directory: StudyDirectory, cells: Iterable[PlannedCell]) -> list[dict[str, Any]]:
-    """Records of the cells that have ended, in the grid's order."""
+    """Records of the cells that have ended, in the grid's order; from the Parquet where the folder has no cells.
+
+    Raises:
+        RunError: the Parquet cannot be read.
+    """
+    if not (directory.path / CELLS).is_dir():
+        kept = _kept_records(directory.path / PARQUET)
+        return [kept[cell.fingerprint] for cell in cells if cell.fingerprint in kept]
     records = (read_record(directory.cell(cell.name), cell.fingerprint) for cell in cells)
     return [record for record in records if record is not None]
 
 
+def _kept_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The whole records of :func:`write_parquet` by their fingerprints; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    parquet = require("pyarrow.parquet", f"a study's cells from {PARQUET}")
+    try:
+        records = map(json.loads, parquet.read_table(path, columns=["record"])["record"].to_pylist())
+        return {record["run_info"]["fingerprint"]: record for record in records if record["schema"] == SCHEMA}
+    except (OSError, ValueError, KeyError, TypeError) as error:  # ArrowInvalid is a ValueError
+        raise RunError(f"{shown(path)}: cannot be read as the cells of a study: {error}") from None
+
+
 def flat_row(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as one row: plain values by dotted names; what is nested deeper as JSON."""
+    """A record as one row: plain values by dotted names; its settings, and the whole of it, as JSON."""
     run, train = record["run_info"], record["train_info"]
     row: dict[str, Any] = {"cell": record["cell"], "status": record["status"]}
     row |= {name: run[name] for name in ("seed", "fingerprint", "code", "processes", "attempts", "reason")}
@@ -158,8 +179,8 @@ def flat_row(record: dict[str, Any]) -> dict[str, Any]:
         row |= {f"{split}.{name}": value for name, value in (metrics.get(split) or {}).items()}
         for head, values in (metrics.get("heads") or {}).get(split, {}).items():
             row |= {f"{split}.{head}.{name}": value for name, value in values.items()}
-    row |= {"settings": json.dumps(run["settings"], sort_keys=True), "gates": json.dumps(train.get("gates"))}
-    row["curve"] = json.dumps(train.get("curve"))
+    row["settings"] = json.dumps(run["settings"], sort_keys=True)
+    row["record"] = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
     return row
 
 
@@ -187,7 +208,7 @@ def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]], 
     place = directory.path / PARQUET
     own = directory.path / NODES / f"{apart}.{PARQUET}" if apart else place
     with file_aside(own) as aside:
-        parquet.write_table(pyarrow.table(columns), aside)
+        parquet.write_table(pyarrow.table(columns), aside, compression="zstd")
     if apart:
         with writing(place):
             os.replace(own, place)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pyarrow.parquet
 import pytest
 
+from deepmlf_llm.errors import RunError
 from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.report import write_report
 from deepmlf_llm.study.results import (
     PARQUET,
     failed_record,
@@ -94,4 +97,42 @@ def test_parquet_has_one_row_a_cell(finished_study):
         else:
             assert row["test.mae"] is None
             assert row["reason"] == "loss is nan | <b>"
+        assert json.loads(row["record"]) == record
     assert not list(directory.path.glob(".*.partial"))
+
+
+def test_a_study_whose_cells_are_put_away_is_reported_from_its_parquet(finished_study):
+    directory = StudyDirectory(finished_study(failed=2))
+    pages = {path.name: path.read_bytes() for path in write_report(directory)}
+    kept = (directory.path / PARQUET).read_bytes()
+    records = read_all(directory, directory.planned())
+    shutil.rmtree(directory.path / "cells")
+    assert read_all(directory, directory.planned()) == records
+    assert {path.name: path.read_bytes() for path in write_report(directory)} == pages
+    assert (directory.path / PARQUET).read_bytes() == kept
+
+
+def test_cells_that_are_there_go_before_the_parquet(finished_study):
+    directory = StudyDirectory(finished_study())
+    write_parquet(directory, read_all(directory, directory.planned()))
+    gone = directory.planned()[3]
+    shutil.rmtree(directory.cell(gone.name))
+    assert gone.name not in [record["cell"] for record in read_all(directory, directory.planned())]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not a table", b"{}"])
+def test_a_damaged_parquet_is_named(finished_study, content):
+    directory = StudyDirectory(finished_study())
+    shutil.rmtree(directory.path / "cells")
+    assert read_all(directory, directory.planned()) == []
+    (directory.path / PARQUET).write_bytes(content)
+    with pytest.raises(RunError, match=r"results\.parquet: cannot be read as the cells of a study"):
+        read_all(directory, directory.planned())
+
+
+def test_a_parquet_without_records_is_named(finished_study):
+    directory = StudyDirectory(finished_study())
+    shutil.rmtree(directory.path / "cells")
+    pyarrow.parquet.write_table(pyarrow.table({"cell": ["a"]}), directory.path / PARQUET)
+    with pytest.raises(RunError, match=r"results\.parquet: cannot be read as the cells of a study.*record"):
+        read_all(directory, directory.planned())
