@@ -11,14 +11,6 @@ from deepmlf_llm.study.plots import Plot
 
 
 @dataclass(frozen=True)
-class Link:
-    """Text that leads to a file beside the report."""
-
-    text: str
-    target: str
-
-
-@dataclass(frozen=True)
 class Heading:
     text: str
     level: int = 2
@@ -31,7 +23,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, numbers as text, or links; ``numbers``: the columns set to the right."""
+    """Rows of text, or numbers as text; ``numbers``: the columns set to the right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -66,9 +58,9 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Code):
         return f"{plain(block.summary)}:\n\n{fenced(block.lines)}"
     aligned = ["---:" if i in block.numbers else "---" for i in range(len(block.columns))]
-    lines = [[_cell(column) for column in block.columns], aligned, *([_cell(c) for c in row] for row in block.rows)]
+    lines = [_line(block.columns), aligned, *map(_line, block.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: Any) -> str:
-    return link(value.text, value.target) if isinstance(value, Link) else plain(str(value))
+def _line(cells: Sequence[Any]) -> list[str]:
+    return [plain(str(cell)) for cell in cells]

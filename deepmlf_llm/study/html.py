@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from deepmlf_llm.markdown import relative
-from deepmlf_llm.study.blocks import Block, Code, Heading, Link, Paragraph, Table
+from deepmlf_llm.study.blocks import Block, Code, Heading, Paragraph, Table
 from deepmlf_llm.study.plots import Plot
 
 _STYLE = """
@@ -36,7 +35,7 @@ pre { overflow-x: auto; background: #f5f5f5; padding: .6rem; font-size: .8rem; w
 @media print { body { max-width: none; font-size: 10pt; } .table { overflow: visible; } table { font-size: 7pt; }
   th, td { white-space: normal; padding: .15rem .3rem; } a { color: inherit; } }
 """
-_LONG = 60  # characters; longer cells may wrap
+_LONG = 60  # characters; longer cells may wrap, but not a name
 
 
 def to_html(blocks: Sequence[Block], title: str) -> str:
@@ -78,7 +77,7 @@ def _html(block: Block) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th{_look(i, table, '')}>{escape(column)}</th>" for i, column in enumerate(table.columns))
     rows = [
-        "<tr>" + "".join(f"<td{_look(i, table, cell)}>{_cell(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        "<tr>" + "".join(f"<td{_look(i, table, cell)}>{escape(str(cell))}</td>" for i, cell in enumerate(row)) + "</tr>"
         for row in table.rows
     ]
     body = "\n".join(rows)
@@ -90,10 +89,4 @@ def _table(table: Table) -> str:
 def _look(column: int, table: Table, cell: Any) -> str:
     if column in table.numbers:
         return ' class="number"'
-    return ' class="long"' if not isinstance(cell, Link) and len(str(cell)) > _LONG else ""
-
-
-def _cell(cell: Any) -> str:
-    if isinstance(cell, Link):
-        return f'<a href="{escape(relative(cell.target))}">{escape(cell.text)}</a>'
-    return escape(str(cell))
+    return ' class="long"' if len(str(cell)) > _LONG and " " in str(cell) else ""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepmlf_llm.markdown import one_line
-from deepmlf_llm.study.blocks import Block, Heading, Link, Paragraph, Table
+from deepmlf_llm.study.blocks import Block, Heading, Paragraph, Table
 
 LONG = 40
 """Rows; more of them do not fit on a page."""
@@ -94,7 +94,7 @@ def _row(cells: Sequence[Any], numbers: Sequence[int]) -> str:
 
 
 def _cell(cell: Any, number: bool) -> str:
-    text = one_line(cell.text if isinstance(cell, Link) else str(cell))
+    text = one_line(str(cell))
     if number and text[:1] in "+-" and _NUMBER.fullmatch(text):
         return f"${text[0]}${escaped(text[1:])}"  # a minus, not a hyphen
     return escaped(text)

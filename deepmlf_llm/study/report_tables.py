@@ -6,10 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from deepmlf_llm.study.blocks import Block, Code, Link, Paragraph, Table
+from deepmlf_llm.study.blocks import Block, Code, Paragraph, Table
 from deepmlf_llm.study.configurations import axis_name
-from deepmlf_llm.study.directory import CELLS
-from deepmlf_llm.study.results import CONFIG
 
 _FLOPS_METHOD = (
     "FLOPs are counted on paper for a step on the batch described: matrix products at two FLOPs for each multiply-add "
@@ -30,7 +28,7 @@ def cell_table(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[B
         validation = (metrics.get("validation") or {}).get(judged)
         rows.append(
             [
-                Link(record["cell"], f"{CELLS}/{record['cell']}/{CONFIG}"),
+                record["cell"],
                 *(str(run["values"].get(axis, "")) for axis in axes),
                 run["seed"],
                 record["status"],

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from deepmlf_llm.study.blocks import Code, Link, Paragraph, Table, to_markdown
+from deepmlf_llm.study.blocks import Code, Paragraph, Table, to_markdown
 from deepmlf_llm.study.directory import STUDY, StudyDirectory
 from deepmlf_llm.study.html import to_html
 from deepmlf_llm.study.report import report_blocks, write_report
@@ -47,7 +47,7 @@ def test_says_what_happened(written):
         "| LM layers | 12 to 30 | 4 | 2 | ",
         "![Plot of test mae against LM layers](plots/mae-layers.svg)",
         "No curve is fitted",
-        "[smollm2-135m-6l-even-2-n4-s2](cells/smollm2-135m-6l-even-2-n4-s2/config.yaml)",
+        "| smollm2-135m-6l-even-2-n4-s2 | ",
         "## Failed cells",
         "| smollm2-135m-6l-even-2-n4-s1 | loss is nan \\| \\<b> |",
         "Left out: 3 cells, too deep.",
@@ -137,14 +137,14 @@ def test_one_seed_has_no_interval(finished_study):
 def test_markdown_and_html_escape_what_is_not_theirs():
     blocks = [
         Paragraph("a *b* <i>c</i>"),
-        Table(("a|b",), [["x\ny | z"], [Link("k_1", "cells/k_1")]]),
+        Table(("a|b",), [["x\ny | z"], ["k_1"]]),
         Code("log", ["```", "<b>"]),
     ]
     text = to_markdown(blocks)
     assert "a \\*b\\* \\<i>c\\</i>" in text
     assert "| a\\|b |" in text
     assert "| x y \\| z |" in text
-    assert "[k\\_1](cells/k_1)" in text
+    assert "| k\\_1 |" in text
     assert "````text\n```\n<b>\n````" in text
     page = to_html(blocks, "<t>")
     assert "<title>&lt;t&gt;</title>" in page
