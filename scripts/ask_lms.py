@@ -27,6 +27,7 @@ sys.path.insert(0, str(REPOSITORY))
 from deepmlf_llm import shipped  # noqa: E402
 from deepmlf_llm.backbones import load_base_model, load_tokenizer  # noqa: E402
 from deepmlf_llm.data.collate import token_ids  # noqa: E402
+from deepmlf_llm.errors import ConfigError  # noqa: E402
 from deepmlf_llm.markdown import table  # noqa: E402
 from deepmlf_llm.training.assemble import resolve_base_model  # noqa: E402
 from deepmlf_llm.training.data import load_data  # noqa: E402
@@ -62,15 +63,23 @@ def starts(tokenizer: Any) -> dict[str, int | None]:
     return {NOTHING: None, LINE: tokenizer("\n", add_special_tokens=False)["input_ids"][-1], **kept}
 
 
+def asking(grid: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The base models of a grid's first row that bring a question of their own."""
+    listed = grid["grid"][0]["backbone"]
+    named = listed if isinstance(listed, list) else [listed]
+    return [b for b in named if isinstance(b, Mapping) and "text.template" in b.get("settings", {})]
+
+
 @torch.no_grad()
 def asked(
-    settings: RunSettings, text: Mapping[str, Any], count: int, words: Sequence[str]
+    settings: RunSettings, question: Mapping[str, Any], count: int, words: Sequence[str]
 ) -> tuple[dict[str, float], list[str]]:
     """One LM: start -> bits per byte, and its answer's share and correlation."""
     base = resolve_base_model(settings.base_model)
     tokenizer = load_tokenizer(base, settings.revision)
-    lm = load_base_model(base, quantization="none", dtype=settings.dtype, revision=settings.revision, num_layers=None)
+    lm = load_base_model(base, quantization="none", dtype=settings.dtype, revision=settings.revision)
     data: Any = load_data(settings).train
+    count = min(count, len(data.texts))
     chosen = [int(i * len(data.texts) / count) for i in range(count)]
     texts, labels = [data.texts[i] for i in chosen], torch.tensor([float(data.labels[i]) for i in chosen])
     bare = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -78,9 +87,11 @@ def asked(
         len(text.encode()) - len(tokenizer.decode(ids[:1]).encode()) for text, ids in zip(texts, bare, strict=True)
     ]
     reads = {start: bits_per_byte(lm, bare, sizes, token) for start, token in starts(tokenizer).items()}
-    pair = tuple(tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words)
-    questions, _ = token_ids(texts, tokenizer, text["max_tokens"], text["template"])
-    share, odds = answers(lm, questions, (pair[0], pair[1]))
+    pair = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    if any(len(ids) != 1 for ids in pair):
+        raise ConfigError(f"--words {' '.join(map(repr, words))}: not one token each for {settings.base_model}")
+    questions, _ = token_ids(texts, tokenizer, question["max_tokens"], question["template"])
+    share, odds = answers(lm, questions, (pair[0][0], pair[1][0]))
     correlation = float(torch.corrcoef(torch.stack([odds, labels]))[0, 1])
     return reads, [f"{share:.2f}", f"{correlation:.2f}"]
 
@@ -96,14 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--words", nargs=2, default=[" positive", " negative"], help="of the answer")
     given = parser.parse_args(arguments)
     grid = yaml.safe_load(shipped.locate(shipped.CONFIGS, given.grid).read_text(encoding="utf-8"))
-    backbones = [b for b in grid["grid"][0]["backbone"] if isinstance(b, dict)]
+    backbones = asking(grid)
+    if not backbones:
+        parser.error(f"--grid {given.grid}: no base model with a question of its own (settings: text.template)")
     reading, saying = [], []
     for backbone in backbones:
         about = {**grid["fixed"], "base_model": backbone["base_model"], "modalities": "none"}
-        text = {**about.get("text", {}), "template": backbone["settings"]["text.template"]}
-        settings = RunSettings.from_dict({**about, "text": text, "fusion_layers": "even:1"}, given.grid)
+        question = {**about.get("text", {}), "template": backbone["settings"]["text.template"]}
+        settings = RunSettings.from_dict({**about, "text": question, "fusion_layers": "even:1"}, given.grid)
         name = Path(backbone["base_model"]).stem
-        reads, said = asked(settings, text, given.texts, given.words)
+        reads, said = asked(settings, question, given.texts, given.words)
         best = min(reads, key=lambda start: reads[start])
         values = (
             f"{start} {'**' * (start == best)}{bits:.2f}{'**' * (start == best)}" for start, bits in reads.items()

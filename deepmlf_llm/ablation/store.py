@@ -123,9 +123,9 @@ class Store:
         types |= dict.fromkeys((POLARITY, TEXT_HEAD), pyarrow.float32())
         columns = {name: pyarrow.array(values, types.get(name, pyarrow.string())) for name, values in self.rows.items()}
         with file_aside(self.directory / FILE) as aside:
-            plain = [name for name in columns if not pyarrow.types.is_floating(columns[name].type)]
+            words = [name for name in columns if not pyarrow.types.is_floating(columns[name].type)]
             parquet.write_table(  # split into their bytes, floats take two thirds
-                pyarrow.table(columns), aside, compression="zstd", use_dictionary=plain, use_byte_stream_split=True
+                pyarrow.table(columns), aside, compression="zstd", use_dictionary=words, use_byte_stream_split=True
             )
         write_aside(self.directory / FACTS, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 

@@ -5,7 +5,8 @@
 heartbeat of each process at work), ``results.parquet``, ``report.md`` with ``plots/``, ``report.html``, ``report.tex``,
 ``summary.html``. Every file is written aside and renamed.
 
-One process at a time works there, unless the others say that they join it.
+One process at a time works there, unless the others say that they join it. A study may be put away without ``cells/``:
+the Parquet then stands for them, and is read, never written.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from deepmlf_llm.study.cells import Plan, PlannedCell
 from deepmlf_llm.study.node import NODES
 
 SCHEMA = 1
-STUDY, CELLS, LOCK = "study.json", "cells", ".lock"
+STUDY, CELLS, PARQUET, LOCK = "study.json", "cells", "results.parquet", ".lock"
 _OURS = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(STUDY)}\.partial|{NODES}")
 
 
@@ -39,11 +40,16 @@ class StudyDirectory:
     def cell(self, name: str) -> Path:
         return self.path / CELLS / name
 
+    @property
+    def put_away(self) -> bool:
+        """Whether the Parquet is all that there is of the cells."""
+        return (self.path / PARQUET).is_file() and not (self.path / CELLS).is_dir()
+
     def check(self, name: str) -> None:
         """Refuses a place that is not this study's; writes nothing.
 
         Raises:
-            RunError: a file, something else's folder, or another study's.
+            RunError: a file, something else's folder, another study's, or a study that was put away.
         """
         where = f"--output {shown(self.path)}"
         if not self.path.exists():
@@ -58,6 +64,11 @@ class StudyDirectory:
         if stored != name:
             raise RunError(
                 f"{where}: belongs to the study {stored!r}, and this grid is {name!r}; choose another folder"
+            )
+        if self.put_away:
+            raise RunError(
+                f"{where}: a study that was put away, its cells are in {PARQUET} alone; `deepmlf study report` and "
+                "`compare` read it, to run more choose another folder"
             )
 
     def read(self) -> dict[str, Any]:

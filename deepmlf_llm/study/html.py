@@ -30,10 +30,10 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top;
   white-space: nowrap; }
 td.long { white-space: normal; min-width: 16rem; } th { border-bottom: 2px solid #888; } .number { text-align: right; }
-a { color: #0057a3; } summary { cursor: pointer; }
+summary { cursor: pointer; }
 pre { overflow-x: auto; background: #f5f5f5; padding: .6rem; font-size: .8rem; white-space: pre-wrap; }
 @media print { body { max-width: none; font-size: 10pt; } .table { overflow: visible; } table { font-size: 7pt; }
-  th, td { white-space: normal; padding: .15rem .3rem; } a { color: inherit; } }
+  th, td { white-space: normal; padding: .15rem .3rem; } }
 """
 _LONG = 60  # characters; longer cells may wrap, but not a name
 

@@ -10,7 +10,7 @@ from deepmlf_llm.files import directory_aside, write_aside
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import PLOTS, Block, Heading, Paragraph, Table, to_markdown
 from deepmlf_llm.study.configurations import Configuration, axis_name, gather, together, varied
-from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.directory import CELLS, StudyDirectory
 from deepmlf_llm.study.gate_plots import gates_plot
 from deepmlf_llm.study.html import to_html
 from deepmlf_llm.study.latex import to_latex
@@ -38,7 +38,8 @@ def write_report(directory: StudyDirectory) -> list[Path]:
     study = directory.read()
     cells = directory.planned()
     records = read_all(directory, cells)
-    write_parquet(directory, records)
+    if (directory.path / CELLS).is_dir():  # else there are none, or the Parquet is what they were read from
+        write_parquet(directory, records)
     measured = read_measured(directory)
     blocks = report_blocks(study, records, directory.others({cell.name for cell in cells}), measured)
     plots = [block for block in blocks if isinstance(block, Plot)]

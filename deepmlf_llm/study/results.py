@@ -1,4 +1,4 @@
-"""Results of a study: one JSON a cell, one Parquet of all.
+"""Results of a study: one JSON a cell, and one Parquet of all, which can stand for them.
 
 ``cell.json``, schema 1 (after PEFT's method comparison: what was run, how training went, how good, around what):
 
@@ -32,13 +32,14 @@ from deepmlf_llm.files import file_aside, write_aside, writing
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import PlannedCell
-from deepmlf_llm.study.directory import CELLS, StudyDirectory
+from deepmlf_llm.study.directory import PARQUET, StudyDirectory
 from deepmlf_llm.study.node import NODES
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
 SCHEMA = 1
-CELL, CONFIG, LOG, PARQUET, RUN = "cell.json", "config.yaml", "log.txt", "results.parquet", "run"
+CELL, CONFIG, LOG, RUN = "cell.json", "config.yaml", "log.txt", "run"
 TAIL = 15
+_RECORD = "record"  # column of the Parquet: the whole cell.json
 _SIGNALS = {9: "SIGKILL; often the system's answer to too little memory", 15: "SIGTERM", 2: "SIGINT", 6: "SIGABRT"}
 
 
@@ -140,12 +141,12 @@ def read_record(folder: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def read_all(directory: StudyDirectory, cells: Iterable[PlannedCell]) -> list[dict[str, Any]]:
-    """Records of the cells that have ended, in the grid's order; from the Parquet where the folder has no cells.
+    """Records of the cells that have ended, in the grid's order; of a study that was put away, from its Parquet.
 
     Raises:
         RunError: the Parquet cannot be read.
     """
-    if not (directory.path / CELLS).is_dir():
+    if directory.put_away:
         kept = _kept_records(directory.path / PARQUET)
         return [kept[cell.fingerprint] for cell in cells if cell.fingerprint in kept]
     records = (read_record(directory.cell(cell.name), cell.fingerprint) for cell in cells)
@@ -153,15 +154,20 @@ def read_all(directory: StudyDirectory, cells: Iterable[PlannedCell]) -> list[di
 
 
 def _kept_records(path: Path) -> dict[str, dict[str, Any]]:
-    """The whole records of :func:`write_parquet` by their fingerprints; none where there is no such file."""
-    if not path.is_file():
-        return {}
+    """The whole records of :func:`write_parquet` by their fingerprints."""
     parquet = require("pyarrow.parquet", f"a study's cells from {PARQUET}")
+    unread = f"{shown(path)}: cannot be read as the cells of a study"
     try:
-        records = map(json.loads, parquet.read_table(path, columns=["record"])["record"].to_pylist())
-        return {record["run_info"]["fingerprint"]: record for record in records if record["schema"] == SCHEMA}
+        if _RECORD not in parquet.read_schema(path).names:
+            raise RunError(f"{unread}: an earlier version wrote it, without the column {_RECORD}; put cells/ back")
+        records = list(map(json.loads, parquet.read_table(path, columns=[_RECORD])[_RECORD].to_pylist()))
+        newer = sorted({record["schema"] for record in records} - {SCHEMA})
+        kept = {record["run_info"]["fingerprint"]: record for record in records}
     except (OSError, ValueError, KeyError, TypeError) as error:  # ArrowInvalid is a ValueError
-        raise RunError(f"{shown(path)}: cannot be read as the cells of a study: {error}") from None
+        raise RunError(f"{unread}: {error}") from None
+    if newer:
+        raise RunError(f"{unread}: layout version {newer[0]}, this package reads {SCHEMA}")
+    return kept
 
 
 def flat_row(record: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +186,7 @@ def flat_row(record: dict[str, Any]) -> dict[str, Any]:
         for head, values in (metrics.get("heads") or {}).get(split, {}).items():
             row |= {f"{split}.{head}.{name}": value for name, value in values.items()}
     row["settings"] = json.dumps(run["settings"], sort_keys=True)
-    row["record"] = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+    row[_RECORD] = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
     return row
 
 

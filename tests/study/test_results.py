@@ -9,10 +9,9 @@ import pyarrow.parquet
 import pytest
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.directory import PARQUET, STUDY, StudyDirectory
 from deepmlf_llm.study.report import write_report
 from deepmlf_llm.study.results import (
-    PARQUET,
     failed_record,
     failure_reason,
     log_tail,
@@ -134,5 +133,36 @@ def test_a_parquet_without_records_is_named(finished_study):
     directory = StudyDirectory(finished_study())
     shutil.rmtree(directory.path / "cells")
     pyarrow.parquet.write_table(pyarrow.table({"cell": ["a"]}), directory.path / PARQUET)
-    with pytest.raises(RunError, match=r"results\.parquet: cannot be read as the cells of a study.*record"):
+    with pytest.raises(RunError, match=r"results\.parquet: .* without the column record; put cells/ back"):
         read_all(directory, directory.planned())
+
+
+def test_a_parquet_of_a_newer_layout_is_named(finished_study):
+    directory = StudyDirectory(finished_study())
+    write_parquet(directory, [{**r, "schema": 9} for r in read_all(directory, directory.planned())])
+    shutil.rmtree(directory.path / "cells")
+    with pytest.raises(RunError, match=r"results\.parquet: .*layout version 9, this package reads 1"):
+        read_all(directory, directory.planned())
+
+
+def test_a_study_that_was_put_away_is_never_written_over(finished_study):
+    directory = StudyDirectory(finished_study())
+    write_report(directory)
+    kept, study = (directory.path / PARQUET).read_bytes(), directory.read()
+    directory.check(study["name"])
+    shutil.rmtree(directory.path / "cells")
+    with pytest.raises(RunError, match=r"put away, its cells are in results\.parquet alone"):
+        directory.check(study["name"])
+    for cell in study["cells"]:
+        cell["fingerprint"] = "0" * 64  # as another version's plan would have it
+    (directory.path / STUDY).write_text(json.dumps(study))
+    write_report(directory)
+    assert (directory.path / PARQUET).read_bytes() == kept
+
+
+def test_a_report_before_the_first_cell_does_not_put_a_study_away(finished_study):
+    directory = StudyDirectory(finished_study())
+    shutil.rmtree(directory.path / "cells")
+    (directory.path / PARQUET).unlink(missing_ok=True)
+    write_report(directory)
+    assert not directory.put_away
