@@ -225,7 +225,7 @@ def test_a_variant_may_have_data_of_its_own(home: Path, tmp_path: Path, monkeypa
             runner.run_ablation(AblationPlan.from_yaml(home / "wrong.yaml"), tmp_path, say=lambda _: None)
 
 
-def test_a_cut_variant_goes_on(home: Path, tmp_path: Path) -> None:
+def test_a_cut_variant_goes_on(done: Path, home: Path, tmp_path: Path) -> None:
     """A seed that lacks a fold has no place in the table; the reference must be there."""
     plan = AblationPlan.from_yaml(home / "plan.yaml")
     store = Store(home / "out")
