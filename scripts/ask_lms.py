@@ -57,10 +57,10 @@ def answers(lm: Any, rows: Sequence[Sequence[int]], words: tuple[int, int]) -> t
 
 def starts(tokenizer: Any) -> dict[str, int | None]:
     """What may stand before a transcript: nothing, a line break, and the tokenizer's own special tokens."""
-    named = {f"`{t}`": tokenizer.convert_tokens_to_ids(t) for t in sorted({*tokenizer.all_special_tokens}) if t}
-    wanted = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, "<|endoftext|>")
-    kept = {name: token for name, token in named.items() if name.strip("`") in wanted}
-    return {NOTHING: None, LINE: tokenizer("\n", add_special_tokens=False)["input_ids"][-1], **kept}
+    wanted = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, "<|endoftext|>"}
+    special = sorted(wanted & {*tokenizer.all_special_tokens})
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+    return {NOTHING: None, LINE: line} | {f"`{token}`": tokenizer.convert_tokens_to_ids(token) for token in special}
 
 
 def asking(grid: Mapping[str, Any]) -> list[Mapping[str, Any]]:

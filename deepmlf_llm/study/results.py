@@ -186,7 +186,7 @@ def flat_row(record: dict[str, Any]) -> dict[str, Any]:
         for head, values in (metrics.get("heads") or {}).get(split, {}).items():
             row |= {f"{split}.{head}.{name}": value for name, value in values.items()}
     row["settings"] = json.dumps(run["settings"], sort_keys=True)
-    row[_RECORD] = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+    row[_RECORD] = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return row
 
 
