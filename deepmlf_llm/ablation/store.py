@@ -125,7 +125,12 @@ class Store:
         with file_aside(self.directory / FILE) as aside:
             words = [name for name in columns if not pyarrow.types.is_floating(columns[name].type)]
             parquet.write_table(  # split into their bytes, floats take two thirds
-                pyarrow.table(columns), aside, compression="zstd", use_dictionary=words, use_byte_stream_split=True
+                pyarrow.table(columns),
+                aside,
+                compression="zstd",
+                compression_level=19,
+                use_dictionary=words,
+                use_byte_stream_split=True,
             )
         write_aside(self.directory / FACTS, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 

@@ -55,6 +55,12 @@ def build_parser() -> RecipeParser:
         metavar="PATTERN",
         help="run the cells whose name fits, as *135m*-text-*; again for more (default: all)",
     )
+    add(
+        "--finished",
+        type=Path,
+        metavar="DIR",
+        help="another folder of the study, put away or not: what is finished there is not run again",
+    )
     add("--join", action="store_true", help="work with others in --output: take cells that no other process holds")
     add(
         "--executor",
@@ -108,11 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         return _report(StudyDirectory(args.output))
 
+    from deepmlf_llm.commands.study_listing import print_plan, print_state
     from deepmlf_llm.study.grid import Grid
     from deepmlf_llm.study.plan import make_plan
+    from deepmlf_llm.study.results import take_in
     from deepmlf_llm.training.seeds import parse_seeds
 
-    executor = _executor(args, lambda: _run(plan, directory, args))
+    executor = _executor(args, lambda: _run(plan, directory, args, found))
     source = shipped.locate(shipped.CONFIGS, args.grid or DEFAULT)
     grid = Grid.from_yaml(source)
     if args.seeds is not None:
@@ -121,11 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory.check(grid.name)
     plan = make_plan(grid, TRAIN)
     chosen = plan.only(args.only)
+    found = _finished_elsewhere(args.finished, plan)
     if args.plan:
-        _print_plan(chosen)
+        print_plan(chosen)
         return 0
     if args.dry_run:
-        _print_state(chosen, directory)
+        print_state(chosen, directory, found)
         if args.executor != "local":
             print(executor.shown(_node_command(args, grid.name, directory)))
         return 0
@@ -133,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with directory.claimed():
             directory.check(grid.name)
             directory.write(plan)
+            take_in(directory, plan.cells, found)
             write_aside(_grid_of_nodes(directory), Path(source).read_bytes())
     return executor.start(_node_command(args, grid.name, directory))
 
@@ -191,11 +201,27 @@ def _node_command(args: Any, name: str, directory: Any) -> Any:
     return NodeCommand(words, folder, name, Path.cwd(), passed_on(Path(deepmlf_llm.__file__).resolve().parents[1]))
 
 
-def _run(plan: Any, directory: Any, args: Any) -> int:
+def _finished_elsewhere(source: Path | None, plan: Any) -> dict[str, Any]:
+    """Fingerprint -> record of the plan's cells that are finished in another folder; says how many."""
+    from deepmlf_llm.study.directory import StudyDirectory
+    from deepmlf_llm.study.results import finished_elsewhere
+
+    if source is None:
+        return {}
+    there = finished_elsewhere(StudyDirectory(source))
+    found = {cell.fingerprint: there[cell.fingerprint] for cell in plan.cells if cell.fingerprint in there}
+    rest = len(there) - len(found)
+    others = f"; {rest} others are of another grid, data or code version" if rest else ""
+    print(f"--finished {shown(source)}: {len(found)} cells of this study are finished there{others}")
+    return found
+
+
+def _run(plan: Any, directory: Any, args: Any, found: dict[str, Any]) -> int:
     from deepmlf_llm.study.claims import turn
     from deepmlf_llm.study.live import make_view
     from deepmlf_llm.study.lm_measuring import measure
     from deepmlf_llm.study.node import NODES, Node
+    from deepmlf_llm.study.results import take_in
     from deepmlf_llm.study.runner import Runner, Stopped
 
     part = plan.only(args.only)
@@ -209,6 +235,7 @@ def _run(plan: Any, directory: Any, args: Any) -> int:
             directory.join(plan, node.name)
         else:
             directory.write(plan)
+        take_in(directory, plan.cells, found)
         try:
             Runner(part, directory, chosen, TRAIN, make_view(plan.grid.metric), node=node, memory=memory).run()
         except Stopped as stopped:
@@ -244,51 +271,6 @@ def _report(directory: Any) -> int:
     if failed:
         print(f"{len(failed)} cells failed, see the report: {', '.join(failed)}", file=sys.stderr)
     return FAILED_CELLS if failed else 0
-
-
-def _print_plan(plan: Any) -> None:
-    rows = [
-        (
-            cell.name,
-            f"{cell.trainable:,}",
-            f"{cell.total:,}",
-            f"{cell.step_flops / 1e9:,.2f}",
-            f"{cell.geometry['utterances']} x {cell.geometry['text_tokens']} tokens",
-            cell.steps,
-        )
-        for cell in plan.cells
-    ]
-    columns = ("cell", "trained", "parameters", "GFLOPs a step", "step", "steps")
-    _print_rows(f"Study {plan.grid.name}: {len(rows)} cells", rows, columns)
-    for name, count in plan.excluded.items():
-        print(f"left out: {count} cells, {name}")
-    for note in plan.notes:
-        print(f"note: {note}")
-
-
-def _print_state(plan: Any, directory: Any) -> None:
-    from deepmlf_llm.study.results import read_record
-
-    rows = []
-    for cell in plan.cells:
-        folder = directory.cell(cell.name)
-        record = read_record(folder, cell.fingerprint)
-        state = "goes on" if folder.is_dir() else "starts"
-        if record is not None:
-            state = (
-                "finished, skipped" if record["status"] == "finished" else f"failed ({record['run_info']['reason']})"
-            )
-        rows.append((cell.name, state))
-    _print_rows(f"Study {plan.grid.name} in {shown(directory.path)}", rows, ("cell", "this start"))
-
-
-def _print_rows(title: str, rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> None:
-    """Plain columns, never folded: names of cells are folders, to be copied."""
-    lines = [columns, *(tuple(map(str, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(title)
-    for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _positive(text: str) -> int:

@@ -68,7 +68,7 @@ class StudyDirectory:
         if self.put_away:
             raise RunError(
                 f"{where}: a study that was put away, its cells are in {PARQUET} alone; `deepmlf study report` and "
-                "`compare` read it, to run more choose another folder"
+                f"`compare` read it, to run more choose another folder and give --finished {shown(self.path)}"
             )
 
     def read(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.extras import installed, require
-from deepmlf_llm.files import file_aside, write_aside, writing
+from deepmlf_llm.files import file_aside, make_directory, write_aside, writing
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import PlannedCell
@@ -153,6 +153,42 @@ def read_all(directory: StudyDirectory, cells: Iterable[PlannedCell]) -> list[di
     return [record for record in records if record is not None]
 
 
+def is_finished(record: dict[str, Any] | None) -> bool:
+    """A cell that failed is not: what made it fail may be gone, so it is tried again."""
+    return record is not None and record["status"] == "finished"
+
+
+def finished_elsewhere(source: StudyDirectory) -> dict[str, dict[str, Any]]:
+    """Fingerprint -> record of each finished cell of another study, put away or not.
+
+    Raises:
+        RunError: no study there, or it cannot be read.
+    """
+    records = read_all(source, source.planned())
+    return {record["run_info"]["fingerprint"]: record for record in records if is_finished(record)}
+
+
+def take_in(directory: StudyDirectory, cells: Iterable[PlannedCell], found: dict[str, dict[str, Any]]) -> int:
+    """Writes the records found elsewhere of cells that have not finished here, as if they had.
+
+    Args:
+        directory: gets them.
+        cells: as planned here; one of other settings, data or code has another fingerprint, and is none of them.
+        found: see :func:`finished_elsewhere`.
+
+    Returns:
+        How many cells that were.
+    """
+    taken = 0
+    for cell in cells:
+        folder = directory.cell(cell.name)
+        if cell.fingerprint in found and not is_finished(read_record(folder, cell.fingerprint)):
+            make_directory(folder)
+            write_record(folder, found[cell.fingerprint])
+            taken += 1
+    return taken
+
+
 def _kept_records(path: Path) -> dict[str, dict[str, Any]]:
     """The whole records of :func:`write_parquet` by their fingerprints."""
     parquet = require("pyarrow.parquet", f"a study's cells from {PARQUET}")
@@ -214,7 +250,14 @@ def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]], 
     place = directory.path / PARQUET
     own = directory.path / NODES / f"{apart}.{PARQUET}" if apart else place
     with file_aside(own) as aside:
-        parquet.write_table(pyarrow.table(columns), aside, compression="zstd")
+        parquet.write_table(  # a hundred columns of few rows: dictionaries and statistics of each would be a quarter
+            pyarrow.table(columns),
+            aside,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=False,
+            write_statistics=False,
+        )
     if apart:
         with writing(place):
             os.replace(own, place)

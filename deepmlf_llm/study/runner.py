@@ -28,6 +28,7 @@ from deepmlf_llm.study.results import (
     RUN,
     failed_record,
     finished_record,
+    is_finished,
     read_all,
     read_record,
     write_parquet,
@@ -103,7 +104,7 @@ class Runner:
 
     def _run(self, node: Node) -> list[dict[str, Any]]:
         records = {cell.name: self._record(cell) for cell in self.plan.cells}
-        waiting = [cell for cell in self.plan.cells if not _is_finished(records[cell.name])]
+        waiting = [cell for cell in self.plan.cells if not is_finished(records[cell.name])]
         waiting.sort(key=_longest_first)
         self._failed_before = {name: r["run_info"]["attempts"] for name, r in records.items() if r is not None}
         progress = Progress(self.plan.cells, waiting)
@@ -126,10 +127,6 @@ class Runner:
 
     def _record(self, cell: PlannedCell) -> dict[str, Any] | None:
         return read_record(self.directory.cell(cell.name), cell.fingerprint)
-
-    def is_finished(self, cell: PlannedCell) -> bool:
-        """A failed cell is tried again: what made it fail may be gone."""
-        return _is_finished(self._record(cell))
 
     def _drop_ended(self, waiting: list[PlannedCell], progress: Progress) -> None:
         """Takes out what another node has ended. What failed there since this start began is not tried again here."""
@@ -223,10 +220,6 @@ class Runner:
             with suppress(FileError):  # on a full disk it stays; the end of this process frees it
                 process.claim.release()
         self.running.clear()
-
-
-def _is_finished(record: dict[str, Any] | None) -> bool:
-    return record is not None and record["status"] == "finished"
 
 
 def _longest_first(cell: PlannedCell) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -112,6 +114,26 @@ def test_dry_run_says_what_would_run(recipe, grid, tmp_path):
     done = recipe("--grid", grid(), "--dry-run", "--output", "out")
     assert done.stdout.count("starts") == 7
     assert done.stdout.count("goes on") == 1
+
+
+def test_a_study_goes_on_elsewhere_from_what_was_put_away(recipe, grid, tmp_path):
+    planned = recipe("--grid", grid(), "--output", "first", "--plan", "--only", "*even-1-n2*").stdout.splitlines()
+    first = [line.split()[0] for line in planned[2:]]
+    assert recipe("--grid", grid(), "--output", "first", "--only", "*even-1-n2*").returncode == 0
+    shutil.rmtree(tmp_path / "first" / "cells")
+    again = ("--grid", grid(seeds=[1, 2, 3]), "--output", "more", "--finished", "first", "--only", "*even-1-n2*")
+    asked = recipe(*again, "--dry-run").stdout
+    assert "--finished first: 2 cells of this study are finished there\n" in asked
+    assert [line.split()[0] for line in asked.splitlines() if "finished elsewhere, skipped" in line] == first
+    assert asked.count("starts") == 1
+    assert not (tmp_path / "more").exists()
+    done = recipe(*again)
+    assert done.returncode == 0, done.stderr
+    logs = sorted(path.parent.name for path in (tmp_path / "more" / "cells").glob("*/log.txt"))
+    assert [name.rpartition("-")[0] for name in logs] == ["tiny-llama-4l-even-1-n2-s3"]  # no other was run
+    kept = pyarrow.parquet.read_table(tmp_path / "more" / "results.parquet")["cell"].to_pylist()
+    assert sorted(kept) == sorted([*first, *logs])
+    assert "no study there" in refused(recipe("--grid", grid(), "--output", "third", "--finished", "nothing"))
 
 
 def test_default_study_without_the_real_base_runs_on_toys(recipe, monkeypatch):

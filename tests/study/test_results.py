@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -14,9 +15,11 @@ from deepmlf_llm.study.report import write_report
 from deepmlf_llm.study.results import (
     failed_record,
     failure_reason,
+    finished_elsewhere,
     log_tail,
     read_all,
     read_record,
+    take_in,
     write_parquet,
     write_record,
 )
@@ -158,6 +161,27 @@ def test_a_study_that_was_put_away_is_never_written_over(finished_study):
     (directory.path / STUDY).write_text(json.dumps(study))
     write_report(directory)
     assert (directory.path / PARQUET).read_bytes() == kept
+
+
+def test_what_is_finished_elsewhere_counts_here(finished_study, tmp_path):
+    source, directory = StudyDirectory(finished_study(failed=2)), StudyDirectory(tmp_path / "more")
+    cells, records = source.planned(), read_all(source, source.planned())
+    write_parquet(source, records)
+    shutil.rmtree(source.path / "cells")
+    kept = (source.path / PARQUET).read_bytes()
+    found = finished_elsewhere(source)
+    done = [record for record in records if record["status"] == "finished"]
+    assert list(found.values()) == done
+    assert 0 < len(done) < len(records)
+    first = next(cell for cell in cells if cell.fingerprint in found)
+    other = dataclasses.replace(first, fingerprint="0" * 64)  # as of another code version
+    assert take_in(directory, [other if cell is first else cell for cell in cells], found) == len(done) - 1
+    assert read_all(directory, cells) == done[1:]
+    mine = {**done[1], "train_info": {"seconds": 1.0}}
+    write_record(directory.cell(mine["cell"]), mine)
+    assert take_in(directory, cells, found) == 1  # the first one alone: what has ended here stays
+    assert read_all(directory, cells) == [done[0], mine, *done[2:]]
+    assert (source.path / PARQUET).read_bytes() == kept
 
 
 def test_a_report_before_the_first_cell_does_not_put_a_study_away(finished_study):
