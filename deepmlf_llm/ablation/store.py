@@ -52,7 +52,7 @@ class Store:
             if self.facts["schema"] != _SCHEMA:
                 raise ValueError(f"schema {self.facts['schema']}, this package reads {_SCHEMA}")
             if (self.directory / FILE).exists():
-                table = parquet.read_table(self.directory / FILE)
+                table = parquet.read_table(self.directory / FILE, page_checksum_verification=True)
                 self.rows = {name: table.column(name).to_pylist() for name in _COLUMNS}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{shown(self.directory)}: no results of an ablation ({error})") from None
@@ -131,6 +131,7 @@ class Store:
                 compression_level=19,
                 use_dictionary=words,
                 use_byte_stream_split=True,
+                write_page_checksum=True,
             )
         write_aside(self.directory / FACTS, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 

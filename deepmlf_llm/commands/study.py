@@ -29,6 +29,7 @@ from deepmlf_llm.files import make_directory, write_aside
 from deepmlf_llm.paths import shown
 
 if TYPE_CHECKING:
+    from deepmlf_llm.study.elsewhere import Elsewhere
     from deepmlf_llm.study.executors import Executor
 
 DEFAULT = "scale/default"
@@ -108,16 +109,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from deepmlf_llm.study.directory import StudyDirectory
 
     if args.report_only:
-        if args.output is None or args.grid is not None:
+        if args.output is None or args.grid is not None or args.finished is not None:
             raise ConfigError(
-                "--report-only reads the grid stored in the study's folder: give --output DIR, and no --grid"
+                "--report-only reads what is stored in the study's folder: give --output DIR, and no --grid nor "
+                "--finished"
             )
         return _report(StudyDirectory(args.output))
 
     from deepmlf_llm.commands.study_listing import print_plan, print_state
     from deepmlf_llm.study.grid import Grid
+    from deepmlf_llm.study.node import Node
     from deepmlf_llm.study.plan import make_plan
-    from deepmlf_llm.study.results import take_in
     from deepmlf_llm.training.seeds import parse_seeds
 
     executor = _executor(args, lambda: _run(plan, directory, args, found))
@@ -129,20 +131,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory.check(grid.name)
     plan = make_plan(grid, TRAIN)
     chosen = plan.only(args.only)
-    found = _finished_elsewhere(args.finished, plan)
+    found = _elsewhere(args.finished, plan)
     if args.plan:
         print_plan(chosen)
         return 0
     if args.dry_run:
-        print_state(chosen, directory, found)
+        print_state(chosen, directory, found.records if found else {})
         if args.executor != "local":
             print(executor.shown(_node_command(args, grid.name, directory)))
         return 0
     if args.executor != "local":
-        with directory.claimed():
+        with directory.claimed(), Node(directory.path, args.lease) as node:
             directory.check(grid.name)
             directory.write(plan)
-            take_in(directory, plan.cells, found)
+            if found:
+                found.take_in(node, directory, plan)
             write_aside(_grid_of_nodes(directory), Path(source).read_bytes())
     return executor.start(_node_command(args, grid.name, directory))
 
@@ -201,27 +204,24 @@ def _node_command(args: Any, name: str, directory: Any) -> Any:
     return NodeCommand(words, folder, name, Path.cwd(), passed_on(Path(deepmlf_llm.__file__).resolve().parents[1]))
 
 
-def _finished_elsewhere(source: Path | None, plan: Any) -> dict[str, Any]:
-    """Fingerprint -> record of the plan's cells that are finished in another folder; says how many."""
+def _elsewhere(source: Path | None, plan: Any) -> "Elsewhere | None":
+    """What --finished has of the plan; says how much."""
     from deepmlf_llm.study.directory import StudyDirectory
-    from deepmlf_llm.study.results import finished_elsewhere
+    from deepmlf_llm.study.elsewhere import Elsewhere
 
     if source is None:
-        return {}
-    there = finished_elsewhere(StudyDirectory(source))
-    found = {cell.fingerprint: there[cell.fingerprint] for cell in plan.cells if cell.fingerprint in there}
-    rest = len(there) - len(found)
-    others = f"; {rest} others are of another grid, data or code version" if rest else ""
-    print(f"--finished {shown(source)}: {len(found)} cells of this study are finished there{others}")
+        return None
+    found = Elsewhere.of(StudyDirectory(source), plan)
+    print(f"--finished {shown(source)}: has {len(found.records)} of {len(plan.cells)} cells of this study")
     return found
 
 
-def _run(plan: Any, directory: Any, args: Any, found: dict[str, Any]) -> int:
+def _run(plan: Any, directory: Any, args: Any, found: "Elsewhere | None") -> int:
     from deepmlf_llm.study.claims import turn
+    from deepmlf_llm.study.elsewhere import REPORT
     from deepmlf_llm.study.live import make_view
     from deepmlf_llm.study.lm_measuring import measure
     from deepmlf_llm.study.node import NODES, Node
-    from deepmlf_llm.study.results import take_in
     from deepmlf_llm.study.runner import Runner, Stopped
 
     part = plan.only(args.only)
@@ -235,13 +235,14 @@ def _run(plan: Any, directory: Any, args: Any, found: dict[str, Any]) -> int:
             directory.join(plan, node.name)
         else:
             directory.write(plan)
-        take_in(directory, plan.cells, found)
+        if found:
+            found.take_in(node, directory, plan)
         try:
             Runner(part, directory, chosen, TRAIN, make_view(plan.grid.metric), node=node, memory=memory).run()
         except Stopped as stopped:
             print(f"{stopped}; what is finished is kept, and the same command goes on", file=sys.stderr)
             return 128 + stopped.number
-        with turn(node, directory.path / NODES / "report"):
+        with turn(node, directory.path / NODES / REPORT):
             measure(directory)
             return _report(directory)
 

@@ -81,8 +81,8 @@ class StudyDirectory:
         try:
             study: dict[str, Any] = read_json(path)
             schema = study["schema"]
-        except FileNotFoundError:
-            raise RunError(f"--output {shown(self.path)}: no study there (no {STUDY})") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{shown(self.path)}: no study there (no {STUDY})") from None
         except (OSError, ValueError, KeyError, TypeError):
             raise RunError(f"{shown(path)}: damaged; start the study again with its --grid to write it again") from None
         if schema != SCHEMA:
@@ -122,8 +122,15 @@ class StudyDirectory:
             )
 
     def planned(self) -> list[PlannedCell]:
-        """The cells of the last start, in the grid's order."""
-        return [PlannedCell(**cell) for cell in self.read()["cells"]]
+        """The cells of the last start, in the grid's order.
+
+        Raises:
+            RunError: as :meth:`read`, or another version of this package wrote them.
+        """
+        try:
+            return [PlannedCell(**cell) for cell in self.read()["cells"]]
+        except (KeyError, TypeError):
+            raise RunError(f"{shown(self.path / STUDY)}: its cells are not as this version writes them") from None
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

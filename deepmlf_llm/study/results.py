@@ -23,22 +23,24 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.extras import installed, require
-from deepmlf_llm.files import file_aside, make_directory, write_aside, writing
+from deepmlf_llm.files import file_aside, write_aside, writing
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import PlannedCell
-from deepmlf_llm.study.directory import PARQUET, StudyDirectory
+from deepmlf_llm.study.directory import CELLS, PARQUET, StudyDirectory
 from deepmlf_llm.study.node import NODES
 from deepmlf_llm.training.metrics_log import METRICS_FILE, finite, read_metrics
 
 SCHEMA = 1
 CELL, CONFIG, LOG, RUN = "cell.json", "config.yaml", "log.txt", "run"
 TAIL = 15
+_QUICK, _SMALL = 3, 19  # of zstd: after each cell, and with a report
 _RECORD = "record"  # column of the Parquet: the whole cell.json
 _SIGNALS = {9: "SIGKILL; often the system's answer to too little memory", 15: "SIGTERM", 2: "SIGINT", 6: "SIGABRT"}
 
@@ -148,9 +150,15 @@ def read_all(directory: StudyDirectory, cells: Iterable[PlannedCell]) -> list[di
     """
     if directory.put_away:
         kept = _kept_records(directory.path / PARQUET)
-        return [kept[cell.fingerprint] for cell in cells if cell.fingerprint in kept]
-    records = (read_record(directory.cell(cell.name), cell.fingerprint) for cell in cells)
-    return [record for record in records if record is not None]
+        found = [(cell, kept.get(cell.fingerprint)) for cell in cells]
+    else:
+        found = [(cell, read_record(directory.cell(cell.name), cell.fingerprint)) for cell in cells]
+    return [_as_planned(cell, record) for cell, record in found if record is not None]
+
+
+def _as_planned(cell: PlannedCell, record: dict[str, Any]) -> dict[str, Any]:
+    """What a report sorts by is what this plan's rows name; an earlier grid may have named less of the same cell."""
+    return {**record, "run_info": {**record["run_info"], "values": cell.values}}
 
 
 def is_finished(record: dict[str, Any] | None) -> bool:
@@ -158,35 +166,21 @@ def is_finished(record: dict[str, Any] | None) -> bool:
     return record is not None and record["status"] == "finished"
 
 
-def finished_elsewhere(source: StudyDirectory) -> dict[str, dict[str, Any]]:
-    """Fingerprint -> record of each finished cell of another study, put away or not.
+def records_there(directory: StudyDirectory) -> list[dict[str, Any]]:
+    """Records of all cells that have ended in a folder, of whatever start, as they are.
 
     Raises:
-        RunError: no study there, or it cannot be read.
+        RunError: the Parquet cannot be read.
     """
-    records = read_all(source, source.planned())
-    return {record["run_info"]["fingerprint"]: record for record in records if is_finished(record)}
-
-
-def take_in(directory: StudyDirectory, cells: Iterable[PlannedCell], found: dict[str, dict[str, Any]]) -> int:
-    """Writes the records found elsewhere of cells that have not finished here, as if they had.
-
-    Args:
-        directory: gets them.
-        cells: as planned here; one of other settings, data or code has another fingerprint, and is none of them.
-        found: see :func:`finished_elsewhere`.
-
-    Returns:
-        How many cells that were.
-    """
-    taken = 0
-    for cell in cells:
-        folder = directory.cell(cell.name)
-        if cell.fingerprint in found and not is_finished(read_record(folder, cell.fingerprint)):
-            make_directory(folder)
-            write_record(folder, found[cell.fingerprint])
-            taken += 1
-    return taken
+    if directory.put_away:
+        return list(_kept_records(directory.path / PARQUET).values())
+    found = []
+    for path in sorted((directory.path / CELLS).glob(f"*/{CELL}")):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or of another layout: nothing has ended
+            record = read_json(path)
+            if record["schema"] == SCHEMA and record["run_info"]["fingerprint"]:
+                found.append(record)
+    return found
 
 
 def _kept_records(path: Path) -> dict[str, dict[str, Any]]:
@@ -196,7 +190,8 @@ def _kept_records(path: Path) -> dict[str, dict[str, Any]]:
     try:
         if _RECORD not in parquet.read_schema(path).names:
             raise RunError(f"{unread}: an earlier version wrote it, without the column {_RECORD}; put cells/ back")
-        records = list(map(json.loads, parquet.read_table(path, columns=[_RECORD])[_RECORD].to_pylist()))
+        texts = parquet.read_table(path, columns=[_RECORD], page_checksum_verification=True)[_RECORD].to_pylist()
+        records = list(map(json.loads, texts))
         newer = sorted({record["schema"] for record in records} - {SCHEMA})
         kept = {record["run_info"]["fingerprint"]: record for record in records}
     except (OSError, ValueError, KeyError, TypeError) as error:  # ArrowInvalid is a ValueError
@@ -254,9 +249,10 @@ def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]], 
             pyarrow.table(columns),
             aside,
             compression="zstd",
-            compression_level=19,
+            compression_level=_QUICK if apart else _SMALL,
             use_dictionary=False,
             write_statistics=False,
+            write_page_checksum=True,
         )
     if apart:
         with writing(place):

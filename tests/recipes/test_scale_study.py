@@ -75,6 +75,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(recipe, grid, tmp_path):
     assert "'0': expected an integer >= 1" in refused(recipe("--slots", "0"))
     assert "not allowed with" in refused(recipe("--plan", "--report-only"))
     assert "give --output DIR, and no --grid" in refused(recipe("--report-only"))
+    assert "nor --finished" in refused(recipe("--report-only", "--output", "out", "--finished", "x"))
     assert "no study there" in refused(recipe("--report-only", "--output", "out"))
     assert not (tmp_path / "out").exists()
 
@@ -123,7 +124,7 @@ def test_a_study_goes_on_elsewhere_from_what_was_put_away(recipe, grid, tmp_path
     shutil.rmtree(tmp_path / "first" / "cells")
     again = ("--grid", grid(seeds=[1, 2, 3]), "--output", "more", "--finished", "first", "--only", "*even-1-n2*")
     asked = recipe(*again, "--dry-run").stdout
-    assert "--finished first: 2 cells of this study are finished there\n" in asked
+    assert "--finished first: has 2 of 12 cells of this study\n" in asked
     assert [line.split()[0] for line in asked.splitlines() if "finished elsewhere, skipped" in line] == first
     assert asked.count("starts") == 1
     assert not (tmp_path / "more").exists()
@@ -133,7 +134,10 @@ def test_a_study_goes_on_elsewhere_from_what_was_put_away(recipe, grid, tmp_path
     assert [name.rpartition("-")[0] for name in logs] == ["tiny-llama-4l-even-1-n2-s3"]  # no other was run
     kept = pyarrow.parquet.read_table(tmp_path / "more" / "results.parquet")["cell"].to_pylist()
     assert sorted(kept) == sorted([*first, *logs])
-    assert "no study there" in refused(recipe("--grid", grid(), "--output", "third", "--finished", "nothing"))
+    given = ("--output", "third", "--finished")
+    assert "error: nothing: no study there" in refused(recipe("--grid", grid(), *given, "nothing"))
+    assert "none of them is of this grid" in refused(recipe("--grid", grid(seeds=[9]), *given, "first"))
+    assert not (tmp_path / "third").exists()
 
 
 def test_default_study_without_the_real_base_runs_on_toys(recipe, monkeypatch):

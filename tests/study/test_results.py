@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import random
 import shutil
+from contextlib import suppress
 
 import pyarrow.parquet
 import pytest
@@ -15,11 +16,9 @@ from deepmlf_llm.study.report import write_report
 from deepmlf_llm.study.results import (
     failed_record,
     failure_reason,
-    finished_elsewhere,
     log_tail,
     read_all,
     read_record,
-    take_in,
     write_parquet,
     write_record,
 )
@@ -163,25 +162,32 @@ def test_a_study_that_was_put_away_is_never_written_over(finished_study):
     assert (directory.path / PARQUET).read_bytes() == kept
 
 
-def test_what_is_finished_elsewhere_counts_here(finished_study, tmp_path):
-    source, directory = StudyDirectory(finished_study(failed=2)), StudyDirectory(tmp_path / "more")
-    cells, records = source.planned(), read_all(source, source.planned())
-    write_parquet(source, records)
-    shutil.rmtree(source.path / "cells")
-    kept = (source.path / PARQUET).read_bytes()
-    found = finished_elsewhere(source)
-    done = [record for record in records if record["status"] == "finished"]
-    assert list(found.values()) == done
-    assert 0 < len(done) < len(records)
-    first = next(cell for cell in cells if cell.fingerprint in found)
-    other = dataclasses.replace(first, fingerprint="0" * 64)  # as of another code version
-    assert take_in(directory, [other if cell is first else cell for cell in cells], found) == len(done) - 1
-    assert read_all(directory, cells) == done[1:]
-    mine = {**done[1], "train_info": {"seconds": 1.0}}
-    write_record(directory.cell(mine["cell"]), mine)
-    assert take_in(directory, cells, found) == 1  # the first one alone: what has ended here stays
-    assert read_all(directory, cells) == [done[0], mine, *done[2:]]
-    assert (source.path / PARQUET).read_bytes() == kept
+def test_a_flipped_bit_of_a_parquet_is_no_result(finished_study):
+    directory = StudyDirectory(finished_study())
+    write_parquet(directory, read_all(directory, directory.planned()))
+    shutil.rmtree(directory.path / "cells")
+    path, chance = directory.path / PARQUET, random.Random(0)
+    whole, records = path.read_bytes(), read_all(directory, directory.planned())
+    facts = pyarrow.parquet.read_metadata(path).row_group(0)
+    columns = [facts.column(number) for number in range(facts.num_columns)]
+    column = next(column for column in columns if column.path_in_schema == "record")
+    for _ in range(20):
+        damaged = bytearray(whole)
+        damaged[column.data_page_offset + chance.randrange(column.total_compressed_size)] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with suppress(RunError):  # or the bit says nothing: of a statistic, of a version
+            assert read_all(directory, directory.planned()) == records
+
+
+def test_what_a_report_sorts_by_is_what_the_grid_names_now(finished_study):
+    directory = StudyDirectory(finished_study())
+    cells = directory.planned()
+    del cells[5].values["num_fusion_tokens"]  # a grid whose rows say nothing of it
+    ended = {record["cell"]: record for record in read_all(directory, cells)}
+    assert "num_fusion_tokens" not in ended[cells[5].name]["run_info"]["values"]
+    write_report(directory)
+    shutil.rmtree(directory.path / "cells")
+    assert {record["cell"]: record for record in read_all(directory, cells)} == ended
 
 
 def test_a_report_before_the_first_cell_does_not_put_a_study_away(finished_study):
