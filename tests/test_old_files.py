@@ -50,7 +50,18 @@ def test_old_run_goes_on_to_the_adapter_that_it_would_have_made(tmp_path, monkey
     )
     assert made.keys() == told.keys()
     for name, tensor in made.items():
-        assert tensor == pytest.approx(told[name], abs=2e-5), name
+        assert tensor == pytest.approx(told[name], abs=_two_steps(name)), name
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["metrics"]["test"]["mae"] == pytest.approx(0.56822, abs=1e-5)
+
+
+def _two_steps(name: str) -> float:
+    """How far two steps may differ between CPUs.
+
+    Batch norm takes away what the bias in front of it adds, so its gradient is rounding alone, which Adam brings to the
+    size of any other; the running mean follows.
+    """
+    return 5e-3 if name.endswith(("heads.task.1.bias", "heads.task.2.running_mean")) else 2e-5
 
 
 def words(**options: object) -> list[str]:
