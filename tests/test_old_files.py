@@ -59,9 +59,9 @@ def _two_steps(name: str) -> float:
     """How far two steps may differ between CPUs.
 
     Batch norm takes away what the bias in front of it adds, so its gradient is rounding alone, which Adam brings to the
-    size of any other; the running mean follows.
+    size of any other: 3e-5 apart on a CPU without AMX, where the two steps moved it by 2.6e-4.
     """
-    return 5e-3 if name.endswith(("heads.task.1.bias", "heads.task.2.running_mean")) else 2e-5
+    return 1e-4 if name.endswith("heads.task.1.bias") else 2e-5
 
 
 def words(**options: object) -> list[str]:

@@ -141,11 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(executor.shown(_node_command(args, grid.name, directory)))
         return 0
     if args.executor != "local":
-        with directory.claimed(), Node(directory.path, args.lease) as node:
+        with directory.claimed():
             directory.check(grid.name)
             directory.write(plan)
             if found:
-                found.take_in(node, directory, plan)
+                with Node(directory.path, args.lease) as node:
+                    found.take_in(node, directory, plan)
             write_aside(_grid_of_nodes(directory), Path(source).read_bytes())
     return executor.start(_node_command(args, grid.name, directory))
 
@@ -218,10 +219,9 @@ def _elsewhere(source: Path | None, plan: Any) -> "Elsewhere | None":
 
 def _run(plan: Any, directory: Any, args: Any, found: "Elsewhere | None") -> int:
     from deepmlf_llm.study.claims import turn
-    from deepmlf_llm.study.elsewhere import REPORT
     from deepmlf_llm.study.live import make_view
     from deepmlf_llm.study.lm_measuring import measure
-    from deepmlf_llm.study.node import NODES, Node
+    from deepmlf_llm.study.node import NODES, REPORT, Node
     from deepmlf_llm.study.runner import Runner, Stopped
 
     part = plan.only(args.only)

@@ -28,7 +28,7 @@ _SETTINGS = {
     "legend.fontsize": 9,
     "legend.handlelength": 3.2,  # room for dashes beside the marker
     "lines.markersize": 6,
-    "svg.fonttype": "none",  # text stays text: read aloud, searched, and a third of the bytes
+    "svg.fonttype": "none",  # text stays text: read aloud, searched, and a third fewer bytes
     "svg.hashsalt": "deepmlf_llm",  # the same file for the same numbers
     "figure.facecolor": "white",
 }

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from deepmlf_llm.errors import ConfigError
-from deepmlf_llm.files import write_aside
 from deepmlf_llm.paths import shown
 from deepmlf_llm.study.cells import Plan
 from deepmlf_llm.study.claims import take, turn
-from deepmlf_llm.study.configurations import BACKBONE
 from deepmlf_llm.study.directory import StudyDirectory
-from deepmlf_llm.study.node import NODES, Node
-from deepmlf_llm.study.perplexity import FILE, read_measured
+from deepmlf_llm.study.node import NODES, REPORT, Node
+from deepmlf_llm.study.perplexity import read_measured, what_was_read, write_measured
 from deepmlf_llm.study.results import RUN, is_finished, read_record, records_there, write_record
 from deepmlf_llm.training.checkpoints import drop_checkpoints
-
-REPORT = "report"  # the turn to write what is of the study as a whole
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,10 @@ class Elsewhere:
             ConfigError: none of the plan's cells is finished there.
         """
         source.read()
-        there = [record for record in records_there(source) if is_finished(record)]
-        wanted = {cell.fingerprint for cell in plan.cells}
-        found = {r["run_info"]["fingerprint"]: r for r in there if r["run_info"]["fingerprint"] in wanted}
+        there = {mark: record for mark, record in records_there(source).items() if is_finished(record)}
+        found = {cell.fingerprint: there[cell.fingerprint] for cell in plan.cells if cell.fingerprint in there}
         if not found:
-            codes = sorted({record["run_info"]["code"] for record in there} - {plan.code})
+            codes = sorted({record["run_info"]["code"] for record in there.values()} - {plan.code})
             other = f"; they are of code version {', '.join(codes)}, this is {plan.code}" if codes else ""
             raise ConfigError(
                 f"--finished {shown(source.path)}: {len(there)} cells are finished there, and none of them is of this "
@@ -79,12 +73,7 @@ class Elsewhere:
             claim.release()
         with turn(node, directory.path / NODES / REPORT):
             known = read_measured(directory)
-            ours = [_what(entry) for entry in known]
-            new = [entry for entry in self.measured if _what(entry) not in ours]
+            ours = [what_was_read(entry) for entry in known]
+            new = [entry for entry in self.measured if what_was_read(entry) not in ours]
             if new:
-                write_aside(directory.path / FILE, json.dumps([*known, *new], indent=1) + "\n")
-
-
-def _what(entry: Mapping[str, Any]) -> list[Any]:
-    """Of which base model, and on which transcripts."""
-    return [entry.get(name) for name in (*BACKBONE, "data")]
+                write_measured(directory, [*known, *new])

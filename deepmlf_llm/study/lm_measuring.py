@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,11 +11,10 @@ import torch.nn.functional as F
 from deepmlf_llm.backbones import Decoder, load_base_model, load_tokenizer
 from deepmlf_llm.data.collate import token_ids
 from deepmlf_llm.errors import DeepMLFError
-from deepmlf_llm.files import write_aside
 from deepmlf_llm.study.cells import PlannedCell
 from deepmlf_llm.study.configurations import BACKBONE
 from deepmlf_llm.study.directory import StudyDirectory
-from deepmlf_llm.study.perplexity import FILE, read_measured
+from deepmlf_llm.study.perplexity import read_measured, what_was_read, write_measured
 from deepmlf_llm.study.results import CELL
 from deepmlf_llm.training.assemble import resolve_base_model
 from deepmlf_llm.training.data import load_data
@@ -46,14 +44,14 @@ def measure(directory: StudyDirectory, say: Callable[[str], Any] = print) -> Non
         try:
             data = load_data(settings)
             about = {**{n: cell.values[n] for n in BACKBONE}, "data": data.facts["splits"]["train"]["sha256"]}
-            if any(all(entry.get(n) == v for n, v in about.items()) for entry in known):
+            if what_was_read(about) in map(what_was_read, known):
                 continue
             say(f"reading the transcripts with {about['base']}, {about['layers']} layers, for its perplexity")
             known.append({**about, **_measured(settings, list(data.train.texts))})  # type: ignore[attr-defined]
         except DeepMLFError as error:
             say(f"note: no perplexity of {cell.values['base']}: {error}")
             continue
-        write_aside(directory.path / FILE, json.dumps(known, indent=1) + "\n")
+        write_measured(directory, known)
 
 
 def _one_of_each(cells: Sequence[PlannedCell]) -> list[PlannedCell]:

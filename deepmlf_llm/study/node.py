@@ -24,6 +24,7 @@ from deepmlf_llm.files import make_directory, write_aside
 from deepmlf_llm.reading import read_json
 
 NODES = "nodes"
+REPORT = "report"  # in there: the turn to write what is of the study as a whole
 LEASE = 90.0
 """Seconds without a change of the heartbeat after which a node counts as dead; a shared file system may show a change
 up to a minute late."""

@@ -9,10 +9,12 @@ embedding and output layer), ``utterances``, ``tokens``, ``words``, ``bytes`` (o
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepmlf_llm.files import write_aside
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.configurations import BACKBONE
 from deepmlf_llm.study.directory import StudyDirectory
@@ -29,6 +31,16 @@ def read_measured(directory: StudyDirectory) -> list[dict[str, Any]]:
     keys = (*BACKBONE, "parameters", "layer_parameters", "nats", "tokens", "words", "bytes", "utterances")
     whole = isinstance(found, list) and all(isinstance(e, dict) and all(key in e for key in keys) for e in found)
     return found if whole else []
+
+
+def write_measured(directory: StudyDirectory, entries: Sequence[Mapping[str, Any]]) -> None:
+    """All that is known, in the place of what is stored."""
+    write_aside(directory.path / FILE, json.dumps(entries, indent=1) + "\n")
+
+
+def what_was_read(entry: Mapping[str, Any]) -> list[Any]:
+    """By which base model which transcripts: entries that agree in this say the same."""
+    return [entry.get(name) for name in (*BACKBONE, "data")]
 
 
 def bits_per_byte(entry: Mapping[str, Any]) -> float:

@@ -23,7 +23,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +133,17 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def read_record(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """What is known of a cell; None where it has not ended, or what lies there is damaged or of another fingerprint."""
+    record = _ended(folder)
+    return record if record is not None and record["run_info"]["fingerprint"] == fingerprint else None
+
+
+def _ended(folder: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = read_json(folder / CELL)
-        same = record["schema"] == SCHEMA and record["run_info"]["fingerprint"] == fingerprint
+        whole = record["schema"] == SCHEMA and "fingerprint" in record["run_info"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record if same else None
+    return record if whole else None
 
 
 def read_all(directory: StudyDirectory, cells: Iterable[PlannedCell]) -> list[dict[str, Any]]:
@@ -166,21 +170,16 @@ def is_finished(record: dict[str, Any] | None) -> bool:
     return record is not None and record["status"] == "finished"
 
 
-def records_there(directory: StudyDirectory) -> list[dict[str, Any]]:
-    """Records of all cells that have ended in a folder, of whatever start, as they are.
+def records_there(directory: StudyDirectory) -> dict[str, dict[str, Any]]:
+    """Fingerprint -> record of all cells that have ended in a folder, of whatever start, as they are.
 
     Raises:
         RunError: the Parquet cannot be read.
     """
     if directory.put_away:
-        return list(_kept_records(directory.path / PARQUET).values())
-    found = []
-    for path in sorted((directory.path / CELLS).glob(f"*/{CELL}")):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or of another layout: nothing has ended
-            record = read_json(path)
-            if record["schema"] == SCHEMA and record["run_info"]["fingerprint"]:
-                found.append(record)
-    return found
+        return _kept_records(directory.path / PARQUET)
+    records = (_ended(folder) for folder in sorted((directory.path / CELLS).glob("*")))
+    return {record["run_info"]["fingerprint"]: record for record in records if record is not None}
 
 
 def _kept_records(path: Path) -> dict[str, dict[str, Any]]:
