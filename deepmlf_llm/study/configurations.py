@@ -86,6 +86,18 @@ class Configuration:
         return ", ".join(f"{self.values.get(name)} {axis_name(name)}" for name in axes)
 
 
+def kinds_of_machine(records: Iterable[Mapping[str, Any]]) -> int:
+    """How many kinds of machine finished cells ran on, told apart by cores, what the CPU can, threads and GPUs: seconds
+    of two kinds do not compare."""
+    kinds = set()
+    for record in records:
+        if record["status"] == "finished":
+            machine = dict(record["meta_info"]["environment"].get("machine", {}))
+            machine.pop("memory_gb", None)  # differs a little between machines of one kind
+            kinds.add(json.dumps(machine, sort_keys=True))
+    return len(kinds)
+
+
 def gather(records: Iterable[Mapping[str, Any]], baselines: bool = False) -> list[Configuration]:
     """Finished cells by configuration, in the order in which they come: those of the method, or the baselines."""
     found: dict[str, Configuration] = {}

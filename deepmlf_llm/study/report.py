@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.files import directory_aside, write_aside
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import PLOTS, Block, Heading, Paragraph, Table, to_markdown
-from deepmlf_llm.study.configurations import Configuration, axis_name, gather, together, varied
+from deepmlf_llm.study.configurations import Configuration, axis_name, gather, kinds_of_machine, together, varied
 from deepmlf_llm.study.directory import CELLS, StudyDirectory
 from deepmlf_llm.study.gate_plots import gates_plot
 from deepmlf_llm.study.html import to_html
@@ -17,7 +17,7 @@ from deepmlf_llm.study.latex import to_latex
 from deepmlf_llm.study.lm_tables import at_each, base_models, places
 from deepmlf_llm.study.paper_claims import paper_claims
 from deepmlf_llm.study.perplexity import read_measured
-from deepmlf_llm.study.plots import Plot, heads_plot, of_base_models, pareto, quality_plot, quantities
+from deepmlf_llm.study.plots import Plot, Quantity, heads_plot, of_base_models, pareto, quality_plot, quantities
 from deepmlf_llm.study.report_tables import cell_table, cost_table, failed_cells, surroundings
 from deepmlf_llm.study.results import read_all, write_parquet
 from deepmlf_llm.study.statistics import SEEDS_COLUMN, effects, reading, seeds_named, signed
@@ -187,8 +187,12 @@ def _quality(
 ) -> list[Block]:
     blocks: list[Block] = []
     silent = []
+    drawn = quantities()
+    kinds = kinds_of_machine(record for c in found for record in c.records.values())
+    if kinds > 1:
+        del drawn["seconds"]
     of_bases = of_base_models(places(found, measured, metric)) if "base" in axes else {}
-    for quantity in (*of_bases.values(), *quantities().values()):
+    for quantity in (*of_bases.values(), *drawn.values()):
         plot = quality_plot(found, quantity, axes, metric)
         if plot is None:
             silent.append(quantity.label)
@@ -200,13 +204,15 @@ def _quality(
     )
     if silent:
         lead += f" Not drawn, for they have one value only: {', '.join(silent)}."
-    return [Paragraph(lead), *blocks, *_fronts(found, axes, metric)]
+    if kinds > 1:
+        lead += f" Nor are seconds, for the cells ran on {kinds} kinds of machine."
+    return [Paragraph(lead), *blocks, *_fronts(found, drawn.values(), axes, metric)]
 
 
-def _fronts(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> list[Block]:
+def _fronts(found: Sequence[Configuration], drawn: Iterable[Quantity], axes: Sequence[str], metric: str) -> list[Block]:
     """Which configurations lie on a Pareto front, and on which."""
     costs = {}
-    for quantity in quantities().values():
+    for quantity in drawn:
         points = [(x, c) for c in found if (x := quantity.of(c)) is not None and c.by_seed(metric)]
         if not quantity.joined and len({x for x, _ in points}) > 1:
             costs[quantity.label] = [id(c) for _, c in pareto(points, metric)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepmlf_llm.study.blocks import Block, Code, Paragraph, Table
-from deepmlf_llm.study.configurations import axis_name
+from deepmlf_llm.study.configurations import axis_name, kinds_of_machine
 
 _FLOPS_METHOD = (
     "FLOPs are counted on paper for a step on the batch described: matrix products at two FLOPs for each multiply-add "
@@ -76,7 +76,10 @@ def cost_table(records: Sequence[dict[str, Any]]) -> list[Block]:
         "seconds of training",
         "peak MB",
     )
-    return [Paragraph(_FLOPS_METHOD), Table(columns, rows, (1, 2, 3, 5, 6))]
+    said = _FLOPS_METHOD
+    if (kinds := kinds_of_machine(records)) > 1:
+        said += f" The cells ran on {kinds} kinds of machine (below): their seconds do not compare between them."
+    return [Paragraph(said), Table(columns, rows, (1, 2, 3, 5, 6))]
 
 
 def failed_cells(failed: Sequence[dict[str, Any]]) -> list[Block]:

@@ -13,6 +13,7 @@ import pytest
 from deepmlf_llm.study.blocks import Code, Paragraph, Table, to_markdown
 from deepmlf_llm.study.directory import STUDY, StudyDirectory
 from deepmlf_llm.study.html import to_html
+from deepmlf_llm.study.plots import Plot
 from deepmlf_llm.study.report import report_blocks, write_report
 from deepmlf_llm.study.report_tables import cell_table
 from deepmlf_llm.study.results import read_all
@@ -108,6 +109,33 @@ def test_the_page_needs_nothing_else(written):
     assert all((written / link).is_file() for link in page.links)
     assert "http" not in re.sub(r'base64,[^"]+', "", text)
     assert "A study &lt;of&gt; nothing | at *all*" in text
+
+
+def test_seconds_of_two_kinds_of_machine_are_not_compared(finished_study):
+    directory = StudyDirectory(finished_study())
+    study, records = directory.read(), read_all(directory, directory.planned())
+
+    def report() -> tuple[str, set[str]]:
+        blocks = report_blocks(study, records)
+        return to_markdown(blocks), {block.name for block in blocks if isinstance(block, Plot)}
+
+    def runs_on(record, **machine) -> None:
+        record["meta_info"]["environment"]["machine"] = {"cpus": 2, "memory_gb": 25, **machine}
+
+    done = [record for record in records if record["status"] == "finished"]
+    for record in done:
+        runs_on(record, memory_gb=25 + (record is done[0]))
+    text, plots = report()
+    assert "mae-seconds" in plots
+    assert "kinds of machine" not in text
+    runs_on(done[0], cpu_flags=["avx2"])
+    text, plots = report()
+    assert "mae-seconds" not in plots
+    assert "mae-flops" in plots
+    assert text.count("the cells ran on 2 kinds of machine") + text.count("The cells ran on 2 kinds of machine") == 2
+    fronts = text.partition("Pareto fronts, by means over seeds:")[2].partition("##")[0]
+    assert "FLOPs of a training step" in fronts
+    assert "seconds" not in fronts
 
 
 def test_the_text_alone_has_its_row(reported_study):
