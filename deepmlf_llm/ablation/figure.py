@@ -99,5 +99,13 @@ def _draw(ax: Any, d: Difference, at: float, colour: str, marker: str, limits: t
     right = d.difference > high
     edge = high if right else low
     ax.plot(edge, at, ">" if right else "<", color=colour, markerfacecolor=face, markersize=4.5, clip_on=False)
-    text = f"{d.difference:+.3f}  " if right else f"  {d.difference:+.3f}"
-    ax.text(edge, at, text, ha="right" if right else "left", va="center", fontsize=7, color=colour)
+    ax.annotate(
+        f"{d.difference:+.3f}",
+        (edge, at),
+        (-7 if right else 7, 0),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="bottom" if at < round(at) else "top",  # y grows downwards; the splits' values do not meet
+        fontsize=6,
+        color=colour,
+    )
