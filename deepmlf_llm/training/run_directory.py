@@ -28,7 +28,8 @@ ORDER = 2
 """How a run's utterances are ordered and its random numbers drawn: by step. 1: by batch, as the first runs did."""
 CONFIG, FACTS, RESULT, ADAPTER, LOCK = "config.yaml", "run.json", "result.json", "adapter", ".lock"
 _STARTS = ("init_from", "av_encoder_from")  # facts that are digests, None where the file is gone
-_BEFORE_THE_FIRST_STEP = {CONFIG, FACTS, LOCK, METRICS_FILE, "libraries.log", "tensorboard"}
+_BEFORE_THE_CLAIM = {LOCK, "libraries.log"}
+_BEFORE_THE_FIRST_STEP = {CONFIG, FACTS, METRICS_FILE, "tensorboard"} | _BEFORE_THE_CLAIM
 _LEFT_BY_KILLS = re.compile(r"\.checkpoint-\d+-.*|\.{1,2}(adapter|av_encoder)\.(partial|old).*|\..+\.partial")
 
 
@@ -79,9 +80,10 @@ class RunDirectory:
             raise RunError(f"output_dir={name}: is a file")
         stored = self._stored_facts()
         if stored is None or not stored.get("begun", True):
-            known = _BEFORE_THE_FIRST_STEP
-            if any(e.name not in known and not _LEFT_BY_KILLS.fullmatch(e.name) for e in self.path.iterdir()):
-                raise RunError(f"output_dir={name}: holds something that is not a run; choose another")
+            known = _BEFORE_THE_CLAIM if stored is None else _BEFORE_THE_FIRST_STEP
+            others = sorted(e.name for e in self.path.iterdir() if e.name not in known)
+            if strange := [other for other in others if not _LEFT_BY_KILLS.fullmatch(other)]:
+                raise RunError(f"output_dir={name}: holds something that is not a run ({strange[0]}); choose another")
             return
         starts = [{facts.get(start) for facts in (stored, self.facts)} - {None} for start in _STARTS]
         if stored["fingerprint"] == self.fingerprint and max(map(len, starts)) < 2:
@@ -168,17 +170,19 @@ class RunDirectory:
             lock.acquire()
         except Timeout:
             raise RunError(f"output_dir={shown(self.path)}: another process is training there") from None
+        is_new = False  # until it is known that no run was begun here, nothing that lies here may go
         try:
             self.check()
             for entry in self.path.iterdir():
                 if _LEFT_BY_KILLS.fullmatch(entry.name):
                     forget(entry)
             self.recall()
-            if not self._begun:
+            is_new = not self._begun
+            if is_new:
                 self._write_facts()
             yield
         except BaseException:
-            if not self._begun:
+            if is_new and not self._begun:
                 self._withdraw(was_there)
             raise
         finally:
@@ -248,11 +252,11 @@ class RunDirectory:
         replace_directory(self.adapter_aside, self.adapter)
 
     def _write_facts(self) -> None:
-        text = yaml.safe_dump({k: v for k, v in self.settings.items() if v is not None}, sort_keys=False)
-        write_aside(self.path / CONFIG, text)
         record = {"schema": 1, "begun": self._begun, "fingerprint": self.fingerprint, "order": self._order}
         record |= {**self.facts, "worlds": self.worlds}
-        write_aside(self.path / FACTS, json.dumps(record, indent=1) + "\n")
+        write_aside(self.path / FACTS, json.dumps(record, indent=1) + "\n")  # first: it says whose the rest is
+        text = yaml.safe_dump({k: v for k, v in self.settings.items() if v is not None}, sort_keys=False)
+        write_aside(self.path / CONFIG, text)
 
     def _differences(self, stored_facts: Mapping[str, Any]) -> list[Difference] | None:
         """In what the run that is here differs, with both values; None where its settings cannot be read."""

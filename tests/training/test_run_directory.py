@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from deepmlf_llm.errors import RunError
-from deepmlf_llm.training import checkpoints
+from deepmlf_llm.training import checkpoints, run_directory
 from deepmlf_llm.training.run_directory import RunDirectory
 
 
@@ -182,6 +182,44 @@ def test_a_kill_before_the_first_step_leaves_no_claim_either(tmp_path: Path) -> 
     directory(tmp_path, "g", seed=2).check()
     claim(directory(tmp_path, "g", seed=2))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 2}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "tensorboard/events"])
+def test_what_a_user_wrote_is_no_leftover_of_a_run(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(RunError, match=rf"holds something that is not a run \({name.partition('/')[0]}\)"):
+        claim(directory(tmp_path))
+    assert mine.read_text() == "mine"
+
+
+def test_a_begun_run_outlives_a_stop_while_leftovers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(directory(tmp_path))
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    (tmp_path / ".checkpoint-4-ab12cd").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def stopped(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_directory, "forget", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        claim(directory(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_another_run_that_came_first_is_left_whole(tmp_path: Path) -> None:
+    late = directory(tmp_path, "g", seed=2)
+    late.check()  # nothing there yet
+    first = directory(tmp_path, seed=1)
+    with first.claimed(main=True):
+        first.begin()
+    first.write_result({"mae": 1.0})
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(RunError, match="seed=1 there, 2 here"):
+        claim(late)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_a_failure_after_the_first_step_keeps_the_directory(tmp_path: Path) -> None:
