@@ -55,8 +55,7 @@ def write_report(plan: AblationPlan, directory: Path, resamples: int | None = No
 
 
 def _compared(plan: AblationPlan, store: Store, split: str, resamples: int | None) -> Comparison:
-    names = [variant.name for variant in plan.variants if store.holds(variant)]
-    entries = store.entries(names, len(plan.data), split)
+    entries = store.entries(filter(store.holds, plan.variants), len(plan.data), split)
     if plan.reference not in entries:
         raise RunError(
             f"{shown(store.directory)}: no whole run of the reference {plan.reference!r} as it is set; run it first"
@@ -74,7 +73,8 @@ def _page(plan: AblationPlan, store: Store, found: Mapping[str, Comparison]) -> 
         f"# {plan.title}",
         f"{valid.utterances} utterances of validation and {test.utterances} of test{folds}. Mean ± deviation over "
         f"seeds. Differences from *{plan.reference}* in MAE (negative: better), with 95 % intervals of a bootstrap "
-        f"over utterances and seeds, paired in both ({test.resamples} resamples). In bold: p < .05 after Holm's "
+        f"over utterances and seeds ({test.resamples} resamples), paired by utterance, and by seed where both ran with "
+        "the same. In bold: p < .05 after Holm's "
         f"correction over all variants of the split ({_p_values(valid)} and {_p_values(test)} p-values); MAE is what "
         "counts here. Corr, Acc2 non0 and Acc7 are of the test split.",
         "\n".join(_reading(name, found[split]) for split, name in SPLITS.items()),

@@ -40,13 +40,18 @@ def run_ablation(
 
     Raises:
         ConfigError: ``only`` names what is not there, or the labels are classes.
-        DataError: a data directory is missing or damaged, or a variant's own has other utterances.
+        DataError: a data directory is missing or damaged, is not the one that stored results were made from, or a
+            variant's own has other utterances.
         RunError: a run's folder holds a run of other settings.
         DeepMLFError, RunStopped: as for one run; what has ended by then is stored.
     """
     chosen = plan.named(only)
     _check_data(plan, chosen)
     store = Store(directory)
+    for variant in chosen:
+        for part, data in enumerate(variant.data):
+            if data != EMBEDDED:
+                store.check_data(variant, part, open_store(data).manifest.splits)
     for number, variant in enumerate(chosen, 1):
         for part, data in enumerate(variant.data):
             missing = store.missing(variant, part)

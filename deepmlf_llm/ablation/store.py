@@ -2,12 +2,13 @@
 
 ``predictions.parquet``, one row an utterance of a run: ``variant``, ``part`` (of a cross-validation, from 0),
 ``seed``, ``split`` ("valid", "test"), ``id``, ``label``, ``polarity`` and ``text_polarity`` (of the text head; null
-where there is none). ``variants.json``: fingerprint, settings that differ, trained parameters, and seconds of each run.
-From these two files alone the table and the figure are made.
+where there is none). ``variants.json``: fingerprint, settings that differ, and of each run trained parameters, seconds
+and a digest of its data. From these two files alone the table and the figure are made.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -68,6 +69,27 @@ class Store:
             return list(variant.seeds)
         known = self.facts["variants"][variant.name]
         return [seed for seed in variant.seeds if f"{part}/{seed}" not in known["runs"]]
+
+    def check_data(self, variant: Variant, part: int, splits: Mapping[str, Any]) -> None:
+        """Refuses results that are stored under the variant's name, and were made from other data.
+
+        Args:
+            variant: whose.
+            part: which of the data directories.
+            splits: what is in that directory now: name -> its rows and digest.
+
+        Raises:
+            DataError: they were.
+        """
+        if not self.holds(variant):
+            return
+        for run, facts in self.facts["variants"][variant.name]["runs"].items():
+            made_from = facts.get("data")  # older stores do not say
+            if run.startswith(f"{part}/") and made_from not in (None, _digest(splits)):
+                raise DataError(
+                    f"{shown(self.directory)}: its results of {variant.name!r} were made from other data than "
+                    f"{variant.data[part]} holds now; name another --output"
+                )
 
     def add(self, variant: Variant, part: int, runs: Mapping[int, Path]) -> None:
         """Takes in finished runs.
@@ -135,16 +157,17 @@ class Store:
             )
         write_aside(self.directory / FACTS, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 
-    def entries(self, names: Iterable[str], parts: int, split: str) -> dict[str, Entry]:
-        """Variant -> its runs, one a seed that is there on every data directory, whose predictions are put together."""
+    def entries(self, variants: Iterable[Variant], parts: int, split: str) -> dict[str, Entry]:
+        """Variant -> its runs, one for each of its seeds that is there on every data directory, whose predictions are
+        put together."""
         dataset, task = self.facts.get("dataset", ""), self.facts.get("task")
         columns = {name: np.asarray(self.rows[name], object) for name in _COLUMNS}
-        of_split = columns["split"] == split
+        of_split = (columns["split"] == split) & (columns["part"] < parts)
         found = {}
-        for name in names:
+        for variant in variants:
+            name = variant.name
             runs = self.facts["variants"].get(name, {}).get("runs", {})
-            seeds = dict.fromkeys(int(run.split("/")[1]) for run in runs)
-            whole = [seed for seed in sorted(seeds) if all(f"{part}/{seed}" in runs for part in range(parts))]
+            whole = [seed for seed in variant.seeds if all(f"{part}/{seed}" in runs for part in range(parts))]
             mine = of_split & (columns["variant"] == name)
             made = []
             for seed in whole:
@@ -169,4 +192,11 @@ def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "trained": parameters.get("trainable", train.get("trained_parameters")),
         "seconds": train.get("seconds") or train.get("total_seconds"),
+        "data": _digest(result["data"].get("splits", {})),
     }
+
+
+def _digest(splits: Mapping[str, Any]) -> str | None:
+    """Of the content of a data directory; None of the embedded set, which is what the package holds."""
+    contents = sorted((name, facts["sha256"]) for name, facts in splits.items())
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16] if contents else None

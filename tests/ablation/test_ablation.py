@@ -183,6 +183,29 @@ def test_what_is_stored_is_not_run_again(done: Path, home: Path, monkeypatch: py
     assert stored["text alone"]["changes"] == {"modalities": "none", "gate": "tanh"}
 
 
+def test_stored_results_of_other_data_are_refused(done: Path, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "out")
+    turned = [str(home / f"fold-{fold}") for fold in (1, 0, 2)]
+    (tmp_path / "turned.yaml").write_text(dumped(content(home, data=turned)))
+    before = (tmp_path / "out" / "variants.json").read_bytes()
+    with pytest.raises(DataError, match=r"results of 'as it is' were made from other data than .*fold-1 holds now"):
+        runner.run_ablation(AblationPlan.from_yaml(tmp_path / "turned.yaml"), tmp_path / "out", say=lambda _: None)
+    assert (tmp_path / "out" / "variants.json").read_bytes() == before
+
+
+def test_the_report_has_the_folds_and_seeds_of_its_plan_alone(done: Path, home: Path, tmp_path: Path) -> None:
+    smaller = content(home, data=[str(home / "fold-0")], seeds="1")
+    del smaller["variants"]["baselines"]
+    (tmp_path / "smaller.yaml").write_text(dumped(smaller))
+    plan = AblationPlan.from_yaml(tmp_path / "smaller.yaml")
+    entries = Store(done).entries(plan.variants, len(plan.data), "test")
+    table = parquet.read_table(done / "predictions.parquet").to_pylist()
+    for name in ("as it is", "text alone"):
+        rows = [r for r in table if (r["variant"], r["part"], r["seed"], r["split"]) == (name, 0, 1, "test")]
+        assert entries[name].seeds == ["seed-1"]
+        assert entries[name].runs[0].ids == [row["id"] for row in rows]
+
+
 def test_a_variant_may_have_data_of_its_own(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same utterances, prepared otherwise; the fingerprints of the others stay as they were."""
     plain = {variant.name: variant.fingerprint for variant in AblationPlan.from_yaml(home / "plan.yaml").variants}
@@ -231,7 +254,7 @@ def test_a_cut_variant_goes_on(done: Path, home: Path, tmp_path: Path) -> None:
     store = Store(home / "out")
     del store.facts["variants"]["text alone"]["runs"]["2/1"]
     assert store.missing(plan.named(["text alone"])[0], 2) == [1]
-    assert [len(e.runs) for e in store.entries(["as it is", "text alone"], FOLDS, "test").values()] == [2, 1]
+    assert [len(e.runs) for e in store.entries(plan.variants, FOLDS, "test").values()] == [2, 1, 1]
     with pytest.raises(RunError, match="no whole run of the reference 'as it is'"):
         ablate.main([str(home / "plan.yaml"), "--output", str(tmp_path), "--report"])
 
