@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from peft import LoraConfig
 from torch import Tensor
 
 from deepmlf_llm.adapters.base_location import NAME, location_of
-from deepmlf_llm.adapters.files import CONFIG, WEIGHTS
+from deepmlf_llm.adapters.files import CONFIG, WEIGHTS, read_config
 from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.errors import AdapterError
 
 DIRECTORY = "lora"
 _PREFIX = "base_model.model."  # PEFT's keys of what sits in the LM; DeepMLF's own modules are beside it
@@ -55,3 +57,20 @@ def write_lm_lora(directory: Path, config: DeepMLFConfig, tensors: Mapping[str, 
     plain = LoraConfig(**values).to_dict()
     text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in plain.items()}, indent=2, sort_keys=True)
     (target / CONFIG).write_text(text + "\n")
+
+
+def has_lm_lora(directory: Path) -> bool:
+    """Whether an adapter of ours with LoRA on the LM lies in ``directory``: then ``lora/`` there is ours, too."""
+    try:
+        return read_config(directory).has_lm_lora
+    except AdapterError:
+        return False
+
+
+def remove_lm_lora(directory: Path) -> None:
+    """Removes what :func:`write_lm_lora` wrote; whatever else lies in ``directory/lora/`` stays."""
+    place = directory / DIRECTORY
+    for name in (CONFIG, WEIGHTS):
+        (place / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty, or gone
+        place.rmdir()

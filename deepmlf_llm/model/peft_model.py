@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +129,8 @@ class DeepMLFModel(SwitchedModel):
         directory, name, config = Path(save_directory), self.base_model.active_stack_name, self.deepmlf_config
         kwargs |= {"selected_adapters": [name], "save_embedding_layers": False, "safe_serialization": True}
         kwargs.pop("push_to_hub", None)
+        writes_lora = config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name)
+        removes_lora = not writes_lora and lora.has_lm_lora(directory)  # of an earlier adapter
         with files.written_aside(directory) as aside:
             super().save_pretrained(str(aside), state_dict=state_dict, **kwargs)
             if name != "default":  # PEFT puts adapters of another name into a folder of theirs
@@ -139,11 +140,11 @@ class DeepMLFModel(SwitchedModel):
             files.seal(aside, files.package_versions(), directory)
             _, written = files.read_adapter(aside)
             files.check_tensors(written, adapter_tensors(self, name), save_directory)
-            if config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name):
+            if writes_lora:
                 lora.write_lm_lora(aside, config, written)
-            else:
-                shutil.rmtree(directory / lora.DIRECTORY, ignore_errors=True)  # of an earlier adapter
             (aside / files.CARD).write_text(adapter_card(config, written), encoding="utf-8")
+        if removes_lora:
+            lora.remove_lm_lora(directory)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Nothing: :meth:`save_pretrained` writes a card of ours in the place of PEFT's."""

@@ -84,6 +84,22 @@ def test_none_is_written_without_lora_on_the_lm_and_an_old_one_goes(tmp_path):
     ]
 
 
+def test_a_folder_of_that_name_that_is_not_ours_stays(tmp_path):
+    own = tmp_path / "lora" / "adapter_model.safetensors"
+    own.parent.mkdir()
+    own.write_text("of another project")
+    trained().save_pretrained(tmp_path)
+    trained().save_pretrained(tmp_path)
+    assert own.read_text() == "of another project"
+
+
+def test_what_a_user_put_beside_the_copy_stays(tmp_path):
+    trained(r=2).save_pretrained(tmp_path)
+    (tmp_path / "lora" / "notes.txt").write_text("mine")
+    trained().save_pretrained(tmp_path)
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == ["notes.txt"]
+
+
 def test_trainers_checkpoints_hold_one_adapter_only(tmp_path):
     trained(r=2).save_pretrained(tmp_path / "checkpoint-12")
     assert not (tmp_path / "checkpoint-12" / "lora").exists()
