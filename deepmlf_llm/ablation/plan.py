@@ -35,7 +35,16 @@ from deepmlf_llm.training.settings import RunSettings, flatten
 BASELINE, DATA = "baseline", "data"
 _KEYS = ("name", "title", "config", "data", "settings", "seeds", "reference", "variants")
 _SAME_FOR_ALL_SEEDS = ("constant", "ridge")
-_FROM_THE_RECIPE = ("base_model", "revision", "num_layers", "quantization", "dtype", "max_tokens", "template")
+_FROM_THE_RECIPE = (
+    "data_fraction",
+    "base_model",
+    "revision",
+    "num_layers",
+    "quantization",
+    "dtype",
+    "max_tokens",
+    "template",
+)
 
 
 @dataclass(frozen=True)

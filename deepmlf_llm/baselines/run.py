@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.predictions import FILE, POLARITY, Predictions, utterance_ids
 from deepmlf_llm.tasks.metrics import polarity_metrics, regression_of
 from deepmlf_llm.training.assemble import resolve_base_model
-from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, tokenised
+from deepmlf_llm.training.data import TrainingData, chosen_modalities, load_data, tokenised, training_split
 from deepmlf_llm.training.environment import environment
 from deepmlf_llm.training.metrics_log import finite
 from deepmlf_llm.training.result import measured
@@ -56,6 +57,7 @@ def run_baseline(settings: BaselineSettings, data: TrainingData | None = None) -
     began = time.monotonic()
     data = load_data(settings.as_run()) if data is None else data
     regression_of(data.rules)  # classes are refused by name
+    data = replace(data, train=training_split(settings.as_run(), data))
     work = _Work(settings, data)
     predictions, facts = work.fitted()
     scores = {shown: _score(data, split, predictions[split]) for shown, split in SPLITS.items()}

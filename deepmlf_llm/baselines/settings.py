@@ -32,6 +32,7 @@ class BaselineSettings:
 
     kind: str = setting(f"one of {', '.join(KINDS)}", choice(*KINDS))
     data: str = setting("data directory made by `deepmlf prepare`, or embedded", word("a directory"), EMBEDDED)
+    data_fraction: float = setting("share of the training split to use, in (0, 1]", number(0, 1, above=True), 1.0)
     output_dir: str | None = setting(
         "run directory, must not exist yet; default: runs/baseline-KIND-seed-N", optional(word("a directory")), None
     )
@@ -93,7 +94,7 @@ class BaselineSettings:
 
     def as_run(self) -> RunSettings:
         """The settings that decide which data and which base are loaded, as a run has them."""
-        names = ("data", "base_model", "revision", "num_layers", "quantization", "dtype", "modalities")
+        names = ("data", "data_fraction", "base_model", "revision", "num_layers", "quantization", "dtype", "modalities")
         values: Mapping[str, Any] = {name: getattr(self, name) for name in names}
         return RunSettings.from_dict({name: value for name, value in values.items() if value is not None})
 

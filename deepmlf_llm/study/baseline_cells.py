@@ -13,11 +13,12 @@ from deepmlf_llm import baselines
 from deepmlf_llm.backbones import load_tokenizer
 from deepmlf_llm.baselines.settings import BaselineSettings
 from deepmlf_llm.study.code_version import digest_of
-from deepmlf_llm.training.data import TrainingData, tokenised
+from deepmlf_llm.training.data import TrainingData, tokenised, training_split
 
-_SHARED = ("data", "base_model", "revision", "num_layers", "quantization", "dtype", "seed")
+_SHARED = ("data", "data_fraction", "base_model", "revision", "num_layers", "quantization", "dtype", "seed")
 _OF_TEXT = ("max_tokens", "template")
-KEPT = ("baseline", *_SHARED, *(f"text.{name}" for name in _OF_TEXT))
+_HEARD = "modalities"  # of the one baseline that hears
+KEPT = ("baseline", *_SHARED, _HEARD, *(f"text.{name}" for name in _OF_TEXT))
 """Settings of a cell that a baseline reads."""
 
 
@@ -29,6 +30,8 @@ def baseline_settings(given: Mapping[str, Any]) -> BaselineSettings:
     """
     named = {name: given[name] for name in _SHARED if name in given}
     named |= {name: given[f"text.{name}"] for name in _OF_TEXT if f"text.{name}" in given}
+    if given["baseline"] == "bam" and (heard := given.get(_HEARD)) is not None:
+        named[_HEARD] = [heard] if isinstance(heard, str) else heard
     return BaselineSettings(kind=given["baseline"], **named)
 
 
@@ -37,7 +40,8 @@ def baseline_words(given: Mapping[str, Any], output: Path) -> list[str]:
     settings = dataclasses.replace(baseline_settings(given), output_dir=str(output))
     fields = {field.name: field.default for field in dataclasses.fields(settings)}
     changed = {name: value for name, value in settings.to_dict().items() if value != fields[name]}
-    return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+    several = {name: value if isinstance(value, list) else [value] for name, value in changed.items()}
+    return [word for name, values in several.items() for word in (f"--{name}", *map(str, values))]
 
 
 def baseline_code() -> str:
@@ -57,7 +61,8 @@ def baseline_size(settings: BaselineSettings, shape: Any, data: TrainingData) ->
     import torch
 
     total = sum(p.numel() for p in shape.parameters())
-    utterances = min(settings.batch_size, len(data.train))  # type: ignore[arg-type]
+    rows = len(training_split(settings.as_run(), data))  # type: ignore[arg-type]
+    utterances = min(settings.batch_size, rows)
     text = settings.text(data.case)
     tokenizer = load_tokenizer(settings.base_model, settings.revision)
     tokens = round(median(map(len, tokenised(data.train, "train", tokenizer, text).input_ids)))
@@ -75,5 +80,5 @@ def baseline_size(settings: BaselineSettings, shape: Any, data: TrainingData) ->
         found["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         found["total"] = total + found["trainable"]
         found["step_flops"] = 4 * matrices * tokens * utterances
-        found["steps"] = settings.num_train_epochs * math.ceil(len(data.train) / settings.batch_size)  # type: ignore[arg-type]
+        found["steps"] = settings.num_train_epochs * math.ceil(rows / settings.batch_size)
     return {**found, "geometry": {"utterances": utterances, "text_tokens": tokens, "frames": {}}}

@@ -96,7 +96,7 @@ def _differ(one: torch.Tensor, other: torch.Tensor) -> float:
 @torch.no_grad()
 def transcript_surprise(lm: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
     """``nats``, ``tokens``, ``words``, ``bytes``, ``utterances`` of whole transcripts, and ``start``, the token that
-    stands before each: of BOS (or the end of text) and a line break the one behind which this LM reads better.
+    stands before each: of BOS (or what else marks an end) and a line break the one behind which this LM reads better.
 
     What an LM was trained to find at the beginning differs, and costs more than sizes do: see docs/scale-study/llm.md.
 
@@ -106,12 +106,11 @@ def transcript_surprise(lm: Any, tokenizer: Any, texts: Sequence[str]) -> dict[s
         texts: transcripts.
     """
     whole, _ = token_ids(texts, tokenizer, _LONGEST + 2)  # so that one that was cut is longer than the rest may be
-    bos = tokenizer.bos_token_id
-    ids = [row[1:] if row[:1] == [bos] else row for row in whole]
+    starts = _starts(tokenizer)
+    ids = [row[1:] if row[:1] == starts[:1] else row for row in whole]
     rows = [(row, text) for row, text in zip(ids, texts, strict=True) if 0 < len(row) < _LONGEST and text.strip()]
     rows.sort(key=lambda row: len(row[0]))
     bare = [row for row, _ in rows]
-    starts = _starts(tokenizer)
     sample = bare[:: max(1, len(bare) // _TRIED)]
     start = min(starts, key=lambda token: _total(lm, sample, token)) if len(starts) > 1 else starts[0]
     return {
@@ -125,7 +124,10 @@ def transcript_surprise(lm: Any, tokenizer: Any, texts: Sequence[str]) -> dict[s
 
 
 def _starts(tokenizer: Any) -> list[int]:
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    """The token that marks a beginning, or else an end, or else pads; and a line break, if that is a token."""
+    t = tokenizer
+    marks = (t.bos_token_id, t.cls_token_id, t.eos_token_id, t.sep_token_id, t.pad_token_id)
+    first = next(token for token in marks if token is not None)
     line = tokenizer("\n", add_special_tokens=False)["input_ids"]
     return list(dict.fromkeys([first, *line[-1:]]))
 

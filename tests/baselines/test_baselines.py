@@ -25,7 +25,7 @@ from deepmlf_llm.config.sections import TextConfig
 from deepmlf_llm.data.collate import Collator
 from deepmlf_llm.errors import ConfigError, RunError
 from deepmlf_llm.statistics.comparing import compare, open_entry
-from deepmlf_llm.training.data import TrainingData, tokenised
+from deepmlf_llm.training.data import TrainingData, take_fraction, tokenised
 
 WORDS = ("awful", "poor", "so", "fine", "superb")
 
@@ -104,6 +104,15 @@ def test_the_constant_is_the_median(results: dict[str, tuple[Path, dict[str, Any
     assert results["constant"][1]["train"]["value"] == median
     expected = np.abs(np.array(labels["test"]) - median).mean()
     assert results["constant"][1]["metrics"]["test"]["mae"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_share_of_the_training_split_is_a_runs_share(data: TrainingData, tmp_path: Path) -> None:
+    result = run_baseline(BaselineSettings("constant", data_fraction=0.1, output_dir=str(tmp_path / "out")), data)
+    share = take_fraction(data.train, 0.1)
+    labels = [share[i]["label"] for i in range(len(share))]  # type: ignore[arg-type]
+    assert result["train"]["value"] == pytest.approx(float(np.median(labels)))
+    assert result["data"]["used"]["train"] == {"utterances": 10}
+    assert result["data"]["used"]["test"] == {"utterances": 32}
 
 
 def test_states_are_those_of_each_text_alone(data: TrainingData) -> None:

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from transformers import BertTokenizerFast, GPT2Config, GPT2LMHeadModel
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
 from deepmlf_llm.study import lm_measuring as measuring
@@ -43,6 +45,26 @@ def test_the_surprise_is_that_of_each_text_alone(name):
     assert found["utterances"] == 4
     assert found["words"] == 21
     assert found["bytes"] == sum(len(text) for text in TEXTS if text.strip())
+
+
+def test_a_tokenizer_without_bos_eos_and_line_break_has_a_start_too(tmp_path):
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"])
+    )
+    tokenizer = BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (None, None)
+    lm = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1)).eval()
+    found = transcript_surprise(lm, tokenizer, ["good film", "bad film"])
+    assert found["start"] == "[CLS]"
+    logits = [
+        lm(tokenizer(text, return_tensors="pt")["input_ids"]).logits[0, :-1] for text in ("good film", "bad film")
+    ]
+    ids = [tokenizer(text)["input_ids"][1:] for text in ("good film", "bad film")]
+    assert found["tokens"] == sum(map(len, ids))
+    nats = sum(
+        float(F.cross_entropy(row, torch.tensor(i), reduction="sum")) for row, i in zip(logits, ids, strict=True)
+    )
+    assert found["nats"] == pytest.approx(nats, rel=1e-5)
 
 
 def test_an_output_layer_that_repeats_the_embedding_counts_once():

@@ -141,6 +141,19 @@ def test_baselines_are_sized_and_read_their_own_settings(plan):
     assert (options["template"], options["max_tokens"], options["kind"]) == ("{text}:", 9, "lora_text")
 
 
+def test_baselines_learn_from_what_the_cells_beside_them_learn_from(plan):
+    fixed = {"data_fraction": 0.25, "modalities": ["audio"]}
+    row = {"backbone": TWO_CUTS[0], "baseline": ["lora_text", "bam"]}
+    lora, bam = plan(grid=[row], seeds=[1], fixed=fixed).cells
+    (whole, _) = plan(grid=[row], seeds=[1], fixed={}).cells
+    assert (lora.geometry["utterances"], whole.geometry["utterances"]) == (10, 32)  # a quarter of 40; a whole batch
+    assert lora.steps == whole.steps / 2
+    assert baseline_settings(bam.settings).modalities == ["audio"]
+    assert baseline_settings(lora.settings).modalities is None
+    options = vars(build_parser().parse_args(baseline_words(bam.settings, Path("out"))))
+    assert (options["data_fraction"], options["modalities"]) == (0.25, ["audio"])
+
+
 def test_a_new_row_leaves_the_others_what_they_are(plan):
     rows = [{"backbone": "tiny-llama", "fusion_layers": "even:2"}]
     before = plan(grid=rows).cells
