@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import warnings
@@ -48,7 +49,8 @@ def file_aside(path: Path, needed: int | None = None) -> Iterator[Path]:
     """
     path = _target(path)
     check_place(path)
-    aside = path.with_name(f".{path.name[:LONGEST_NAME]}.partial")
+    own = secrets.token_hex(4)  # several processes may write the same file; the last one stays
+    aside = path.with_name(f".{path.name[:LONGEST_NAME]}.{own}.partial")
     with writing(path, needed):
         try:
             yield aside
@@ -92,6 +94,8 @@ def replace_directory(new: Path, place: Path) -> None:
     """
     with writing(place):
         old = place.with_name(f".{place.name[:LONGEST_NAME]}.old")
+        if old.is_dir() and not place.exists():  # a kill between the two renames
+            os.rename(old, place)
         forget(old)
         if place.is_dir():
             os.rename(place, old)

@@ -55,6 +55,37 @@ def test_a_file_is_written_whole_and_alone(tmp_path):
     assert everything(tmp_path) == {"x.json": "two"}
 
 
+def test_processes_may_write_the_same_file_at_once(tmp_path):
+    place = tmp_path / "key.json"
+    with files.file_aside(place) as one, files.file_aside(place) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert place.read_text() == "one"  # the last that got its name
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path, monkeypatch):
+    place, new = tmp_path / "adapter", tmp_path / "new"
+    for directory, content in ((tmp_path / ".adapter.old", "before"), (new, "new")):
+        directory.mkdir()
+        (directory / "weights").write_text(content)
+
+    def refuse(source, target):
+        if source == new:
+            raise PermissionError(13, "Permission denied")
+        rename(source, target)
+
+    rename = os.rename
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", refuse)
+        with pytest.raises(FileError):
+            files.replace_directory(new, place)
+    assert (place / "weights").read_text() == "before"
+    files.replace_directory(new, place)
+    assert (place / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_a_directory_appears_whole_and_its_parents_are_made(tmp_path):
     write_directory(tmp_path / "a" / "b")
     assert everything(tmp_path) == {"a": None, "a/b": None, "a/b/inner": None, "a/b/inner/a": "new"}

@@ -1,4 +1,4 @@
-"""What this machine's CPU offers: dtypes that it computes natively, cores that a process may use."""
+"""What this machine's CPU offers: dtypes that it computes natively, threads for its cores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from deepmlf_llm.cores import usable_cores
 from deepmlf_llm.errors import BaseModelError
 
 DTYPE_VARIABLE = "DEEPMLF_DTYPE"
@@ -15,7 +16,6 @@ DTYPE_VARIABLE = "DEEPMLF_DTYPE"
 
 _NATIVE = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "bf16 instructions"}
 """Flags of x86 (AMX, AVX512-BF16) and of ARM; elsewhere bf16 is several times slower than fp32."""
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @cache
@@ -47,18 +47,6 @@ def automatic_dtype() -> str:
     if asked not in (None, "", "float32", "bfloat16"):
         raise BaseModelError(f"${DTYPE_VARIABLE}={asked!r}: expected 'float32' or 'bfloat16', or no such variable")
     return asked or ("bfloat16" if torch.cuda.is_available() or computes_bfloat16() else "float32")
-
-
-def usable_cores(quota: Path = _QUOTA) -> int:
-    """Cores that this process may use: its affinity, and the time that a container's quota grants it.
-
-    More threads than that wait for one another: under a quota of two cores, 16 threads take turns of milliseconds.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    granted, _, period = quota.read_text().strip().partition(" ") if quota.is_file() else ("max", "", "")
-    if granted.isdigit() and period.isdigit() and int(period):
-        cores = min(cores, max(1, int(granted) // int(period)))
-    return cores
 
 
 def use_cores() -> int:

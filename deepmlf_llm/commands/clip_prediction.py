@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepmlf_llm.inference.predictor import SentimentPredictor
 
 _FILES = ("json", "csv", "srt", "plot")
+_OF_A_CLIP = ("window", "hop", *_FILES, "encoder", "transcribe", "asr_model", "language", "allow_damaged")
 _LONGEST = 48  # letters of a row's text on the screen
 
 
@@ -30,7 +31,22 @@ def add_clip_options(parser: RecipeParser) -> None:
     add("--plot", type=Path, metavar="FILE", help="the curves with the transcript below: .svg or .png, by matplotlib")
     add_reader_options(add, "listen where no --text is given (default), or never")
     add("--allow_damaged", action="store_true", help="take what can be read of a file that is cut off or damaged")
-    add("--device", metavar="cpu|cuda", help="of the model and the encoders (default: cuda where there is one)")
+    add(
+        "--device",
+        metavar="cpu|cuda",
+        help="of the model (default: cuda where there is one), and of what reads a clip (default: cpu)",
+    )
+
+
+def refuse_clip_options(options: Namespace, parser: RecipeParser) -> None:
+    """Where there is no clip, nothing that is for one is silently left out.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    for name in _OF_A_CLIP:
+        if options.video is None and getattr(options, name) != parser.get_default(name):
+            raise ConfigError(f"--{name}: is for a clip, and there is no --video")
 
 
 def add_reader_options(add: Callable[..., Any], transcribe: str) -> None:
@@ -86,8 +102,6 @@ def _check(options: Namespace, given: dict[str, Path]) -> None:
 
     if options.input is not None or options.output is not None:
         raise ConfigError("--video and --text stand alone: leave --input and --output out, and name --json or --csv")
-    if options.video is None and given:
-        raise ConfigError(f"--{next(iter(given))}: is for a clip, and there is no --video")
     if options.video is not None and not options.video.is_file():
         raise DataError(f"--video {options.video}: no such file")
     check_window(window_of(options.window), options.hop)

@@ -63,7 +63,7 @@ def build_page(viewer: ClipViewer, example: Path | None = None, adapter: Path | 
                 shown = [gradio.HTML(elem_id=name) for name in ("headline", "curve", "transcript")]
         strip = gradio.HTML(elem_id="strip")
         shown.append(gradio.Markdown(elem_id="timing"))
-        gradio.Markdown(CONSENT.format(error=_error_of(adapter)))
+        gradio.Markdown(CONSENT.format(error=_error_of(adapter, viewer.reader.predictor.task)))
         run.click(analyse, given, [record, *shown, strip], api_name="analyse", concurrency_limit=1)
         clip, sound, _, kept = given
         kept.change(show, [record, clip, sound, kept], shown, api_visibility="private", concurrency_limit=1)
@@ -144,12 +144,13 @@ def _copied(example: Path) -> str:
     return str(place)
 
 
-def _error_of(adapter: Path | None) -> str:
+def _error_of(adapter: Path | None, task: Any) -> str:
     """What is known of the model's error: from the result of its run, which lies beside the adapter."""
     file = (adapter or Path()).parent / "result.json"
     found = read_json(file) if adapter is not None and file.is_file() else {}
-    for split in ("test", "valid"):
+    for split in ("test", "validation"):
         metrics = found.get("metrics", {}).get(split, {}) if isinstance(found, dict) else {}
         if isinstance(metrics, dict) and isinstance(metrics.get("mae"), (int, float)):
-            return f"On {split} clips its mean absolute error was {metrics['mae']:.2f}, on a scale from -3 to 3."
+            scale = f"on a scale from {task.low:g} to {task.high:g}"
+            return f"On {split} clips its mean absolute error was {metrics['mae']:.2f}, {scale}."
     return "How far this model is off is not written beside it."

@@ -27,7 +27,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.clip_prediction import add_clip_options, predict_clip
+from deepmlf_llm.commands.clip_prediction import add_clip_options, predict_clip, refuse_clip_options
 from deepmlf_llm.commands.shell import RecipeParser, add_rename, one_of, program, run_recipe
 
 
@@ -67,6 +67,7 @@ def build_parser() -> RecipeParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
+    refuse_clip_options(options, parser)
     if options.video is not None or (options.text is not None and options.input is None):
         return predict_clip(options)
     if options.input is None or options.output is None:
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         base=options.base_model,
         dtype=options.dtype,
         quantization=options.quantization,
+        device=options.device,
         batch_size=options.batch_size,
         compile=options.compile,
     )

@@ -59,7 +59,7 @@ def partial_output(output: Path, made_of: Mapping[str, Any]) -> Iterator[Partial
             raise DataError(f"--output {output}: exists; move it away or name another file")
         try:
             with path.open("a+", encoding="utf-8", errors="backslashreplace") as file:
-                found, bad, size = _whole_lines(file)
+                found, bad, size = _whole_lines(file, path)
                 _begin(path, note, found, made_of)
                 file.truncate(size)  # not before it is known to be ours
                 yield PartialOutput(file, found, bad)
@@ -74,8 +74,12 @@ def partial_output(output: Path, made_of: Mapping[str, Any]) -> Iterator[Partial
             raise
 
 
-def _whole_lines(file: IO[str]) -> tuple[int, int, int]:
-    """How many lines were written to their end, how many of those hold an error, and the bytes of them all."""
+def _whole_lines(file: IO[str], path: Path) -> tuple[int, int, int]:
+    """How many lines were written to their end, how many of those hold an error, and the bytes of them all.
+
+    Raises:
+        DataError: one is damaged.
+    """
     whole = bad = size = 0
     with open(file.fileno(), "rb", closefd=False) as raw:
         raw.seek(0)
@@ -84,7 +88,10 @@ def _whole_lines(file: IO[str]) -> tuple[int, int, int]:
                 break
             size += len(line)
             whole += 1
-            bad += b'"error": ' in line and "error" in json.loads(line)
+            try:
+                bad += b'"error": ' in line and "error" in json.loads(line)
+            except ValueError:
+                raise DataError(f"{path}: line {whole} is damaged; delete the file to start again") from None
     return whole, bad, size
 
 

@@ -112,6 +112,8 @@ def predict_file(
             partial.write(lines)
             job.report.rows += len(lines)
             bar.update(len(lines))
+            if job.stopped_by is not None:
+                raise job.stopped_by
         if not job.report.rows:
             raise DataError(f"{source.path}: holds no rows")
     job.report.notes += [*source.notes, *job.notes()]
@@ -124,6 +126,7 @@ class _Job:
     def __init__(self, predictor: SentimentPredictor, source: Input, columns: Columns, strict: bool) -> None:
         self.predictor, self.source, self.columns, self.strict = predictor, source, columns, strict
         self.report = FileReport()
+        self.stopped_by: DataError | None = None
         self.shown = 0
         self.identities: set[int] = set()
         self.repeated = 0
@@ -182,16 +185,19 @@ class _Job:
             self.identities.add(key)
 
     def predict(self, chunk: list[tuple[Row, Any, dict[str, Any] | str]]) -> list[dict[str, Any]]:
-        """A line for each row of a chunk."""
+        """A line for each row of a chunk; with ``strict`` for those before the first bad row, which is noted."""
         results: dict[int, Prediction | ClassPrediction | str] = {}
         small = [i for i, (_, _, item) in enumerate(chunk) if isinstance(item, dict) and _size(item) <= OUTSIZED_BYTES]
         large = [i for i, (_, _, item) in enumerate(chunk) if isinstance(item, dict) and _size(item) > OUTSIZED_BYTES]
         for places in (small, *([i] for i in large)):
             items: list[Any] = [chunk[i][2] for i in places]
             results.update(zip(places, predict_each(self.predictor, items), strict=True))
-        lines = []
+        lines: list[dict[str, Any]] = []
         for i, (row, identity, item) in enumerate(chunk):
             result = item if isinstance(item, str) else results[i]
+            if isinstance(result, str) and self.strict:
+                self.stopped_by = DataError(f"{row.place}: {result}")
+                return lines
             if isinstance(result, str):
                 self._say_bad(row, result)
                 lines.append({"id": identity, "error": result})
@@ -200,8 +206,6 @@ class _Job:
         return lines
 
     def _say_bad(self, row: Row, error: str) -> None:
-        if self.strict:
-            raise DataError(f"{row.place}: {error}")
         self.report.bad += 1
         self.shown += 1
         if self.shown <= SHOWN_ERRORS:

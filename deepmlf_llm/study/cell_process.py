@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 import deepmlf_llm
+from deepmlf_llm.cores import usable_cores
 from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.study import guard
 from deepmlf_llm.study.baseline_cells import baseline_words
@@ -38,10 +39,6 @@ class Slot:
     number: int
     gpus: Sequence[int] = ()
     threads: int = 1
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_slots(count: int, processes: int) -> list[Slot]:

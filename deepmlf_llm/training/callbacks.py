@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class EarlyStopping(TrainerCallback):
 
     def spent(self, state: Any) -> bool:
         """Whether the last ``patience`` evaluations brought nothing."""
-        values = [self.sign * line[self.metric] for line in state.log_history if self.metric in line]
+        found = [self.sign * line[self.metric] for line in state.log_history if self.metric in line]
+        values = [math.inf if math.isnan(value) else value for value in found]  # NaN: undefined, nothing is worse
         best = min(range(len(values)), key=values.__getitem__, default=0)
         return bool(self.patience) and len(values) - 1 - best >= self.patience
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import deepmlf_llm
 from deepmlf_llm.backbones.quantization import is_packed
+from deepmlf_llm.cores import usable_cores
 
 PACKAGES = (
     "torch",
@@ -70,7 +71,7 @@ def _git(root: Path, *words: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Cores, memory, what the CPU can, GPUs."""
-    facts: dict[str, Any] = {"system": platform.system(), "architecture": platform.machine(), "cpus": _usable_cpus()}
+    facts: dict[str, Any] = {"system": platform.system(), "architecture": platform.machine(), "cpus": usable_cores()}
     flags = _cpuinfo("flags")
     if flags is not None:
         facts["cpu_flags"] = [flag for flag in _CPU_FLAGS if flag in flags.split()]
@@ -95,10 +96,6 @@ def _cpuinfo(field: str) -> str | None:
         return None
     lines = cpuinfo.read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_mb() -> dict[str, float]:

@@ -54,14 +54,6 @@ def test_the_suite_says_its_dtype():
     assert os.environ[cpu.DTYPE_VARIABLE] == "float32"
 
 
-@pytest.mark.parametrize(("quota", "most"), [("200000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", None)])
-def test_cores_are_those_that_affinity_and_quota_leave(tmp_path, monkeypatch, quota, most):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    (tmp_path / "cpu.max").write_text(quota)
-    assert cpu.usable_cores(tmp_path / "cpu.max") == (most or 8)
-    assert cpu.usable_cores(tmp_path / "none") == 8
-
-
 @pytest.mark.parametrize(("said", "expected"), [(None, 1), ("3", 2)])
 def test_no_more_threads_than_cores_unless_it_is_said(monkeypatch, said, expected):
     threads = []

@@ -14,6 +14,7 @@ from deepmlf_llm.inference.clips import ClipReader
 from deepmlf_llm.inference.predictor import SentimentPredictor
 from deepmlf_llm.media.extract import Extractor
 from deepmlf_llm.media.recipe import AudioSettings, RecipeSettings, VisionSettings
+from deepmlf_llm.tasks.registry import task_of
 from tests.browser import PROGRAM, Browser
 from tests.inference.test_clips import small_model
 from tests.media.clips import Hears, grey, tone, write_clip
@@ -30,9 +31,15 @@ def test_without_gradio_the_pip_line_is_told(monkeypatch, capsys):
 
 
 def test_the_page_says_how_far_its_model_is_off(tmp_path):
-    (tmp_path / "result.json").write_text(json.dumps({"metrics": {"test": {"mae": 0.731}}}))
-    assert "0.73" in demo_page._error_of(tmp_path / "adapter")
-    assert "not written" in demo_page._error_of(None)
+    def said(dataset: str, **metrics: dict[str, float]) -> str:
+        (tmp_path / "result.json").write_text(json.dumps({"metrics": metrics}))
+        return demo_page._error_of(tmp_path / "adapter", task_of(dataset, None))
+
+    ranged = "On validation clips its mean absolute error was 0.41, on a scale from -1 to 1."
+    both = {"test": {"mae": 0.731}, "validation": {"mae": 0.5}}
+    assert said("mosi", **both) == "On test clips its mean absolute error was 0.73, on a scale from -3 to 3."
+    assert said("sims", validation={"mae": 0.41}) == ranged
+    assert "not written" in demo_page._error_of(None, task_of("mosi", None))
 
 
 @pytest.fixture(scope="module")

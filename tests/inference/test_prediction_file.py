@@ -143,6 +143,22 @@ def test_strict_stops_at_the_first_bad_row(tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_strict_keeps_the_lines_before_the_bad_row(tmp_path):
+    rows = [{"id": i, "text": "x"} for i in range(70)]
+    rows[45] = {"id": 45}
+    source = write(tmp_path / "in.jsonl", rows)
+    with pytest.raises(DataError, match="row 46"):
+        predict_file(Echo(), source, tmp_path / "out.jsonl", strict=True)
+    assert [line["id"] for line in lines(tmp_path / "out.jsonl.partial")] == list(range(45))
+
+
+def test_a_damaged_line_of_an_earlier_run_is_named(tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"id": 1, "text": "x"}])
+    (tmp_path / "out.jsonl.partial").write_text('{"id": 1, "error": "x}\n')
+    with pytest.raises(DataError, match=r"out.jsonl.partial: line 1 is damaged; delete the file to start again"):
+        predict_file(Echo(), source, tmp_path / "out.jsonl")
+
+
 def test_parquet_rows_are_read_as_they_are(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

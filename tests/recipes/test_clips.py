@@ -93,6 +93,12 @@ def test_one_text_needs_no_clip(world, capsys):
         (["--video", "none.mp4"], "no such file"),
         (["--video", "CLIP", "--input", "x.jsonl"], "stand alone"),
         (["--text", "x", "--csv", "x.csv"], "there is no --video"),
+        (["--text", "x", "--window", "2"], "--window: is for a clip, and there is no --video"),
+        (
+            ["--input", "x.jsonl", "--output", "y.jsonl", "--csv", "x.csv"],
+            "--csv: is for a clip, and there is no --video",
+        ),
+        (["--input", "x.jsonl", "--output", "y.jsonl", "--encoder", "vision=x"], "--encoder: is for a clip"),
         (["--video", "CLIP", "--window", "words"], "expected speech, or seconds"),
         (["--video", "CLIP", "--plot", "x.pdf"], "ends with .svg or .png"),
         (["--video", "CLIP", "--json", "nowhere/x.json"], "its directory is not there"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,10 @@ def state(step: int = 0, history: list[float] | None = None) -> TrainerState:
         ([2, 1, 1], 1, True),
         ([1, 2, 3], 0, False),
         ([], 1, False),
+        ([math.nan, 3, 2], 2, False),  # undefined at first, e.g. a correlation of constant predictions
+        ([3, math.nan, 2], 2, False),
+        ([3, math.nan, math.nan], 2, True),
+        ([math.nan, math.nan, math.nan], 2, True),
     ],
 )
 def test_early_stopping_counts_evaluations_without_improvement(

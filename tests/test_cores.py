@@ -1,0 +1,17 @@
+"""Mirrors ``deepmlf_llm/cores.py``."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from deepmlf_llm.cores import usable_cores
+
+
+@pytest.mark.parametrize(("quota", "most"), [("200000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", None)])
+def test_cores_are_those_that_affinity_and_quota_leave(tmp_path, monkeypatch, quota, most):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores(tmp_path / "cpu.max") == (most or 8)
+    assert usable_cores(tmp_path / "none") == 8
