@@ -25,32 +25,38 @@ from deepmlf_llm.write_errors import explain, free_bytes, megabytes
 LONGEST_NAME = 200  # characters of a name that ".NAME.partial" may still be made of
 
 
-def write_aside(path: Path, content: str | bytes) -> None:
+def write_aside(path: Path, content: str | bytes, shared: bool = False) -> None:
     """Writes a file that is either the old one or the new one, whatever happens in between.
+
+    Args:
+        path: where; a file there is replaced.
+        content: of it.
+        shared: see :func:`file_aside`.
 
     Raises:
         FileError: it cannot be written; what was there is left.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with file_aside(path, len(data)) as aside:
+    with file_aside(path, len(data), shared) as aside:
         aside.write_bytes(data)
 
 
 @contextmanager
-def file_aside(path: Path, needed: int | None = None) -> Iterator[Path]:
+def file_aside(path: Path, needed: int | None = None, shared: bool = False) -> Iterator[Path]:
     """A name to write a file under; it gets its own name, synced, only if all went well.
 
     Args:
         path: where the file shall be; a file there is replaced.
         needed: bytes, where they are known: for the message.
+        shared: several processes may write it at once, and the last one stays; what a kill leaves is not written over.
 
     Raises:
         FileError: it cannot be written; what was there is left.
     """
     path = _target(path)
     check_place(path)
-    own = secrets.token_hex(4)  # several processes may write the same file; the last one stays
-    aside = path.with_name(f".{path.name[:LONGEST_NAME]}.{own}.partial")
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    aside = path.with_name(f".{path.name[:LONGEST_NAME]}{own}.partial")
     with writing(path, needed):
         try:
             yield aside

@@ -57,7 +57,7 @@ def test_a_file_is_written_whole_and_alone(tmp_path):
 
 def test_processes_may_write_the_same_file_at_once(tmp_path):
     place = tmp_path / "key.json"
-    with files.file_aside(place) as one, files.file_aside(place) as other:
+    with files.file_aside(place, shared=True) as one, files.file_aside(place, shared=True) as other:
         one.write_text("one")
         other.write_text("other")
     assert place.read_text() == "one"  # the last that got its name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from deepmlf_llm.ablation.plan import AblationPlan, Variant
 from deepmlf_llm.ablation.store import SPLITS, Store
 from deepmlf_llm.baselines.run import run_baseline
+from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.data.store import open_store
 from deepmlf_llm.errors import DataError, RunError
 from deepmlf_llm.files import make_directory, write_aside
@@ -50,8 +51,7 @@ def run_ablation(
     store = Store(directory)
     for variant in chosen:
         for part, data in enumerate(variant.data):
-            if data != EMBEDDED:
-                store.check_data(variant, part, open_store(data).manifest.splits)
+            store.check_data(variant, part, _splits_of(data))
     for number, variant in enumerate(chosen, 1):
         for part, data in enumerate(variant.data):
             missing = store.missing(variant, part)
@@ -62,9 +62,13 @@ def run_ablation(
             place = directory / RUNS / variant.slug / f"part-{part}"
             _fresh(place, variant)
             run = _fit if variant.baseline else _train
-            store.add(variant, part, run(variant, data, place, missing))
+            store.add(variant, part, run(variant, data, place, missing), _splits_of(data))
             store.write()
     return store
+
+
+def _splits_of(data: str) -> Mapping[str, Any]:
+    return open_store(embedded_dataset() if data == EMBEDDED else data).manifest.splits
 
 
 def _check_data(plan: AblationPlan, chosen: Sequence[Variant]) -> None:

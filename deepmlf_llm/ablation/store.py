@@ -84,28 +84,38 @@ class Store:
         if not self.holds(variant):
             return
         for run, facts in self.facts["variants"][variant.name]["runs"].items():
-            made_from = facts.get("data")  # older stores do not say
-            if run.startswith(f"{part}/") and made_from not in (None, _digest(splits)):
-                raise DataError(
-                    f"{shown(self.directory)}: its results of {variant.name!r} were made from other data than "
-                    f"{variant.data[part]} holds now; name another --output"
-                )
+            if run.startswith(f"{part}/"):
+                self._check_made_from(facts.get("data"), variant, part, splits)
 
-    def add(self, variant: Variant, part: int, runs: Mapping[int, Path]) -> None:
+    def _check_made_from(self, digest: str | None, variant: Variant, part: int, splits: Mapping[str, Any]) -> None:
+        if digest not in (None, _digest(splits)):  # results of older versions do not say
+            raise DataError(
+                f"{shown(self.directory)}: its results of {variant.name!r} were made from other data than "
+                f"{variant.data[part]} holds now; name another --output"
+            )
+
+    def add(self, variant: Variant, part: int, runs: Mapping[int, Path], splits: Mapping[str, Any]) -> None:
         """Takes in finished runs.
 
         Args:
             variant: whose.
             part: on which of the data directories.
             runs: seed -> directory of the run.
+            splits: as of :meth:`check_data`.
+
+        Raises:
+            DataError: a run was made from other data; none is taken in.
         """
+        results = {seed: read_json(directory / RESULT) for seed, directory in runs.items()}
+        for result in results.values():
+            self._check_made_from(_facts(result)["data"], variant, part, splits)
         variants = self.facts["variants"]
         if not self.holds(variant):
             self._forget(variant.name)
             about = {"group": variant.group, "changes": dict(variant.changes), "fingerprint": variant.fingerprint}
             variants[variant.name] = {**about, "runs": {}}
         for seed, directory in runs.items():
-            result = read_json(directory / RESULT)
+            result = results[seed]
             self.facts["environment"] = result["environment"]
             variants[variant.name]["runs"][f"{part}/{seed}"] = _facts(result)
             for split in SPLITS:
@@ -197,6 +207,6 @@ def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(splits: Mapping[str, Any]) -> str | None:
-    """Of the content of a data directory; None of the embedded set, which is what the package holds."""
-    contents = sorted((name, facts["sha256"]) for name, facts in splits.items())
+    """Of what a run reads of a data directory; None where nothing is known of it."""
+    contents = [(name, splits[name]["sha256"]) for name in ("train", *SPLITS) if name in splits]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16] if contents else None

@@ -80,7 +80,7 @@ class DiskStore:
             self.directory.mkdir(parents=True, exist_ok=True)
         found = _json_of(described)
         if found is None:  # not there yet, or damaged: entries carry the key in their checksums
-            write_aside(described, json.dumps(key, indent=2, sort_keys=True))
+            write_aside(described, json.dumps(key, indent=2, sort_keys=True), shared=True)
         elif found != key:
             raise ConfigError(f"text cache {described}: another key under the same hash; delete that folder")
         self.refresh()

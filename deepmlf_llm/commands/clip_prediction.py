@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_columns
+from deepmlf_llm.commands.shell import RecipeParser, device, key_value, one_of, print_columns
 from deepmlf_llm.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def add_clip_options(parser: RecipeParser) -> None:
     add("--allow_damaged", action="store_true", help="take what can be read of a file that is cut off or damaged")
     add(
         "--device",
+        type=device,
         metavar="cpu|cuda",
         help="of the model (default: cuda where there is one), and of what reads a clip (default: cpu)",
     )
@@ -146,10 +147,10 @@ def _read(predictor: SentimentPredictor, options: Namespace) -> ClipResult:
     from deepmlf_llm.inference.clips import ClipReader
     from deepmlf_llm.media.asr import FasterWhisper
 
-    device = options.device or "cpu"
+    place = options.device or "cpu"
     listens = options.transcribe == "missing" and not (options.text and options.text.strip())
-    transcriber = FasterWhisper(options.asr_model, options.language, device) if listens else None
-    reader = ClipReader(predictor, dict(options.encoder), transcriber, device, options.allow_damaged)
+    transcriber = FasterWhisper(options.asr_model, options.language, place) if listens else None
+    reader = ClipReader(predictor, dict(options.encoder), transcriber, place, options.allow_damaged)
     return reader.read(options.video, options.text, window_of(options.window), options.hop)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepmlf_llm.commands.clip_prediction import add_reader_options, check_takes_clips
-from deepmlf_llm.commands.shell import RecipeParser, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, device, program, run_recipe
 from deepmlf_llm.errors import DataError
 
 
@@ -25,7 +25,7 @@ def build_parser() -> RecipeParser:
     add("--port", type=int, default=7860, help="where the page is served (default: 7860)")
     add("--max_seconds", type=float, default=120.0, metavar="S", help="longest clip (default: 120)")
     add_reader_options(add, "listen where no words are given (default), or never")
-    add("--device", default="cpu", metavar="cpu|cuda", help="of the encoders (default: cpu)")
+    add("--device", type=device, default="cpu", metavar="cpu|cuda", help="of the encoders (default: cpu)")
     return parser
 
 

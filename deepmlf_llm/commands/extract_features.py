@@ -18,7 +18,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, one_of, print_table, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, device, one_of, print_table, program, run_recipe
 from deepmlf_llm.errors import ConfigError, DataError
 
 NONE = "none"
@@ -65,7 +65,9 @@ def add_listening(parser: RecipeParser) -> None:
     add("--asr_model", default="whisper-base", metavar="MODEL", help="speech to text: packaged, path or name")
     add("--language", default="auto", metavar="auto|CODE", help="that is spoken (default: heard from the clip)")
     add("--allow_damaged", action="store_true", help="take what can be read of files that are cut off or damaged")
-    add("--device", default="cpu", metavar="cpu|cuda", help="of encoders and speech to text (default: cpu)")
+    add(
+        "--device", type=device, default="cpu", metavar="cpu|cuda", help="of encoders and speech to text (default: cpu)"
+    )
     add("--threads", type=int, metavar="N", help="of the CPU (default: as PyTorch has it)")
 
 

@@ -95,6 +95,16 @@ def key_value(text: str) -> tuple[str, str]:
     return name, value
 
 
+def device(text: str) -> str:
+    """An argparse ``type`` for ``cpu`` or ``cuda``, which must be there."""
+    if one_of("cpu", "cuda")(text) == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise argparse.ArgumentTypeError("'cuda': PyTorch sees no GPU here")
+    return text
+
+
 def add_rename(parser: RecipeParser, text: str) -> None:
     """The option ``--rename KEY=NAME ...``; ``text`` is its help."""
     parser.add_argument("--rename", type=key_value, nargs="+", default=[], metavar="KEY=NAME", help=text)

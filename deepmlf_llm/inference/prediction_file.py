@@ -113,7 +113,8 @@ def predict_file(
             job.report.rows += len(lines)
             bar.update(len(lines))
             if job.stopped_by is not None:
-                raise job.stopped_by
+                kept = f"; the {job.report.rows} lines before it are in {output}.partial" if job.report.rows else ""
+                raise DataError(job.stopped_by + kept)
         if not job.report.rows:
             raise DataError(f"{source.path}: holds no rows")
     job.report.notes += [*source.notes, *job.notes()]
@@ -126,7 +127,7 @@ class _Job:
     def __init__(self, predictor: SentimentPredictor, source: Input, columns: Columns, strict: bool) -> None:
         self.predictor, self.source, self.columns, self.strict = predictor, source, columns, strict
         self.report = FileReport()
-        self.stopped_by: DataError | None = None
+        self.stopped_by: str | None = None
         self.shown = 0
         self.identities: set[int] = set()
         self.repeated = 0
@@ -196,7 +197,7 @@ class _Job:
         for i, (row, identity, item) in enumerate(chunk):
             result = item if isinstance(item, str) else results[i]
             if isinstance(result, str) and self.strict:
-                self.stopped_by = DataError(f"{row.place}: {result}")
+                self.stopped_by = f"{row.place}: {result}"
                 return lines
             if isinstance(result, str):
                 self._say_bad(row, result)

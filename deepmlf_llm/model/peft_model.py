@@ -143,8 +143,8 @@ class DeepMLFModel(SwitchedModel):
             if writes_lora:
                 lora.write_lm_lora(aside, config, written)
             (aside / files.CARD).write_text(adapter_card(config, written), encoding="utf-8")
-        if removes_lora:
-            lora.remove_lm_lora(directory)
+            if removes_lora:  # before the new settings, by which it would be nobody's
+                lora.remove_lm_lora(directory)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Nothing: :meth:`save_pretrained` writes a card of ours in the place of PEFT's."""

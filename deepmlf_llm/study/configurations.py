@@ -87,14 +87,13 @@ class Configuration:
 
 
 def kinds_of_machine(records: Iterable[Mapping[str, Any]]) -> int:
-    """How many kinds of machine finished cells ran on, told apart by cores, what the CPU can, threads and GPUs: seconds
-    of two kinds do not compare."""
+    """How many kinds of machine finished cells ran on, told apart by what the CPU can, threads and GPUs: seconds of two
+    kinds do not compare."""
     kinds = set()
     for record in records:
         if record["status"] == "finished":
             machine = dict(record["meta_info"]["environment"].get("machine", {}))
-            machine.pop("memory_gb", None)  # differs a little between machines of one kind
-            kinds.add(json.dumps(machine, sort_keys=True))
+            kinds.add(json.dumps({k: v for k, v in machine.items() if k not in ("memory_gb", "cpus")}, sort_keys=True))
     return len(kinds)
 
 

@@ -28,7 +28,7 @@ from deepmlf_llm.study.node import NODES
 
 SCHEMA = 1
 STUDY, CELLS, PARQUET, LOCK = "study.json", "cells", "results.parquet", ".lock"
-_OURS = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(STUDY)}(\.[0-9a-f]+)?\.partial|{NODES}")
+_OURS = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(STUDY)}\.partial|{NODES}")
 
 
 class StudyDirectory:

@@ -155,6 +155,8 @@ class _Planner:
     def _baseline(self, given: dict[str, Any], seed: int) -> PlannedCell:
         settings = baseline_settings(given)
         data = self._data(settings.as_run())
+        if settings.kind == "bam" and not chosen_modalities(settings.as_run(), data):
+            raise ConfigError("baseline=bam needs a modality, and there is none")
         base = resolve_base_model(settings.base_model)
         shape = base_model_shape(base, settings.num_layers, settings.revision)
         key = repr((base, settings.to_dict()))

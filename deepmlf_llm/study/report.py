@@ -205,7 +205,7 @@ def _quality(
     if silent:
         lead += f" Not drawn, for they have one value only: {', '.join(silent)}."
     if kinds > 1:
-        lead += f" Nor are seconds, for the cells ran on {kinds} kinds of machine."
+        lead += f" Nor are seconds, for the cells ran on {kinds} kinds of machine, or on other numbers of threads."
     return [Paragraph(lead), *blocks, *_fronts(found, drawn.values(), axes, metric)]
 
 

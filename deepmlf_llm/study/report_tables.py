@@ -78,7 +78,8 @@ def cost_table(records: Sequence[dict[str, Any]]) -> list[Block]:
     )
     said = _FLOPS_METHOD
     if (kinds := kinds_of_machine(records)) > 1:
-        said += f" The cells ran on {kinds} kinds of machine (below): their seconds do not compare between them."
+        said += f" The cells ran on {kinds} kinds of machine, or on other numbers of threads (below)."
+        said += " Their seconds do not compare between them."
     return [Paragraph(said), Table(columns, rows, (1, 2, 3, 5, 6))]
 
 

@@ -214,7 +214,7 @@ class RunDirectory:
 
     def _withdraw(self, was_there: bool) -> None:
         """Takes back what a run wrote before its first step."""
-        for name in _BEFORE_THE_FIRST_STEP:
+        for name in (*sorted(_BEFORE_THE_FIRST_STEP - {FACTS, LOCK}), FACTS, LOCK):  # while facts are there, it is ours
             forget(self.path / name)
         if not was_there and not any(self.path.iterdir()):
             self.path.rmdir()

@@ -165,7 +165,7 @@ def test_what_is_stored_is_not_run_again(done: Path, home: Path, monkeypatch: py
 
     def train(variant: Any, data: str, place: Path, seeds: Any) -> dict[int, Path]:
         ran.append((variant.name, int(data[-1]), list(seeds)))
-        return dict.fromkeys(seeds, home / "out" / "runs" / "as-it-is" / "part-0" / "seed-0")
+        return dict.fromkeys(seeds, home / "out" / "runs" / "as-it-is" / place.name / "seed-0")
 
     monkeypatch.setattr(runner, "_train", train)
     copy = home / "copy"
@@ -191,6 +191,17 @@ def test_stored_results_of_other_data_are_refused(done: Path, home: Path, tmp_pa
     with pytest.raises(DataError, match=r"results of 'as it is' were made from other data than .*fold-1 holds now"):
         runner.run_ablation(AblationPlan.from_yaml(tmp_path / "turned.yaml"), tmp_path / "out", say=lambda _: None)
     assert (tmp_path / "out" / "variants.json").read_bytes() == before
+
+
+def test_runs_of_other_data_are_not_taken_in(done: Path, home: Path, tmp_path: Path) -> None:
+    """A baseline's runs that lie there, where what was stored of them is gone."""
+    shutil.copytree(done / "runs" / "constant", tmp_path / "out" / "runs" / "constant")
+    turned = [str(home / f"fold-{fold}") for fold in (1, 0, 2)]
+    (tmp_path / "turned.yaml").write_text(dumped(content(home, data=turned)))
+    plan = AblationPlan.from_yaml(tmp_path / "turned.yaml")
+    with pytest.raises(DataError, match=r"results of 'constant' were made from other data than .*fold-1 holds now"):
+        runner.run_ablation(plan, tmp_path / "out", ["constant"], say=lambda _: None)
+    assert not (tmp_path / "out" / "variants.json").exists()
 
 
 def test_the_report_has_the_folds_and_seeds_of_its_plan_alone(done: Path, home: Path, tmp_path: Path) -> None:

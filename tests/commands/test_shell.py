@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
 
 import pytest
 
-from deepmlf_llm.commands.shell import RecipeParser, key_value, one_of, print_metrics, print_table, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, device, key_value, one_of, print_metrics, print_table, run_recipe
 from deepmlf_llm.errors import DataError
 
 
@@ -73,6 +74,15 @@ def test_help_shows_defaults(parser, capsys):
         parser.parse_args(["--help"])
     assert caught.value.code == 0
     assert "whose rules (default: mosi)" in capsys.readouterr().out
+
+
+def test_a_device_is_there_or_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device("cpu") == "cpu"
+    with pytest.raises(argparse.ArgumentTypeError, match="sees no GPU here"):
+        device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device("cuda") == "cuda"
 
 
 def test_table(capsys):

@@ -147,7 +147,7 @@ def test_strict_keeps_the_lines_before_the_bad_row(tmp_path):
     rows = [{"id": i, "text": "x"} for i in range(70)]
     rows[45] = {"id": 45}
     source = write(tmp_path / "in.jsonl", rows)
-    with pytest.raises(DataError, match="row 46"):
+    with pytest.raises(DataError, match=r"row 46: .*; the 45 lines before it are in .*out.jsonl.partial"):
         predict_file(Echo(), source, tmp_path / "out.jsonl", strict=True)
     assert [line["id"] for line in lines(tmp_path / "out.jsonl.partial")] == list(range(45))
 

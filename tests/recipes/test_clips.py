@@ -99,6 +99,7 @@ def test_one_text_needs_no_clip(world, capsys):
             "--csv: is for a clip, and there is no --video",
         ),
         (["--input", "x.jsonl", "--output", "y.jsonl", "--encoder", "vision=x"], "--encoder: is for a clip"),
+        (["--input", "x.jsonl", "--output", "y.jsonl", "--device", "cud"], "'cud' is none of cpu, cuda"),
         (["--video", "CLIP", "--window", "words"], "expected speech, or seconds"),
         (["--video", "CLIP", "--plot", "x.pdf"], "ends with .svg or .png"),
         (["--video", "CLIP", "--json", "nowhere/x.json"], "its directory is not there"),

@@ -13,7 +13,7 @@ from deepmlf_llm.backbones.shape import base_model_shape
 from deepmlf_llm.baselines.settings import BaselineSettings
 from deepmlf_llm.commands.baseline import build_parser
 from deepmlf_llm.data.demo import embedded_dataset
-from deepmlf_llm.errors import BaseModelError, ConfigError
+from deepmlf_llm.errors import BaseModelError, ConfigError, DeepMLFError
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.study import plan as planning
 from deepmlf_llm.study.baseline_cells import baseline_settings, baseline_words
@@ -152,6 +152,14 @@ def test_baselines_learn_from_what_the_cells_beside_them_learn_from(plan):
     assert baseline_settings(lora.settings).modalities is None
     options = vars(build_parser().parse_args(baseline_words(bam.settings, Path("out"))))
     assert (options["data_fraction"], options["modalities"]) == (0.25, ["audio"])
+
+
+def test_a_baseline_that_has_nothing_to_hear_is_refused(plan):
+    row = {"backbone": TWO_CUTS[0], "baseline": "bam"}
+    with pytest.raises(ConfigError, match="baseline=bam needs a modality, and there is none"):
+        plan(grid=[row], seeds=[1], fixed={"modalities": "none"})
+    with pytest.raises(DeepMLFError, match="the data have no 'smell'"):
+        plan(grid=[row], seeds=[1], fixed={"modalities": ["smell"]})
 
 
 def test_a_new_row_leaves_the_others_what_they_are(plan):

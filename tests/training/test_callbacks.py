@@ -35,7 +35,6 @@ def state(step: int = 0, history: list[float] | None = None) -> TrainerState:
         ([1, 2, 3], 0, False),
         ([], 1, False),
         ([math.nan, 3, 2], 2, False),  # undefined at first, e.g. a correlation of constant predictions
-        ([3, math.nan, 2], 2, False),
         ([3, math.nan, math.nan], 2, True),
         ([math.nan, math.nan, math.nan], 2, True),
     ],

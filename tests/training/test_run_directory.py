@@ -173,6 +173,30 @@ def test_a_run_without_a_first_step_leaves_no_claim(tmp_path: Path) -> None:
     claim(directory(place, "g", seed=2))  # whoever comes next
 
 
+def test_a_run_that_is_cut_while_it_takes_back_its_files_leaves_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[str] = []
+    forget = run_directory.forget
+
+    def cut(path: Path) -> None:
+        if len(gone) == 3:
+            raise KeyboardInterrupt
+        gone.append(path.name)
+        forget(path)
+
+    def fail() -> None:
+        with directory(tmp_path / "run", seed=1).claimed(main=True):
+            monkeypatch.setattr(run_directory, "forget", cut)
+            raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert "config.yaml" in gone
+    monkeypatch.setattr(run_directory, "forget", forget)
+    claim(directory(tmp_path / "run", "g", seed=2))
+
+
 def test_a_kill_before_the_first_step_leaves_no_claim_either(tmp_path: Path) -> None:
     with directory(tmp_path, seed=1).claimed(main=True):
         left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -200,8 +224,12 @@ def test_a_begun_run_outlives_a_stop_while_leftovers_go(tmp_path: Path, monkeypa
     (tmp_path / ".checkpoint-4-ab12cd").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())
 
+    forget = run_directory.forget
+
     def stopped(path: Path) -> None:
-        raise KeyboardInterrupt
+        if path.name.startswith(".checkpoint"):
+            raise KeyboardInterrupt
+        forget(path)
 
     monkeypatch.setattr(run_directory, "forget", stopped)
     with pytest.raises(KeyboardInterrupt):
