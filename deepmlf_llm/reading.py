@@ -77,6 +77,8 @@ def parse_yaml(text: str | bytes) -> Any:
             loader.dispose()
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except AttributeError:  # what PyYAML makes of it
+        raise ValueError("a !!timestamp that is none") from None
     except (yaml.YAMLError, ArithmeticError, LookupError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 

@@ -70,6 +70,7 @@ KEYS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} {{? [*a{i - 1}, *a{i - 1}] : 1
         ("a: !!int x", "invalid literal"),
         ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
         ("a: 2020-99-99", "month must be in 1..12"),
+        ("a: !!timestamp x", "a !!timestamp that is none"),
         ("a: 1\n---\nb: 1", "a single document"),
         ("a: b: c", "mapping values are not allowed"),
         ("a: \x00", "unacceptable character"),

@@ -18,7 +18,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepmlf_llm.commands.shell import RecipeParser, device, one_of, print_table, program, run_recipe
+from deepmlf_llm.commands.shell import RecipeParser, count, device, one_of, print_table, program, run_recipe
 from deepmlf_llm.errors import ConfigError, DataError
 
 NONE = "none"
@@ -55,7 +55,7 @@ def build_parser() -> RecipeParser:
     add_listening(parser)
     add("--on_error", type=one_of("stop", "skip"), default="skip", metavar="stop|skip", help="default: skip")
     add("--max_seconds", type=float, default=LONGEST, metavar="S", help=f"longest clip (default: {LONGEST:g})")
-    add("--limit", type=int, metavar="N", help="the first N clips only")
+    add("--limit", type=count, metavar="N", help="the first N clips only")
     return parser
 
 
@@ -68,7 +68,7 @@ def add_listening(parser: RecipeParser) -> None:
     add(
         "--device", type=device, default="cpu", metavar="cpu|cuda", help="of encoders and speech to text (default: cpu)"
     )
-    add("--threads", type=int, metavar="N", help="of the CPU (default: as PyTorch has it)")
+    add("--threads", type=count, metavar="N", help="of the CPU (default: as PyTorch has it)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -238,7 +238,10 @@ def _of_choice(
 
 def _among(settings: Any, processes: int, cached: bool) -> list[Choice]:
     recomputes = bool(settings.trainer.get("gradient_checkpointing", False))
-    return list(choices(processes, settings.quantization, recomputes, cached, asked_layout(settings, processes)))
+    drawn = settings.lm_init != "pretrained"
+    whole = cached or drawn or bool(settings.ema_decay or settings.average_last)
+    asked = asked_layout(settings, processes)
+    return list(choices(processes, settings.quantization, recomputes, whole, asked, packs=not drawn))
 
 
 def asked_layout(settings: Any, processes: int) -> Layout | None:

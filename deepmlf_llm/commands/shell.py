@@ -95,6 +95,13 @@ def key_value(text: str) -> tuple[str, str]:
     return name, value
 
 
+def count(text: str) -> int:
+    """An argparse ``type`` for a number of things, 1 at least."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 1 at least")
+    return int(text)
+
+
 def device(text: str) -> str:
     """An argparse ``type`` for ``cpu`` or ``cuda``, which must be there."""
     if one_of("cpu", "cuda")(text) == "cuda":

@@ -29,12 +29,17 @@ from deepmlf_llm.tasks.classification import ClassificationTask
 
 RECIPE, CLIPS = "features.json", "clips"
 KIND, SCHEMA = "deepmlf_clip_features", 1
+_LONGEST = 240  # bytes; with what stands around it while it is written, a file's name may have 255
 _FACTS = {"dim": int, "frame_rate": float, "features": dict, "provenance": dict}
 
 
 def clip_file(directory: Path, video: str, clip: str) -> Path:
-    """Where the features of a clip lie."""
-    return directory / CLIPS / f"{quote(f'{video}$_${clip}', safe='$ ')}.npz"
+    """Where the features of a clip lie. A name that is too long for a file ends in a digest of it."""
+    name = f"{video}$_${clip}"
+    quoted = quote(name, safe="$ ")
+    if len(quoted) > _LONGEST:
+        quoted = f"{quoted[: _LONGEST - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return directory / CLIPS / f"{quoted}.npz"
 
 
 def read_recipe(directory: Path) -> dict[str, dict[str, Any]]:

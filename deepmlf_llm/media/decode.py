@@ -34,7 +34,7 @@ class Probe:
 
     Attributes:
         path: of the file.
-        duration: s, as the file says, or up to its last packet where it does not.
+        duration: s, as the file says, or up to its last packet where it does not say.
         start: s, the time at which its clock begins; all other times count from there.
         audio_end, video_end: s, where the last packet of each ends; None: there is no such stream.
     """
@@ -94,9 +94,24 @@ def probe(path: Path | str) -> Probe:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - start
                 kind = packet.stream.type
                 ends[kind] = max(ends[kind], end)
-        said = container.duration
+        said = None if _guesses_duration(container, path) else container.duration
         duration = said / _CLOCK if said else max(ends.values())
     return Probe(path, duration, start, ends.get("audio"), ends.get("video"))
+
+
+def _guesses_duration(container: Any, path: Path) -> bool:
+    """Whether the file says nothing of its length, so that FFmpeg guesses it from the bit rate of its beginning: raw
+    AAC and AC-3, and MP3 without the tag that counts its frames."""
+    if container.format.name != "mp3":
+        return container.format.name in ("aac", "ac3", "eac3")
+    with path.open("rb") as file:
+        head = file.read(10)
+        if head.startswith(b"ID3"):  # its size: four bytes of seven bits
+            file.seek(10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
+        else:
+            file.seek(0)
+        first = file.read(4096)
+    return not any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 def audio_blocks(probed: Probe, damage: Damage | None = None, seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
@@ -246,19 +261,25 @@ def _samples(probed: Probe, damage: Damage) -> Iterator[tuple[int, np.ndarray]]:
                 now = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is not None and (frame is None or now != form or abs(stated - expected) > _HOLE):
                 for out in resampler.resample(None):
-                    yield round(place), out.to_ndarray().mean(0)
+                    yield round(place), _mono(out)
                     place += out.samples
                 resampler = None
             if frame is None:
                 return
             if resampler is None:
-                # Channels are averaged here: the library's own mono of floats is louder by 3 dB.
-                resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+                resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
                 form, place, expected = now, stated, stated
             for out in resampler.resample(frame):
-                yield round(place), out.to_ndarray().mean(0)
+                yield round(place), _mono(out)
                 place += out.samples
             expected += frame.samples * SAMPLE_RATE / frame.sample_rate
+
+
+def _mono(frame: Any) -> np.ndarray:
+    """The mean of a frame's channels: the library's own mono of floats is louder by 3 dB, and its planes of eight
+    channels or more end the process."""
+    mean: np.ndarray = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(1)
+    return mean
 
 
 def _cut(placed: Iterator[tuple[int, np.ndarray]], end: float) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from deepmlf_llm.errors import ConfigError, DataError, suggest
@@ -98,7 +99,7 @@ def load_encoder(name: str, sense: str, device: str = "cpu") -> Loaded:
 
     Raises:
         ConfigError: nothing of that name, a family that is not known or of the other sense.
-        DataError: weights are missing.
+        DataError: weights are missing, or cannot be read.
     """
     place = str(whisper_base()) if name == WHISPER_BASE else name
     import transformers
@@ -115,9 +116,13 @@ def load_encoder(name: str, sense: str, device: str = "cpu") -> Loaded:
     if family is None or family.sense != sense:
         known = ", ".join(key for key, one in FAMILIES.items() if one.sense == sense)
         raise ConfigError(f"encoder {name!r} is of the family {model_type!r}: for {sense} expected one of {known}")
-    model, told = getattr(transformers, family.model).from_pretrained(
-        place, output_loading_info=True, dtype=torch.float32, trust_remote_code=False, **dict(family.options)
-    )
+    try:
+        model, told = getattr(transformers, family.model).from_pretrained(
+            place, output_loading_info=True, dtype=torch.float32, trust_remote_code=False, **dict(family.options)
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise DataError(f"encoder {name!r}: its weights cannot be read ({why})") from None
     missing = sorted(key for key in told["missing_keys"] if not re.search(family.unused, key))
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -156,15 +161,31 @@ def check_layer(layer: str) -> str:
 
 
 def preprocessing(place: str) -> dict[str, Any]:
-    """What ``preprocessor_config.json`` says; empty where there is none."""
+    """What ``preprocessor_config.json`` says, or the part of ``processor_config.json`` that transformers 5 writes in
+    its place; empty where there is neither.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if said := _settings_file(place, "preprocessor_config.json"):
+        return said
+    whole = _settings_file(place, "processor_config.json")
+    return next((whole[part] for part in ("image_processor", "feature_extractor") if whole.get(part)), {})
+
+
+def _settings_file(place: str, name: str) -> dict[str, Any]:
     from deepmlf_llm.reading import read_json
 
-    file = Path(place) / "preprocessor_config.json"
+    file = Path(place) / name
     if not Path(place).is_dir():
         from transformers.utils import cached_file
 
         try:
-            file = Path(cached_file(place, "preprocessor_config.json") or file)
+            file = Path(cached_file(place, name) or file)
         except OSError:  # the hub, or the cache of it, has none
             return {}
-    return read_json(file) if file.is_file() else {}
+    try:
+        said = read_json(file) if file.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"encoder {place!r}: its {name} is damaged ({error})") from None
+    return said if isinstance(said, dict) else {}

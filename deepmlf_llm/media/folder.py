@@ -17,13 +17,14 @@ from tqdm import tqdm
 from deepmlf_llm.data.clip_folder import CLIPS, KIND, RECIPE, SCHEMA, clip_file, read_recipe
 from deepmlf_llm.data.facts import feature_problems
 from deepmlf_llm.data.npy_folder import TABLE
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import ConfigError, DataError
+from deepmlf_llm.extras import require
 from deepmlf_llm.file_locks import held
 from deepmlf_llm.files import make_directory, sha256, write_aside
 from deepmlf_llm.media.extract import ClipRecord, Extractor
 from deepmlf_llm.media.listing import Clip, list_clips, write_table
 from deepmlf_llm.media.recipe import fingerprint
-from deepmlf_llm.media.status import GOOD, ClipError
+from deepmlf_llm.media.status import GOOD, UNREADABLE, ClipError
 
 REPORT = "extract_report.json"
 MISSING, ALWAYS, NEVER = "missing", "always", "never"
@@ -112,12 +113,17 @@ def extract_folder(
         What became of each; also in ``out/extract_report.json``.
 
     Raises:
+        ConfigError: a limit below 1.
         DataError: a wrong folder, or ``out`` has features of another recipe or something else in it.
         ClipError: with ``stop_at_failure``.
     """
     start, worked = time.perf_counter(), time.process_time()
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit}: expected a number of clips, 1 at least")
     listing = list_clips(directory)
     report = ExtractionReport(notes=list(listing.notes))
+    if limit is not None and limit < len(listing.clips):
+        report.notes.append(f"limit: {TABLE} has the first {limit} of {len(listing.clips)} clips and no others")
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     make_directory(out)
     with held(out / RECIPE, "extracts features there"):
@@ -158,10 +164,11 @@ def _begin(out: Path, extractor: Extractor) -> None:
     if (out / RECIPE).is_file():
         before = read_recipe(out)
         problems = feature_problems(before, facts) + [f"{name!r} is new" for name in facts if name not in before]
-        if problems:
+        if not problems:
+            return
+        if any((out / CLIPS).glob("*.npz")):
             raise DataError(f"{out}: holds features of another recipe: {'; '.join(problems)}; give another directory")
-        return
-    if others := [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]:
+    elif others := [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]:
         raise DataError(f"{out}: holds something else already ({others[0]}); give a new directory")
     content = {"kind": KIND, "schema": SCHEMA, "fingerprint": fingerprint(facts), "modalities": facts}
     write_aside(out / RECIPE, json.dumps(content, indent=1) + "\n")
@@ -185,6 +192,8 @@ def _one(extractor: Extractor, clip: Clip, out: Path, transcribe: str, report: E
         record = extractor.extract(clip.path, clip.text, listen=listens)
     except ClipError as error:
         return {"status": error.status, "message": str(error)}
+    except (OSError, require("av", "reading clips").error.FFmpegError) as error:
+        return {"status": UNREADABLE, "message": f"{clip.path}: cannot be read ({' '.join(str(error).split())})"}
     write_aside(place, _packed(record, identity))
     told = {"status": record.status, "duration": record.duration, "text_source": record.text_source}
     return {**told, "seconds": record.seconds, "text": record.text}

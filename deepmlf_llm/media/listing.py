@@ -65,7 +65,9 @@ def list_clips(directory: Path) -> Listing:
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder")
     files = sorted(
-        path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        path
+        for path in directory.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in path.relative_to(directory).parts)
     )
     table = directory / TABLE
     if not table.is_file():
@@ -79,6 +81,7 @@ def list_clips(directory: Path) -> Listing:
     for path in files:
         by_stem.setdefault(path.relative_to(directory).with_suffix("").as_posix(), []).append(path)
     clips = [_find(directory, row, by_stem) for row in read.rows]
+    _check_twice(clips, directory)
     notes = [note for note in read.notes if note]
     used = {clip.path for clip in clips}
     if orphans := [path for path in files if path not in used]:
@@ -109,13 +112,18 @@ def _find(directory: Path, row: dict[str, str], by_stem: dict[str, list[Path]]) 
 
 def _without_table(directory: Path, path: Path) -> Clip:
     parent = path.parent.relative_to(directory).as_posix()
-    video, clip = "clips" if parent == "." else parent, path.stem
+    video, clip = "clips" if parent == "." else parent.strip(), path.stem.strip()  # as a table's cells are read
     return Clip(video, clip, path, {"video_id": video, "clip_id": clip, "text": ""})
 
 
 def _check_twice(clips: list[Clip], directory: Path) -> None:
     seen: dict[str, Path] = {}
+    rows: dict[Path, str] = {}
     for clip in clips:
         if clip.name in seen:
             raise DataError(f"{directory}: both {seen[clip.name].name} and {clip.path.name} are there; keep one")
+        if clip.path in rows:
+            one, other = rows[clip.path], f"{clip.clip!r} of video {clip.video!r}"
+            raise DataError(f"{directory}: {clip.path.name} would be clip {one} and clip {other}; name it otherwise")
         seen[clip.name] = clip.path
+        rows[clip.path] = f"{clip.clip!r} of video {clip.video!r}"

@@ -73,6 +73,17 @@ class Outline:
         return (out / length).reshape(len(squares), -1)
 
 
+def _usual_scale(model_type: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of a family's pictures, for a checkpoint that does not say its own."""
+    from transformers import image_utils
+
+    if model_type == "clip":
+        return image_utils.OPENAI_CLIP_MEAN, image_utils.OPENAI_CLIP_STD
+    if model_type.startswith("dino"):
+        return image_utils.IMAGENET_DEFAULT_MEAN, image_utils.IMAGENET_DEFAULT_STD
+    return _HALF, _HALF
+
+
 class Transformer:
     """CLIP, SigLIP, DINO, ViT: pictures are resized, scaled by the checkpoint's mean and standard deviation, and read
     in batches."""
@@ -85,7 +96,9 @@ class Transformer:
         self.patch, self.dim = int(config.patch_size), int(config.hidden_size)
         patches = getattr(config, "num_patches", None)
         self.side = _side(said, getattr(config, "image_size", None) or round((patches or 256) ** 0.5) * self.patch)
-        self.mean, self.std = (list(said.get(key) or _HALF) for key in ("image_mean", "image_std"))
+        usual = _usual_scale(loaded.model_type)
+        found = (said.get(key) or known for key, known in zip(("image_mean", "image_std"), usual, strict=True))
+        self.mean, self.std = (list(values) for values in found)
         self.pooling = loaded.family.pooling if layer == "last" else "mean"
         self.facts: dict[str, Any] = {
             "encoder": loaded.model_type,

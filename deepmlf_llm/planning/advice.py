@@ -141,21 +141,27 @@ class Planner:
 
 
 def choices(
-    processes: int, quantization: str, checkpointing: bool, text_cached: bool, layout: Layout | None = None
+    processes: int,
+    quantization: str,
+    checkpointing: bool,
+    whole: bool,
+    layout: Layout | None = None,
+    packs: bool = True,
 ) -> Iterator[Choice]:
     """From the fastest to the one that takes least.
 
     Args:
         processes: one a GPU.
-        quantization: asked for; with "none" 4 bits are tried too.
+        quantization: asked for; with "none" 4 bits are tried too, where the run ``packs``.
         checkpointing: asked for; else tried without and with.
-        text_cached: needs the whole LM in each process, so ZeRO-3 is left out.
+        whole: the run needs whole weights in each process, so ZeRO-3 is left out.
         layout: asked for; default: those that are worth a try.
+        packs: the run takes a base in 4 bits.
     """
-    kinds = [quantization] if quantization != "none" else ["none", "nf4"]
+    kinds = [quantization] if quantization != "none" or not packs else ["none", "nf4"]
     kept = [True] if checkpointing else [False, True]
     layouts = [layout] if layout else [Layout(1)] if processes == 1 else [Layout(processes), Layout(processes, 2)]
-    if not text_cached and layout is None:
+    if not whole and layout is None:
         layouts += [*([Layout(processes, 3)] if processes > 1 else []), Layout(processes, 3, True, True)]
     for each in layouts:
         yield from (Choice(each, kind, recomputes) for kind in kinds for recomputes in kept)

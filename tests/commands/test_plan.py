@@ -7,10 +7,11 @@ import json
 import pytest
 
 from deepmlf_llm.commands import train
-from deepmlf_llm.commands.plan import main
+from deepmlf_llm.commands.plan import _among, main
 from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.planning.cpu_rates import CpuRates
 from deepmlf_llm.training import planned
+from deepmlf_llm.training.settings import RunSettings
 
 TINY = ["--base_model", "tiny-llama", "--fusion_layers", "even:2", "--text_tokens", "20", "--frames", "audio=30x16"]
 
@@ -25,6 +26,21 @@ def test_says_parameters_memory_time_and_what_to_take(capsys):
     assert found["memory"]["total"]["low"] < found["memory"]["total"]["expected"] < found["memory"]["total"]["high"]
     assert found["largest_batch"] >= 16
     assert found["step"]["seconds"]["expected"] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "splits", "packs"),
+    [
+        ({}, True, True),
+        ({"ema_decay": 0.98}, False, True),
+        ({"average_last": 3}, False, True),
+        ({"lm_init": "random"}, False, False),
+    ],
+)
+def test_what_a_run_would_refuse_is_not_recommended(given, splits, packs):
+    among = _among(RunSettings.from_dict({"base_model": "tiny-llama", **given}), 2, cached=False)
+    assert any(choice.layout.stage == 3 for choice in among) is splits
+    assert any(choice.quantization == "nf4" for choice in among) is packs
 
 
 @pytest.mark.parametrize("stage", ["zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload"])

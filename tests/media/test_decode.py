@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from deepmlf_llm.media import decode
 from deepmlf_llm.media.decode import Damage, audio, audio_blocks, frames, probe
 from deepmlf_llm.media.status import ClipError
 from tests.media.clips import click, cut, flash, flip, grey, tone, turn_sideways, write_clip
@@ -101,6 +104,52 @@ def test_a_file_that_was_cut_off_is_noticed(tmp_path):
         assert raised.value.status == "truncated"
         probed.check(allow_damaged=True)
         assert 0.3 < len(audio(probed)) / 16000 < 2.8
+
+
+@pytest.mark.parametrize("channels", [2, 8, 12])
+def test_channels_are_averaged_however_many_there_are(tmp_path, channels):
+    left = (tone(0.5) * 20000).astype("<i2")
+    path = tmp_path / "many.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(np.stack([left, *[left * 0] * (channels - 1)], 1).tobytes())
+    found = subprocess.run(  # a fault in the library would end the process
+        [sys.executable, "-c", READ, str(path), str(tmp_path / "out.npy")], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), left / 32768 / channels, atol=1e-4)
+
+
+READ = """
+import sys
+import numpy as np
+from pathlib import Path
+from deepmlf_llm.media.decode import audio, probe
+np.save(sys.argv[2], audio(probe(Path(sys.argv[1]))))
+"""
+
+
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_a_length_that_is_guessed_from_the_bit_rate_is_not_believed(tmp_path, loud_first):
+    noise = np.random.default_rng(0).standard_normal(5 * 16000).astype(np.float32) * 0.3
+    quiet = tone(5.0) * 1e-4
+    sound = np.concatenate([noise, quiet] if loud_first else [quiet, noise])
+    path = write_clip(tmp_path / "a.aac", 10, sound)
+    with av.open(str(path)) as container:
+        assert abs(container.duration / 1e6 - 10) > 1  # what FFmpeg guesses
+    probed = probe(path)
+    probed.check()
+    assert len(audio(probed)) / 16000 == pytest.approx(10, abs=0.2)
+
+
+@pytest.mark.parametrize(("tag", "id3", "guessed"), [(b"", 0, True), (b"Xing", 0, False), (b"Info", 300, False)])
+def test_an_mp3_says_its_length_in_a_tag(tmp_path, tag, id3, guessed):
+    header = b"ID3\x04\x00\x00" + bytes([0, 0, id3 >> 7, id3 & 127]) + bytes(id3) if id3 else b""
+    (tmp_path / "a.mp3").write_bytes(header + b"\xff\xfb\x90\x00" + bytes(32) + tag + bytes(400))
+    container = SimpleNamespace(format=SimpleNamespace(name="mp3"))
+    assert decode._guesses_duration(container, tmp_path / "a.mp3") is guessed
 
 
 def test_damaged_packets_are_counted_and_what_follows_keeps_its_place(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -118,6 +119,40 @@ def test_clip_is_what_transformers_makes_of_it(encoders, tmp_path):
         expected = model.vision_model(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]).pooler_output
     np.testing.assert_allclose(encoder.encode([picture]), expected.numpy(), atol=1e-5)
     assert encoder.facts["mean"] == said["image_mean"]
+
+
+@pytest.mark.parametrize(("name", "part"), [("clip", "image_processor"), ("wav2vec2", "feature_extractor")])
+def test_what_transformers_5_writes_of_a_processor_is_read(encoders, tmp_path, name, part):
+    shutil.copytree(encoders / name, tmp_path / "model")
+    said = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "do_normalize": True}
+    (tmp_path / "model" / "preprocessor_config.json").unlink(missing_ok=True)
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps({part: said, "processor_class": "P"}))
+    if name == "clip":
+        assert open_vision_encoder(str(tmp_path / "model")).mean == said["image_mean"]
+    else:
+        assert open_audio_encoder(str(tmp_path / "model")).normalise is True
+
+
+def test_clip_without_a_word_of_its_scale_has_the_familys(encoders, tmp_path):
+    hf.CLIPModel.from_pretrained(encoders / "clip").save_pretrained(tmp_path)
+    assert open_vision_encoder(str(tmp_path)).mean == pytest.approx([0.481, 0.458, 0.408], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", None, "its weights cannot be read"),
+        ("model.safetensors", b"\x00" * 40, "its weights cannot be read"),
+        ("preprocessor_config.json", b"{", "its preprocessor_config.json is damaged"),
+    ],
+)
+def test_a_damaged_encoder_is_one_sentence(encoders, tmp_path, name, content, said):
+    hf.CLIPModel.from_pretrained(encoders / "clip").save_pretrained(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        open_vision_encoder(str(tmp_path))
 
 
 def test_whisper_s_encoder_is_the_one_of_the_file(encoders):

@@ -11,7 +11,7 @@ from deepmlf_llm.data.columns import Columns
 from deepmlf_llm.data.inputs import open_input
 from deepmlf_llm.data.prepare import prepare
 from deepmlf_llm.data.sources import open_source
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import ConfigError, DataError
 from deepmlf_llm.media import folder as room
 from deepmlf_llm.media.extract import Extractor
 from deepmlf_llm.media.folder import extract_folder
@@ -195,6 +195,63 @@ def test_two_files_for_one_row_and_no_clips_are_refused(source, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"neither label\.csv nor files"):
         list_clips(tmp_path / "empty")
+
+
+def test_a_clip_that_fails_in_a_way_of_its_own_is_skipped(source, extractor, tmp_path, monkeypatch):
+    one = extractor.extract
+
+    def extract(path, text, listen=False):
+        if path.stem == "2":
+            raise PermissionError(13, "Permission denied")
+        return one(path, text, listen=listen)
+
+    monkeypatch.setattr(extractor, "extract", extract)
+    report = extract_folder(extractor, source, tmp_path / "out")
+    assert report.counts()["unreadable"] == 2
+    assert len(report.failed) == 2
+    assert "Permission denied" in report.clips["v1$_$2"]["message"]
+
+
+def test_a_long_name_in_another_script_is_a_clip_too(source, tmp_path):
+    names = ["имя " * 20 + end for end in ("а", "б")]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        shutil.copy(source / "Raw/v2/1.wav", tmp_path / "in" / f"{name}.wav")
+    report = extract_folder(Extractor(RecipeSettings(AudioSettings("prosody"))), tmp_path / "in", tmp_path / "out")
+    assert report.exit_code == 0
+    files = list((tmp_path / "out" / "clips").iterdir())
+    assert len(files) == 2
+    assert max(len(path.name.encode()) for path in files) < 255
+
+
+def test_ids_are_as_a_table_is_read_and_hidden_folders_are_no_clips(source, tmp_path):
+    (tmp_path / ".trash").mkdir()
+    shutil.copy(source / "Raw/v2/1.wav", tmp_path / "one .wav")
+    shutil.copy(source / "Raw/v2/1.wav", tmp_path / ".trash" / "gone.wav")
+    assert [clip.name for clip in list_clips(tmp_path).clips] == ["clips$_$one"]
+
+
+def test_a_file_of_two_rows_is_refused(source, tmp_path):
+    shutil.copy(source / "Raw/v2/1.wav", tmp_path / "v_1_2.wav")
+    (tmp_path / "label.csv").write_text("video_id,clip_id,text,label,mode\nv_1,2,a,1,train\nv,1_2,b,-1,test\n")
+    with pytest.raises(DataError, match=r"v_1_2.wav would be clip '2' of video 'v_1' and clip '1_2' of video 'v'"):
+        list_clips(tmp_path)
+
+
+def test_a_recipe_that_made_nothing_gives_way(source, tmp_path):
+    other = RecipeSettings(AudioSettings("prosody", 20.0))
+    wrong = Extractor(RecipeSettings(AudioSettings("prosody", 10.0)))
+    wrong.extract = lambda *_, **__: (_ for _ in ()).throw(ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        extract_folder(wrong, source, tmp_path / "out")
+    assert extract_folder(Extractor(other), source, tmp_path / "out").exit_code == 0
+
+
+def test_a_limit_is_said_and_is_one_at_least(source, extractor, tmp_path):
+    report = extract_folder(extractor, source, tmp_path / "out", limit=1)
+    assert any("label.csv has the first 1 of 4 clips and no others" in note for note in report.notes)
+    with pytest.raises(ConfigError, match="limit=0: expected a number of clips"):
+        extract_folder(extractor, source, tmp_path / "out", limit=0)
 
 
 def test_damaged_features_are_told(features, tmp_path):

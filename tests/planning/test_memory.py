@@ -126,6 +126,7 @@ def test_choices_begin_with_the_plain_one_and_respect_what_was_asked():
     names = [choice.name for choice in choices(8, "none", False, False)]
     assert names[0] == "DDP"
     assert names[-1] == "zero3_offload, nf4, checkpointing"
-    assert not any("zero3" in choice.name for choice in choices(8, "none", False, text_cached=True))
+    assert not any("zero3" in choice.name for choice in choices(8, "none", False, whole=True))
+    assert {choice.quantization for choice in choices(8, "none", False, False, packs=False)} == {"none"}
     assert {choice.quantization for choice in choices(8, "int8", False, False)} == {"int8"}
     assert all(choice.checkpointing for choice in choices(1, "none", True, False))
