@@ -182,7 +182,7 @@ def errors_reported_once() -> Iterator[None]:
         yield
     except DeepMLFError:
         if detect().local_rank != 0:
-            time.sleep(5)
+            time.sleep(20)  # the launcher ends this process as soon as the first one has said it
         raise
 
 
