@@ -49,9 +49,10 @@ def run_ablation(
     chosen = plan.named(only)
     _check_data(plan, chosen)
     store = Store(directory)
+    splits = {data: _splits_of(data) for data in dict.fromkeys(data for variant in chosen for data in variant.data)}
     for variant in chosen:
         for part, data in enumerate(variant.data):
-            store.check_data(variant, part, _splits_of(data))
+            store.check_data(variant, part, splits[data])
     for number, variant in enumerate(chosen, 1):
         for part, data in enumerate(variant.data):
             missing = store.missing(variant, part)
@@ -62,7 +63,7 @@ def run_ablation(
             place = directory / RUNS / variant.slug / f"part-{part}"
             _fresh(place, variant)
             run = _fit if variant.baseline else _train
-            store.add(variant, part, run(variant, data, place, missing), _splits_of(data))
+            store.add(variant, part, run(variant, data, place, missing), splits[data])
             store.write()
     return store
 

@@ -107,17 +107,17 @@ class Store:
             DataError: a run was made from other data; none is taken in.
         """
         results = {seed: read_json(directory / RESULT) for seed, directory in runs.items()}
-        for result in results.values():
-            self._check_made_from(_facts(result)["data"], variant, part, splits)
+        facts = {seed: _facts(result) for seed, result in results.items()}
+        for seed in runs:
+            self._check_made_from(facts[seed]["data"], variant, part, splits)
         variants = self.facts["variants"]
         if not self.holds(variant):
             self._forget(variant.name)
             about = {"group": variant.group, "changes": dict(variant.changes), "fingerprint": variant.fingerprint}
             variants[variant.name] = {**about, "runs": {}}
         for seed, directory in runs.items():
-            result = results[seed]
-            self.facts["environment"] = result["environment"]
-            variants[variant.name]["runs"][f"{part}/{seed}"] = _facts(result)
+            self.facts["environment"] = results[seed]["environment"]
+            variants[variant.name]["runs"][f"{part}/{seed}"] = facts[seed]
             for split in SPLITS:
                 self._append(variant.name, part, seed, read_predictions(directory / FILE, split))
 

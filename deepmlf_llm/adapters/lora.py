@@ -59,16 +59,14 @@ def write_lm_lora(directory: Path, config: DeepMLFConfig, tensors: Mapping[str, 
     (target / CONFIG).write_text(text + "\n")
 
 
-def has_lm_lora(directory: Path) -> bool:
-    """Whether an adapter of ours with LoRA on the LM lies in ``directory``: then ``lora/`` there is ours, too."""
-    try:
-        return read_config(directory).has_lm_lora
-    except AdapterError:
-        return False
-
-
 def remove_lm_lora(directory: Path) -> None:
-    """Removes what :func:`write_lm_lora` wrote; whatever else lies in ``directory/lora/`` stays."""
+    """Removes what :func:`write_lm_lora` wrote beside the adapter that lies in ``directory``. Without such an adapter
+    ``lora/`` is not ours, and whatever else lies in it stays."""
+    try:
+        if not read_config(directory).has_lm_lora:
+            return
+    except AdapterError:
+        return
     place = directory / DIRECTORY
     for name in (CONFIG, WEIGHTS):
         (place / name).unlink(missing_ok=True)

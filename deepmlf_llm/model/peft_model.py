@@ -130,7 +130,6 @@ class DeepMLFModel(SwitchedModel):
         kwargs |= {"selected_adapters": [name], "save_embedding_layers": False, "safe_serialization": True}
         kwargs.pop("push_to_hub", None)
         writes_lora = config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name)
-        removes_lora = not writes_lora and lora.has_lm_lora(directory)  # of an earlier adapter
         with files.written_aside(directory) as aside:
             super().save_pretrained(str(aside), state_dict=state_dict, **kwargs)
             if name != "default":  # PEFT puts adapters of another name into a folder of theirs
@@ -143,7 +142,7 @@ class DeepMLFModel(SwitchedModel):
             if writes_lora:
                 lora.write_lm_lora(aside, config, written)
             (aside / files.CARD).write_text(adapter_card(config, written), encoding="utf-8")
-            if removes_lora:  # before the new settings, by which it would be nobody's
+            if not writes_lora:  # before the new settings come, by which an earlier copy would be nobody's
                 lora.remove_lm_lora(directory)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
