@@ -186,8 +186,7 @@ def plan(settings: Any, machines: Machines, lengths: Lengths, config: DeepMLFCon
         settings, config, lengths, machines.processes, machines.memory, on_gpu=rates is None, host=host
     )
     per_device, accumulated = settings.resolve_batch(machines.processes)
-    among = list(_among(settings, machines.processes, planner.step.text_cached))
-    choice, fits, why = recommend(planner, among, per_device)
+    choice, fits, why = recommend(planner, _among(settings, machines.processes), per_device)
     model = planner.make()
     kind = settings.quantization if choice is None else choice.quantization
     name = None if choice is None else choice.name.replace("GPU", "process" if machines.on_cpu else "GPU")
@@ -236,12 +235,13 @@ def _of_choice(
     }
 
 
-def _among(settings: Any, processes: int, cached: bool) -> list[Choice]:
+def _among(settings: Any, processes: int) -> list[Choice]:
+    from deepmlf_llm.training.trainer_arguments import needs_whole_model
+
     recomputes = bool(settings.trainer.get("gradient_checkpointing", False))
-    drawn = settings.lm_init != "pretrained"
-    whole = cached or drawn or bool(settings.ema_decay or settings.average_last)
+    whole, packs = bool(needs_whole_model(settings)), settings.lm_init == "pretrained"
     asked = asked_layout(settings, processes)
-    return list(choices(processes, settings.quantization, recomputes, whole, asked, packs=not drawn))
+    return list(choices(processes, settings.quantization, recomputes, whole, asked, packs=packs))
 
 
 def asked_layout(settings: Any, processes: int) -> Layout | None:

@@ -49,22 +49,11 @@ def read_deepspeed(settings: RunSettings) -> dict[str, Any] | None:
     problems.messages.extend(
         contradictions(config, _batch(settings), settings.trainer_values()["max_grad_norm"], uses_bf16(settings))
     )
-    stage = zero_stage(config)
+    splits = zero_stage(config) == 3
+    if splits:
+        problems.messages.extend(f"{why}: use --ds zero2" for why in needs_whole_model(settings))
     problems.check(
-        stage != 3 or settings.text_cache == "none",
-        f"text_cache={settings.text_cache!r} needs the whole frozen LM in each process, ZeRO-3 splits it: use "
-        "--ds zero2",
-    )
-    problems.check(
-        stage != 3 or settings.lm_init == "pretrained",
-        "lm_init='random' draws the whole LM in each process, ZeRO-3 would draw its parts otherwise: use --ds zero2",
-    )
-    problems.check(
-        stage != 3 or not (settings.ema_decay or settings.average_last),
-        "ema_decay and average_last need the whole trained weights in each process, ZeRO-3 splits them: use --ds zero2",
-    )
-    problems.check(
-        settings.quantization != "int8" or (stage != 3 and torch.cuda.is_available()),
+        settings.quantization != "int8" or (not splits and torch.cuda.is_available()),
         "quantization='int8' works under DeepSpeed on CUDA with ZeRO 1 or 2 only: use nf4",
     )
     problems.raise_if_any()
@@ -91,6 +80,20 @@ def _batch(settings: RunSettings) -> dict[str, tuple[int, str]]:
 def zero_stage(config: dict[str, Any] | None) -> int:
     """ZeRO stage of a DeepSpeed configuration; 0 without one, or where its section is left out for its mistakes."""
     return int((config or {}).get("zero_optimization", {}).get("stage", 0))
+
+
+def needs_whole_model(settings: RunSettings) -> list[str]:
+    """What of these settings needs the whole model in each process, which ZeRO-3 splits; each with its reason."""
+    reasons = []
+    if settings.text_cache != "none":
+        reasons.append(
+            f"text_cache={settings.text_cache!r} needs the whole frozen LM in each process, ZeRO-3 splits it"
+        )
+    if settings.lm_init != "pretrained":
+        reasons.append("lm_init='random' draws the whole LM in each process, ZeRO-3 would draw its parts otherwise")
+    if settings.ema_decay or settings.average_last:
+        reasons.append("ema_decay and average_last need the whole trained weights in each process, ZeRO-3 splits them")
+    return reasons
 
 
 def without_splitting(config: dict[str, Any] | None) -> dict[str, Any] | None:

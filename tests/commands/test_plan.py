@@ -35,10 +35,11 @@ def test_says_parameters_memory_time_and_what_to_take(capsys):
         ({"ema_decay": 0.98}, False, True),
         ({"average_last": 3}, False, True),
         ({"lm_init": "random"}, False, False),
+        ({"ffw_scope": "fusion", "text_cache": "memory"}, False, True),
     ],
 )
 def test_what_a_run_would_refuse_is_not_recommended(given, splits, packs):
-    among = _among(RunSettings.from_dict({"base_model": "tiny-llama", **given}), 2, cached=False)
+    among = _among(RunSettings.from_dict({"base_model": "tiny-llama", **given}), 2)
     assert any(choice.layout.stage == 3 for choice in among) is splits
     assert any(choice.quantization == "nf4" for choice in among) is packs
 
