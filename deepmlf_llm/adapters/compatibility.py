@@ -7,6 +7,7 @@ neither time nor memory, and a base that is at hand is not touched.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from deepmlf_llm.adapters.base_location import find_base, not_found
 from deepmlf_llm.backbones.loading import cut_layers
 from deepmlf_llm.backbones.shape import base_model_shape, shape_of
 from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.config.method_settings import MethodSettings
+from deepmlf_llm.config.rules import brief
 from deepmlf_llm.errors import AdapterError, BaseModelError
 
 
@@ -48,6 +51,37 @@ def check_fit(
             return adapter_tensors(PeftModelForCausalLM(shape, copy.deepcopy(config)), "default")
 
         files.check_fit(config, tensors, shape, source, build)
+
+
+_OF_LM_LORA = (
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+)
+
+
+def other_settings(one: DeepMLFConfig, other: DeepMLFConfig) -> list[str]:
+    """Settings of the method, and of LoRA on the LM, that differ: each with both values."""
+    names = [*MethodSettings.__annotations__, *(_OF_LM_LORA if one.has_lm_lora and other.has_lm_lora else ())]
+    found = []
+    for name in names:
+        values = [_plain(getattr(config, name)) for config in (one, other)]
+        if values[0] != values[1]:
+            found.append(f"{name}={brief(values[0])} (there {brief(values[1])})")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting as it is compared: where features came from is not."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {k: v for k, v in dataclasses.asdict(value).items() if k != "provenance"}
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return sorted(value) if isinstance(value, set) else list(value) if isinstance(value, tuple) else value
 
 
 def adapter_tensors(model: Any, name: str) -> dict[str, Tensor]:

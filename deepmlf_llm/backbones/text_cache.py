@@ -1,7 +1,8 @@
 """Keeping what the frozen LM makes of each text: computed once, reused every epoch and for every feature set.
 
 Keyed by the token ids themselves. Valid while nothing changes the text stream: no LoRA on the LM, no augmentation of
-the text. The owner of a cache must ensure that; :class:`TextCache` cannot know.
+the text. The owner of a cache must ensure that; :class:`TextCache` cannot know. It notices where the LM's weights are
+written to or change their dtype, and starts again then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from deepmlf_llm.backbones.cpu import computes_bfloat16
 from deepmlf_llm.backbones.disk_store import DiskStore
 from deepmlf_llm.backbones.interface import Decoder
 from deepmlf_llm.backbones.stream import RecordingCache, TextStream, read_noting
-from deepmlf_llm.backbones.text_key import stream_key
+from deepmlf_llm.backbones.text_key import WeightWrites, stream_key
 from deepmlf_llm.backbones.text_store import (
     STORAGE,
     Entry,
@@ -74,12 +75,28 @@ class TextCache:
         self.storage = storage
         self._sizes: tuple[int, int] | None = None  # of texts of one token and of two
         self.store: MemoryStore | DiskStore = MemoryStore()
-        if directory is not None:
-            key = self._key()
-            try:
-                self.store = DiskStore(directory, key)
-            except FileError as error:
-                self._go_on_in_memory(error)
+        self._directory = directory
+        self._writes = WeightWrites(decoder)
+        self.key = self._key()
+        self._open()
+
+    def _open(self) -> None:
+        if self._directory is None:
+            return
+        try:
+            self.store = DiskStore(self._directory, self.key)
+        except FileError as error:
+            self._go_on_in_memory(error)
+
+    def follow_weights(self) -> None:
+        """Goes on with what belongs to the LM's weights as they are now: after a state dict was loaded into it, or its
+        dtype changed, nothing that was kept does. Weights that were only written anew (by DDP) are the same."""
+        if not self._writes.any():
+            return
+        key = self._key()
+        if key != self.key:
+            self.store, self._sizes, self.key = MemoryStore(), None, key
+            self._open()
 
     def _key(self) -> dict[str, Any]:
         return {
@@ -195,6 +212,7 @@ class TextCache:
         Raises:
             ConfigError: a text without tokens; or the disk takes no more and memory has no room for them.
         """
+        self.follow_weights()
         texts = list(texts)
         for batch in _batches(self.missing(texts), self._batch_tokens):
             kept = self._keep(self._read(batch))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepmlf_llm.backbones.fingerprint import base_sizes, weights_digest
@@ -55,3 +56,26 @@ def _settings(config: dict[str, Any]) -> str:
     """A hash of what an LM's config says about its computation (rotary tables, sliding windows, ...)."""
     relevant = {key: value for key, value in config.items() if key not in _IRRELEVANT}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class WeightWrites:
+    """Whether an LM's weights have been written to, or have another dtype: cheap enough to be asked at every pass.
+
+    Args:
+        decoder: the LM.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._weights = list(decoder.body.parameters())
+        self._seen = self._now()
+
+    def _now(self) -> tuple[torch.dtype, int]:
+        # A state dict that is loaded writes to each; tensors of inference mode count nothing.
+        written = sum(0 if weight.is_inference() else weight._version for weight in self._weights)
+        return self._decoder.embeddings.weight.dtype, written
+
+    def any(self) -> bool:
+        """Since it was asked last."""
+        before, self._seen = self._seen, self._now()
+        return self._seen != before

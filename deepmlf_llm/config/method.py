@@ -146,6 +146,8 @@ class DeepMLFConfig(MethodSettings):
                 f"target_modules={brief(target)}: LoRA on the LM is off (r=0); set r, or leave target_modules out",
             )
             target = NO_LM_LORA
+        elif isinstance(target, str) and target not in (NO_LM_LORA, "all-linear"):
+            target = [target]  # of which PEFT would make a regular expression on whole names
         self.target_modules: Any = None if self.r != 0 and target == NO_LM_LORA else target
 
     def _check(self, problems: Problems) -> None:

@@ -45,12 +45,12 @@ def _array(name: str, value: Any) -> np.ndarray:
     if value is None:
         return np.empty(0, dtype=np.float32)
     if isinstance(value, (list, tuple)):
-        value = [np.asarray(row) if hasattr(row, "__array__") else row for row in value]
+        value = [_of_tensor(row) if hasattr(row, "__array__") else row for row in value]
     elif not hasattr(value, "__array__"):
         raise DataError(f"{name} is not a table of numbers but {_kind(value)}: expected frames, a list of lists")
     try:
         # As objects first: with text among the numbers, numpy would make text of them all.
-        array = np.asarray(value) if hasattr(value, "__array__") else np.asarray(value, dtype=object)
+        array = _of_tensor(value) if hasattr(value, "__array__") else np.asarray(value, dtype=object)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} is not a table of numbers: {_shorten(error)}") from error
     if array.ndim > 32:  # numpy counts to 64, but walks through 32
@@ -64,6 +64,14 @@ def _array(name: str, value: Any) -> np.ndarray:
             return array.astype(np.float32)
     except (OverflowError, TypeError, ValueError) as error:
         raise DataError(f"{name} is not a table of numbers that a float can hold: {_shorten(error)}") from error
+
+
+def _of_tensor(value: Any) -> np.ndarray:
+    """An array, or a tensor, which numpy takes neither from a GPU nor from a graph, nor in bf16."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return np.asarray(value)
 
 
 def _check_entries(name: str, array: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from deepmlf_llm.backbones import Decoder
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.labels import own_heads, unimodal_terms
 from deepmlf_llm.config.method import DeepMLFConfig
-from deepmlf_llm.errors import ConfigError, suggest
+from deepmlf_llm.errors import ConfigError, InjectionError, suggest
 from deepmlf_llm.fusion.hooks import FusionState, Injection
 from deepmlf_llm.fusion.layer_mix import mixed_states
 from deepmlf_llm.fusion.objective import combine, loss_terms, next_token_sum
@@ -95,7 +95,16 @@ class FusedDecoder:
         unimodal_labels: Tensor | None = None,
         **features: Tensor | None,
     ) -> DeepMLFOutput:
-        """See :meth:`deepmlf_llm.model.DeepMLFModel.forward`."""
+        """See :meth:`deepmlf_llm.model.DeepMLFModel.forward`.
+
+        Raises:
+            InjectionError: MM Blocks have been taken out of the decoder.
+        """
+        if not self.injection.attached:
+            raise InjectionError(
+                "this model was ejected or merged: its MM Blocks are no longer in the decoder; use what eject() or "
+                "merge_and_unload() gave back"
+            )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         input_ids, mask = left_padded(input_ids, mask)
         inputs = self._features(config, features, len(input_ids), stack)
@@ -104,6 +113,10 @@ class FusedDecoder:
         state = FusionState(stack.blocks, readers, context_mask, stack.num_tokens, notes=stack.noted_layers)
         tokens = stack.fusion_tokens(len(input_ids)).to(self.decoder.dtype)
         cache, kept = self.cache, self.token_cache  # another thread may exchange them meanwhile
+        if cache is not None:
+            cache.follow_weights()
+            if kept is not None:
+                kept.follow(cache.key)
         augmented = stack.training and config.seqaug.changes_text
         decoder = self.running(config, stack)
         text = Text(decoder, config, input_ids, mask, cache, augmented)

@@ -84,6 +84,10 @@ class Injection:
         self.decoder = decoder
         self._handles: list[Any] = []
 
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
     def attach(self) -> None:
         """Hooks every layer; one without an MM Block in the pass's state passes through."""
         if not self._handles:

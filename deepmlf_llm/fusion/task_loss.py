@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepmlf_llm.config.method import DeepMLFConfig
+from deepmlf_llm.errors import ConfigError
 from deepmlf_llm.tasks.classification import ClassificationTask
 from deepmlf_llm.tasks.registry import task_of
 
@@ -33,9 +34,13 @@ def task_loss(config: DeepMLFConfig) -> TaskLoss:
 
 
 def distance(kind: str) -> TaskLoss:
-    """``"l1"`` or ``"mse"``; labels [b], or [b x o]."""
+    """``"l1"`` or ``"mse"``; labels [b], or [b x o]. Labels of another shape raise a :class:`ConfigError`."""
 
     def loss(found: Tensor, labels: Tensor) -> Tensor:
+        if labels.shape not in ((len(found),), (len(found), found.shape[-1])):
+            raise ConfigError(
+                f"labels: got shape {list(labels.shape)}, expected [{len(found)}] or [{len(found)}, {found.shape[-1]}]"
+            )
         target = labels.to(found.dtype).reshape(len(found), 1, -1)  # [b x 1 x o]
         return REGRESSION[kind](_rows(found) - target).mean(dim=(1, 2))
 

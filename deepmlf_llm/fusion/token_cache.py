@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,17 @@ class TokenCache:
 
     def __init__(self) -> None:
         self._kept: _Kept | None = None
+        self._lm: dict[str, Any] | None = None
+
+    def follow(self, lm: dict[str, Any]) -> None:
+        """Drops what another LM has made, or this one before its weights changed.
+
+        Args:
+            lm: what identifies it (:attr:`~deepmlf_llm.backbones.text_cache.TextCache.key`).
+        """
+        if lm is not self._lm and lm != self._lm:
+            self.clear()
+        self._lm = lm
 
     def __len__(self) -> int:
         return len(self.states)

@@ -16,13 +16,15 @@ from deepmlf_llm.adapters.hub import local_directory
 from deepmlf_llm.backbones import is_quantized
 from deepmlf_llm.backbones.text_store import MemoryStore
 from deepmlf_llm.backbones.vocabulary import check_ids, check_tokenizer, embedding_rows
+from deepmlf_llm.config.rules import brief, is_integer
 from deepmlf_llm.data.clean import standardise
 from deepmlf_llm.data.collate import Collator, most_characters, token_ids
 from deepmlf_llm.data.facts import VIDEO, FeatureRecipe, feature_problems, provenance_of
 from deepmlf_llm.data.frames import frames_of_width
 from deepmlf_llm.data.text import normalise_text
-from deepmlf_llm.errors import ConfigError, DataError, suggest
+from deepmlf_llm.errors import ConfigError, DataError, InjectionError, Problems, suggest
 from deepmlf_llm.inference.predictions import ClassPrediction, Prediction, predictions_of
+from deepmlf_llm.model.base import FusedModel
 from deepmlf_llm.model.merged import tokenizer_beside
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.tasks.registry import task_of
@@ -43,9 +45,24 @@ class SentimentPredictor:
         model: a trained :class:`DeepMLFModel`, or a merged one.
         tokenizer: of its base model.
         batch_size: utterances a batch; texts of like length go together.
+
+    The model is put into eval mode. One that is trained on must be put there again (``model.eval()``) before it
+    predicts.
+
+    Raises:
+        ConfigError: another kind of model, or no number of utterances.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
+        problems = Problems(ConfigError, "SentimentPredictor")
+        problems.check(
+            isinstance(model, FusedModel),
+            f"model is a {type(model).__name__}, expected a DeepMLFModel (DeepMLFModel(base, config)) or a merged one",
+        )
+        problems.check(
+            is_integer(batch_size) and batch_size >= 1, f"batch_size={brief(batch_size)}: expected an integer >= 1"
+        )
+        problems.raise_if_any()
         self.model = model.eval()
         self.config = model.deepmlf_config
         self.task = task_of(self.config.dataset, self.config.task)
@@ -124,9 +141,12 @@ class SentimentPredictor:
                 absent; a modality that is not given is absent everywhere.
 
         Raises:
-            DataError: an unknown modality, lists of different length, facts that differ, or features of another
-                dimension; the message names the utterance.
+            DataError: one text in the place of several, an unknown modality, lists of different length, facts that
+                differ, or features of another dimension; the message names the utterance.
+            InjectionError: the model is in training mode.
         """
+        if isinstance(text, str):
+            raise DataError(f"text={brief(text)} is one text: expected a list of them, [{brief(text)}]")
         known = self.config.modalities
         problems = feature_problems({name: known[name] for name in facts if name in known}, facts) if facts else []
         if problems:
@@ -205,7 +225,13 @@ class SentimentPredictor:
 
     @torch.inference_mode()
     def predict_prepared(self, items: Sequence[Mapping[str, Any]]) -> list[Prediction | ClassPrediction]:
-        """Predictions of what :meth:`prepare` made, in order; batches hold texts of like length."""
+        """Predictions of what :meth:`prepare` made, in order; batches hold texts of like length.
+
+        Raises:
+            InjectionError: the model is in training mode: dropout and running statistics would be at work.
+        """
+        if self.model.training:
+            raise InjectionError("the model is in training mode: call model.eval() before it predicts")
         results: list[Prediction | ClassPrediction | None] = [None] * len(items)
         order = np.argsort([len(item["input_ids"]) for item in items], kind="stable")
         for rows in self._batches(order):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from deepmlf_llm.backbones.text_cache import TextCache
 from deepmlf_llm.config.method import DeepMLFConfig
@@ -13,6 +13,18 @@ from deepmlf_llm.fusion.decoder import DeepMLFOutput, FusedDecoder
 from deepmlf_llm.fusion.token_cache import TokenCache
 from deepmlf_llm.modules import FusionStack
 from deepmlf_llm.paths import cache_dir
+
+
+def refuse_generate(plain_lm: str) -> NoReturn:
+    """Says how the plain LM writes text.
+
+    Raises:
+        InjectionError: always.
+    """
+    raise InjectionError(
+        f"generate(): a model with fusion tokens predicts polarity and writes no text; the plain language model does: "
+        f"{plain_lm}"
+    )
 
 
 class FusedModel:
@@ -55,10 +67,7 @@ class FusedModel:
         Raises:
             InjectionError: always.
         """
-        raise InjectionError(
-            "generate(): a model with fusion tokens predicts polarity and writes no text; the plain language model "
-            f"does: {self.plain_lm}"
-        )
+        refuse_generate(self.plain_lm)
 
     plain_lm = "call generate() on the language model itself"
 

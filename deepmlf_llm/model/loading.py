@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files
@@ -64,9 +65,13 @@ def refuse_wrapped(base: Any) -> None:
     """A base must be the bare causal LM: PEFT's layers inside it would be taken for its own.
 
     Raises:
-        InjectionError: it carries a PEFT adapter.
+        InjectionError: it carries a PEFT adapter, or layers of one.
     """
-    if isinstance(base, PeftModel) or hasattr(base, "peft_config"):
+    if (
+        isinstance(base, PeftModel)
+        or hasattr(base, "peft_config")
+        or (isinstance(base, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in base.modules()))
+    ):
         raise InjectionError(
             "the base model carries a PEFT adapter already; give the bare causal LM, and ask for LoRA on it with "
             "DeepMLFConfig(r=...)"

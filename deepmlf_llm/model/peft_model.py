@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from deepmlf_llm.adapters import files, hub, lora
 from deepmlf_llm.adapters.card import adapter_card
-from deepmlf_llm.adapters.compatibility import adapter_tensors, check_fit
-from deepmlf_llm.backbones import is_quantized
+from deepmlf_llm.adapters.compatibility import adapter_tensors, check_fit, other_settings
 from deepmlf_llm.config.method import DeepMLFConfig
 from deepmlf_llm.deferred import deferred
 from deepmlf_llm.errors import AdapterError, ConfigError, DeepMLFError
@@ -25,6 +24,7 @@ from deepmlf_llm.model.switching import SwitchedModel
 from deepmlf_llm.model.tuner import DeepMLFTuner
 from deepmlf_llm.modules import FusionStack
 
+_OF_PEFT = frozenset(inspect.signature(PeftModel.load_adapter).parameters)
 _TRAINERS_CHECKPOINT = re.compile(r"checkpoint-\d+$")
 
 
@@ -119,14 +119,16 @@ class DeepMLFModel(SwitchedModel):
         Args:
             save_directory: gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``README.md``.
             state_dict: whole weights, where the model's own are shards (ZeRO-3).
-            kwargs: as in PEFT.
+            kwargs: as in PEFT; ``selected_adapters`` names another adapter than the active one.
 
         Raises:
             AdapterError: what was written is not whole (empty, missing or misshapen tensors).
+            ConfigError: ``selected_adapters`` does not name one adapter of this model.
         """
         if not kwargs.get("is_main_process", True):
             return
-        directory, name, config = Path(save_directory), self.base_model.active_stack_name, self.deepmlf_config
+        directory, name = Path(save_directory), self._selected(kwargs.get("selected_adapters"))
+        config = self.peft_config[name]
         kwargs |= {"selected_adapters": [name], "save_embedding_layers": False, "safe_serialization": True}
         kwargs.pop("push_to_hub", None)
         writes_lora = config.has_lm_lora and not _TRAINERS_CHECKPOINT.match(directory.name)
@@ -144,6 +146,17 @@ class DeepMLFModel(SwitchedModel):
             (aside / files.CARD).write_text(adapter_card(config, written), encoding="utf-8")
             if not writes_lora:  # before the new settings come, by which an earlier copy would be nobody's
                 lora.remove_lm_lora(directory)
+
+    def _selected(self, names: Any) -> str:
+        """The one adapter that is to be saved."""
+        if names is None:
+            return self.base_model.active_stack_name
+        if not isinstance(names, (list, tuple)) or len(names) != 1 or names[0] not in self.peft_config:
+            raise ConfigError(
+                f"selected_adapters={names!r}: expected a list of one of {', '.join(self.peft_config)}; a directory "
+                "holds one adapter"
+            )
+        return str(names[0])
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Nothing: :meth:`save_pretrained` writes a card of ours in the place of PEFT's."""
@@ -180,7 +193,13 @@ class DeepMLFModel(SwitchedModel):
 
         Raises:
             AdapterError: damaged files, another base, tensors that do not fit; a given base is left as it was.
+            TypeError: the base model first, as in PEFT.
         """
+        if isinstance(directory, nn.Module):
+            raise TypeError(
+                f"from_pretrained(directory, base): the adapter's directory comes first, and here a "
+                f"{type(directory).__name__} does"
+            )
         directory = hub.local_directory(directory, revision)
         if MergedDeepMLF.is_saved_in(directory):
             if base is not None or is_trainable:
@@ -202,15 +221,30 @@ class DeepMLFModel(SwitchedModel):
         return model.train(is_trainable)
 
     def load_adapter(
-        self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, revision: str | None = None, **_: Any
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,
+        revision: str | None = None,
+        **of_peft: Any,
     ) -> Any:
         """Another adapter beside those on this base, or other weights for the one of that name (Trainer does that).
 
         It is not made the active one: see ``set_adapter``. Checked as in :meth:`from_pretrained`.
 
+        Args:
+            model_id: directory of the adapter, or its hub id.
+            adapter_name: PEFT's name for it. Weights for one that is there already must be of the same settings.
+            is_trainable: go on training it.
+            revision: of an adapter on the hub.
+            of_peft: its other arguments, which change nothing here.
+
         Raises:
-            AdapterError: as there; the model is left as it was.
+            AdapterError: as there, or weights of other settings; the model is left as it was.
+            TypeError: an argument that PEFT has not either.
         """
+        if unknown := of_peft.keys() - _OF_PEFT:
+            raise TypeError(f"load_adapter() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         directory = hub.local_directory(model_id, revision)
         config, tensors = files.read_adapter(directory)
         check_fit(config, tensors, self.get_base_model(), directory)
@@ -221,6 +255,11 @@ class DeepMLFModel(SwitchedModel):
                 self.add_adapter(adapter_name, config)
             except DeepMLFError as error:
                 raise AdapterError(f"{directory}: {error}") from error
+        elif differing := other_settings(config, self.peft_config[adapter_name]):
+            raise AdapterError(
+                f"{directory}: trained with other settings than adapter {adapter_name!r}, which is there already: "
+                f"{'; '.join(differing)}. Load it under another name"
+            )
         try:
             files.check_tensors(tensors, adapter_tensors(self, adapter_name), directory)
         except AdapterError:
@@ -233,23 +272,21 @@ class DeepMLFModel(SwitchedModel):
             self.eval()
         return result
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> MergedDeepMLF:
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> MergedDeepMLF:
         """One model without PEFT: LoRA folded into the LM, each MM Block's LoRA into its own FFW weights.
 
+        Args:
+            progressbar, safe_merge: as in PEFT.
+            adapter_names: the active adapter, or None for it.
+
         Raises:
-            ConfigError: the base is quantized: weights that are sums of 4-bit ones do not fit 4 bits.
+            ConfigError: the base is quantized: weights that are sums of 4-bit ones do not fit 4 bits; or LoRA is on
+                embeddings that are the LM's head too, and a merged model would predict something else.
+            InjectionError: another adapter than the active one.
         """
-        if is_quantized(self.get_base_model()):
-            raise ConfigError(
-                "a quantized base cannot be merged into: load the adapter on base.dequantize() (same outputs) or on "
-                "the 16-bit original, then merge (deepmlf merge --base dequantized|16bit)"
-            )
-        stack, config = self.active_stack, copy.deepcopy(self.deepmlf_config)
-        for block in stack.blocks.values():  # before the LM changes: a block's FFW is that of the LM without its LoRA
-            if block.ffw is not None:
-                block.ffw.take_ownership()
-        lm = self.base_model.merge_and_unload(*args, **kwargs)
-        return MergedDeepMLF(lm, stack, config)
+        return self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
 
     def eject(self) -> nn.Module:
         """Takes MM Blocks and hooks out and gives back the very same base model, mode and trainability included."""

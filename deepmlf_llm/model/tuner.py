@@ -32,6 +32,10 @@ from deepmlf_llm.errors import ConfigError, InjectionError
 from deepmlf_llm.fusion.build import build_stack
 from deepmlf_llm.fusion.decoder import FusedDecoder
 from deepmlf_llm.fusion.hooks import can_probe, probe
+from deepmlf_llm.model.base import refuse_generate
+from deepmlf_llm.model.loading import refuse_wrapped
+from deepmlf_llm.model.mergeable import check_mergeable
+from deepmlf_llm.model.merged import MergedDeepMLF
 from deepmlf_llm.modules import FusionStack
 
 CONTAINER = "deepmlf"  # base_model.deepmlf.<adapter>.<module>
@@ -76,9 +80,11 @@ class DeepMLFTuner(LoraModel):
 
         Raises:
             ConfigError, BaseModelError: settings that do not fit this decoder, or a decoder that cannot be used.
-            InjectionError: the adapter belongs to another base, or the probe fails.
+            InjectionError: the adapter belongs to another base, the base carries another model's adapters, or the probe
+                fails.
         """
         if CONTAINER not in self._modules:
+            refuse_wrapped(model)  # whose layers a withdrawal would take out
             self.fused = FusedDecoder(Decoder(model))
             self.found = BaseState(model)
             self.deepmlf = FusionStacks(self.fused.decoder)
@@ -235,12 +241,52 @@ class DeepMLFTuner(LoraModel):
         elif self.deepmlf:
             self.set_adapter(next(iter(self.deepmlf)))
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: there is no rule for a sum of fusion modules.
+
+        Raises:
+            InjectionError: always.
+        """
+        raise InjectionError("add_weighted_adapter(): fusion tokens and MM Blocks of several adapters have no sum")
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Text by the plain LM, where adapters are switched off.
+
+        Raises:
+            InjectionError: they are not.
+        """
+        if not self.deepmlf.disable_adapters and self.deepmlf:
+            refuse_generate("`with model.disable_adapter(): model.generate(...)`")
+        return self.model.generate(*args, **kwargs)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> MergedDeepMLF:
+        """See :meth:`deepmlf_llm.model.DeepMLFModel.merge_and_unload`."""
+        if adapter_names not in (None, [self.active_stack_name]):
+            raise InjectionError(
+                f"merge_and_unload(adapter_names={adapter_names}): the active adapter alone can be merged, which is "
+                f"{self.active_stack_name!r}; set_adapter chooses it"
+            )
+        self._check_mergeable()
+        stack, config = self.active_stack, copy.deepcopy(self.peft_config[self.active_stack_name])
+        for block in stack.blocks.values():  # before the LM changes: a block's FFW is that of the LM without its LoRA
+            if block.ffw is not None:
+                block.ffw.take_ownership()
+        lm: Any = super().merge_and_unload(progressbar, safe_merge)
+        return MergedDeepMLF(lm, stack, config)
+
+    def _check_mergeable(self) -> None:
+        check_mergeable(self.fused.decoder.lm, self.active_stack_name, self.peft_config[self.active_stack_name])
+
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Folds LoRA into the LM in place.
 
         Raises:
             InjectionError: MM Blocks share the LM's FFW, which would change under them.
+            ConfigError: the LM's embeddings are its head, and would change with it.
         """
+        self._check_mergeable()
         sharing = [
             name
             for name, config in self.peft_config.items()

@@ -143,6 +143,10 @@ class _KeptTexts:
     ) -> None:
         self.decoder, self.depth, self.lowest, self.notes, self.dtype = decoder, depth, lowest, notes, dtype
         self.nbytes = 0
+        self.key: dict[str, Any] = {}
+
+    def follow_weights(self) -> None:
+        """They do not change here."""
 
     def serves(self, *_: Any) -> bool:
         return True

@@ -42,7 +42,10 @@ def _of_training() -> dict[str, Rule]:
         "optim": _optimizer(),
         "optim_args": optional(word("a text")),
         "optim_target_modules": optional(_word_or_words()),
-        "neftune_noise_alpha": optional(number(0, 1e6)),
+        "neftune_noise_alpha": Rule(
+            lambda value: value is None,
+            "none, for the frozen LM's embeddings get no noise of Trainer's; seqaug.embedding_noise gives them some",
+        ),
     }
 
 

@@ -47,6 +47,12 @@ def test_a_scale_keeps_its_distance():
     assert task_loss(DeepMLFConfig(objective={"loss": "mse"}))(torch.tensor([[2.0]]), torch.tensor([-1.0])).item() == 9
 
 
+@pytest.mark.parametrize("shape", [(8,), (1,), (4, 2), (2, 4), (4, 1, 1), ()])
+def test_labels_of_another_shape_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"labels: got shape .*, expected \[4\] or \[4, 1\]"):
+        task_loss(DeepMLFConfig())(torch.zeros(4, 2, 1), torch.zeros(shape))
+
+
 def test_outputs_follow_the_classes_and_contradictions_are_refused():
     assert config(ONE).num_outputs == 3
     assert config({"range": [0, 10]}).num_outputs == DeepMLFConfig().num_outputs == 1

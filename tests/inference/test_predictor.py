@@ -8,7 +8,7 @@ import torch
 
 from deepmlf_llm.backbones import load_base_model, load_tokenizer
 from deepmlf_llm.config.method import DeepMLFConfig
-from deepmlf_llm.errors import DataError
+from deepmlf_llm.errors import ConfigError, DataError, InjectionError
 from deepmlf_llm.inference import predictor as inference
 from deepmlf_llm.inference.predictor import SentimentPredictor
 from deepmlf_llm.model.peft_model import DeepMLFModel
@@ -112,11 +112,38 @@ def test_what_is_kept_in_memory_is_bounded_and_somebodys_own_choice_is_left_alon
         ({"text": ["a"], "audio": [np.ones(4)]}, r"utterance 0: audio: .*\[4\]"),
         ({"text": ["a"], "audio": [[["x"]]]}, "not a table of numbers"),
         ({"text": [None]}, "utterance 0: text is NoneType"),
+        ({"text": "ab"}, r"text='ab' is one text: expected a list of them, \['ab'\]"),
     ],
 )
 def test_bad_input_is_named(predictor, call, message):
     with pytest.raises(DataError, match=message):
         predictor.predict(**call)
+
+
+def test_a_model_in_training_mode_does_not_predict(predictor):
+    expected = predictor.predict(["a"])[0].polarity
+    predictor.model.train()
+    try:
+        with pytest.raises(InjectionError, match=r"training mode: call model\.eval\(\)"):
+            predictor.predict(["a"])
+    finally:
+        predictor.model.eval()
+    assert predictor.predict(["a"])[0].polarity == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_another_model_or_no_number_of_utterances_is_refused(predictor, batch_size):
+    with pytest.raises(ConfigError, match=r"model is a LlamaForCausalLM, expected a DeepMLFModel(.|\n)*batch_size="):
+        SentimentPredictor(predictor.model.get_base_model(), predictor.tokenizer, batch_size)
+
+
+def test_tensors_of_a_graph_and_in_bf16_are_frames(predictor):
+    frames = torch.randn(4, 3).bfloat16().float()
+    expected, *others = (
+        predictor.predict(["a"], audio=[given])[0].polarity
+        for given in (frames.numpy(), frames.clone().requires_grad_(), frames.bfloat16(), list(frames.bfloat16()))
+    )
+    assert others == pytest.approx([expected] * 3, abs=1e-6)
 
 
 def test_raw_frames_where_a_model_reads_those_standardised_within_a_video_are_refused(predictor, monkeypatch):

@@ -219,6 +219,69 @@ def test_a_disk_cache_of_another_model_is_never_read(tmp_path):
         assert_close(model(**batch).polarity, expected, rtol=1e-5, atol=1e-6)
 
 
+@torch.no_grad()
+def change_a_layer(lm):
+    lm.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+
+
+def load_other_weights(lm):
+    lm.load_state_dict(tiny_family("llama", seed=5).state_dict())
+
+
+def change_the_dtype(lm):
+    lm.to(torch.bfloat16)
+
+
+@torch.no_grad()
+def write_the_same(lm):  # as DDP does
+    for weight in lm.parameters():
+        weight.copy_(weight.clone())
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+@pytest.mark.parametrize("settings", [{}, {"ffw_scope": "fusion"}])
+@pytest.mark.parametrize("change", [change_a_layer, load_other_weights, change_the_dtype, write_the_same])
+@torch.no_grad()
+def test_kept_texts_go_with_the_lms_weights(tmp_path, kind, settings, change):
+    model, batch = tiny_model(tiny_family("llama"), **settings), tiny_batch()
+    model.enable_text_cache(kind, tmp_path, fusion_tokens=True)
+    model(**batch)
+    kept = model.text_cache.store
+    change(model.get_base_model())
+    found = [model(**batch).polarity for _ in range(2)]
+    assert (model.text_cache.store is kept) is (change is write_the_same)
+    assert len(model.text_cache) == len(model.fused_decoder.token_cache)
+    model.enable_text_cache("none")
+    for polarity in found:
+        tolerance = 0.05 if change is change_the_dtype else 1e-5
+        assert_close(polarity, model(**batch).polarity, rtol=tolerance, atol=tolerance)
+    fresh = tiny_model(tiny_family("llama"), **settings)  # a folder never has a stream of other weights
+    expected = fresh(**batch).polarity
+    fresh.enable_text_cache(kind, tmp_path)
+    assert_close(fresh(**batch).polarity, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_chosen_adapter_is_saved(tmp_path):
+    model, batch = tiny_model(tiny_family("llama")), tiny_batch()
+    model.add_adapter("b", tiny_config(fusion_layers=[2]))
+    model.save_pretrained(tmp_path, selected_adapters=["b"])
+    model.set_adapter("b")
+    again = DeepMLFModel.from_pretrained(tmp_path, tiny_family("llama"))
+    assert_close(again(**batch).polarity, model(**batch).polarity, rtol=0, atol=0)
+    for names in (["c"], ["b", "default"], [], "b"):
+        with pytest.raises(ConfigError, match="expected a list of one of default, b; a directory holds one adapter"):
+            model.save_pretrained(tmp_path, selected_adapters=names)
+
+
+def test_arguments_that_peft_would_not_take_are_named(tmp_path):
+    model = tiny_model(tiny_family("llama"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'is_trainble'"):
+        model.load_adapter(tmp_path, "b", is_trainble=True)
+    with pytest.raises(TypeError, match="the adapter's directory comes first, and here a LlamaForCausalLM does"):
+        DeepMLFModel.from_pretrained(tiny_family("llama"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [

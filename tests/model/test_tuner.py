@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from deepmlf_llm.config.method import DeepMLFConfig
-from deepmlf_llm.errors import ConfigError, InjectionError
+from deepmlf_llm.errors import AdapterError, ConfigError, InjectionError
 from deepmlf_llm.fusion.hooks import Injection
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from tests.families import FAMILY_NAMES, randomise, tiny_batch, tiny_config, tiny_family, tiny_model
@@ -332,6 +332,8 @@ def test_several_adapters_live_side_by_side(tmp_path, settings):
     assert_close(model(**batch).polarity, expected["b"], rtol=0, atol=0)
     assert trainable(model)
     assert all(".b." in name for name in trainable(model))
+    with pytest.raises(AdapterError, match=r"other settings than adapter 'b'.*ffw_scope='joint' \(there 'fusion'\)"):
+        DeepMLFModel.load_adapter(model, tmp_path / "a", "b")
     model.load_adapter(tmp_path / "a", "c", is_trainable=True)
     assert {".b." in name or ".c." in name for name in trainable(model)} == {True}
     model.delete_adapter("default")
@@ -415,6 +417,35 @@ def test_a_refused_second_adapter_leaves_the_first_as_it_was():
     assert model.active_adapters == ["default"]
     assert trainable(model) == learning
     assert_close(model(**batch).polarity, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, LORA])
+def test_a_refused_second_model_on_one_base_leaves_the_first_as_it_was(settings):
+    base, batch = tiny_family("llama"), tiny_batch()
+    model = tiny_model(base, **settings)
+    expected, learning, names = model(**batch).polarity, trainable(model), [name for name, _ in base.named_modules()]
+    for _ in range(2):
+        with pytest.raises(InjectionError, match="carries a PEFT adapter already"):
+            peft.get_peft_model(base, tiny_config(**settings))
+    assert trainable(model) == learning
+    assert [name for name, _ in base.named_modules()] == names
+    assert_close(model(**batch).polarity, expected, rtol=0, atol=0)
+
+
+def test_one_target_by_name_is_that_target():
+    model = tiny_model(tiny_family("llama"), r=2, target_modules="q_proj")
+    assert all(".q_proj." in name for name in trainable(model) if ".deepmlf." not in name)
+    assert model.parameter_groups()["lm_lora"]
+
+
+def test_a_model_whose_blocks_are_out_predicts_nothing():
+    model, batch = tiny_model(tiny_family("llama")), tiny_batch()
+    merged = tiny_model(tiny_family("llama"))
+    merged.merge_and_unload()
+    model.eject()
+    for gone in (model, merged):
+        with pytest.raises(InjectionError, match="ejected or merged"):
+            gone(**batch)
 
 
 def test_lora_targets_that_do_not_exist_leave_the_base_bare():

@@ -203,7 +203,7 @@ def test_a_section_is_a_mapping(name: str, wrong: object) -> None:
         {"max_grad_norm": -1}, {"eval_steps": 0}, {"save_steps": -1}, {"logging_steps": 0}, {"save_total_limit": -1},
         {"av_learning_rate": -1}, {"lora_learning_rate": -1}, {"av_weight_decay": -1}, {"lora_r": -1},
         {"lora_dropout": -0.1}, {"dataloader_num_workers": -1}, {"lr_scheduler_type": "cosin"}, {"optim": "adam"},
-        {"eval_strategy": "sometimes"}, {"report_to": "nowhere"}, {"log_level": "loud"}, {"neftune_noise_alpha": -5},
+        {"eval_strategy": "sometimes"}, {"report_to": "nowhere"}, {"log_level": "loud"}, {"neftune_noise_alpha": 5.0},
         {"gate": ["sigmoid"]}, {"head_dropout": -0.1}, {"seqaug": {"p_apply": -0.5}}, {"ffw_lora_alpha": -1},
         {"quantization": ["nf4"]}, {"dtype": "fp32"}, {"attn_implementation": "flash"}, {"text_cache": {"a": 1}},
         {"early_stopping_patience": -1}, {"data_fraction": -0.5}, {"num_layers": 0}, {"av_encoder": {"dropout": -0.1}},
