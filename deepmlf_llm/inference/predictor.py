@@ -28,6 +28,7 @@ from deepmlf_llm.model.base import FusedModel
 from deepmlf_llm.model.merged import tokenizer_beside
 from deepmlf_llm.model.peft_model import DeepMLFModel
 from deepmlf_llm.tasks.registry import task_of
+from deepmlf_llm.tasks.regression import RegressionTask
 
 if TYPE_CHECKING:
     from deepmlf_llm.inference.clips import ClipResult
@@ -50,7 +51,7 @@ class SentimentPredictor:
     predicts.
 
     Raises:
-        ConfigError: another kind of model, or no number of utterances.
+        ConfigError: another kind of model, one of several numbers of a scale, or no number of utterances.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
@@ -63,9 +64,11 @@ class SentimentPredictor:
             is_integer(batch_size) and batch_size >= 1, f"batch_size={brief(batch_size)}: expected an integer >= 1"
         )
         problems.raise_if_any()
-        self.model = model.eval()
         self.config = model.deepmlf_config
         self.task = task_of(self.config.dataset, self.config.task)
+        if isinstance(self.task, RegressionTask) and self.config.num_outputs != 1:
+            raise ConfigError(f"num_outputs={self.config.num_outputs}: a predictor says one number of a scale")
+        self.model = model.eval()
         self._adapter: str | None = model.adapter_in_use
         self.tokenizer = tokenizer
         self.batch_size = batch_size

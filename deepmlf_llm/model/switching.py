@@ -56,9 +56,14 @@ class SwitchedModel(FusedModel, PeftModelForCausalLM):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The plain LM inside, for one thread at a time. Predictors go on in other threads; where the LM has LoRA, they
-        wait."""
-        with self.fused_decoder.lm_lora.alone(), super().disable_adapter():
-            yield
+        wait. What was trainable is so again behind it, and nothing else."""
+        trainable = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        try:
+            with self.fused_decoder.lm_lora.alone(), super().disable_adapter():
+                yield
+        finally:
+            for parameter, requires_grad in trainable:  # PEFT makes a frozen adapter's LoRA trainable
+                parameter.requires_grad_(requires_grad)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Text by the plain LM, where adapters are switched off.

@@ -79,10 +79,12 @@ class DeepMLFTuner(LoraModel):
         """Adds an adapter: checks, LoRA, the stack, hooks, the probe. A refusal leaves the decoder as it was.
 
         Raises:
-            ConfigError, BaseModelError: settings that do not fit this decoder, or a decoder that cannot be used.
+            ConfigError, BaseModelError: settings that do not fit this decoder, a decoder that cannot be used, no name.
             InjectionError: the adapter belongs to another base, the base carries another model's adapters, or the probe
                 fails.
         """
+        if not adapter_name or "." in adapter_name:
+            raise ConfigError(f"adapter_name={adapter_name!r}: expected a name without dots; keys hold it")
         if CONTAINER not in self._modules:
             refuse_wrapped(model)  # whose layers a withdrawal would take out
             self.fused = FusedDecoder(Decoder(model))

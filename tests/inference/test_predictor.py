@@ -137,6 +137,12 @@ def test_another_model_or_no_number_of_utterances_is_refused(predictor, batch_si
         SentimentPredictor(predictor.model.get_base_model(), predictor.tokenizer, batch_size)
 
 
+def test_several_numbers_of_a_scale_are_no_prediction(predictor):
+    several = DeepMLFModel(load_base_model("tiny-llama"), DeepMLFConfig(fusion_layers=[1], num_outputs=2))
+    with pytest.raises(ConfigError, match="num_outputs=2: a predictor says one number"):
+        SentimentPredictor(several, predictor.tokenizer)
+
+
 def test_tensors_of_a_graph_and_in_bf16_are_frames(predictor):
     frames = torch.randn(4, 3).bfloat16().float()
     expected, *others = (

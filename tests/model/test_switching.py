@@ -25,3 +25,13 @@ def test_a_merged_model_writes_no_text_either():
     with pytest.raises(InjectionError, match=r"writes no text.*merged\.lm\.generate"):
         merged.generate(ids)
     assert merged.lm.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape[0] == 1
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_switching_off_and_on_leaves_what_is_trainable(learns):
+    model = tiny_model(tiny_family("llama"), r=2, target_modules=["q_proj"], inference_mode=not learns)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert any(before.values()) is learns
+    with model.disable_adapter():
+        pass
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before

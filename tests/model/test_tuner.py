@@ -432,6 +432,17 @@ def test_a_refused_second_model_on_one_base_leaves_the_first_as_it_was(settings)
     assert_close(model(**batch).polarity, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["a.b", ""])
+def test_an_adapters_name_is_part_of_a_key(name):
+    base = tiny_family("llama")
+    with pytest.raises(ConfigError, match=r"adapter_name=.*expected a name without dots"):
+        DeepMLFModel(base, tiny_config(), name)
+    model = DeepMLFModel(base, tiny_config())
+    with pytest.raises(ConfigError, match="adapter_name="):
+        model.add_adapter(name, tiny_config())
+    assert list(model.peft_config) == ["default"]
+
+
 def test_one_target_by_name_is_that_target():
     model = tiny_model(tiny_family("llama"), r=2, target_modules="q_proj")
     assert all(".q_proj." in name for name in trainable(model) if ".deepmlf." not in name)
