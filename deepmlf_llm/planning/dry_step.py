@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from deepmlf_llm.backbones.stream import TextStream
@@ -219,7 +220,8 @@ class DryModel:
                 with torch.autocast("cpu", torch.bfloat16) if step.autocast else nullcontext():
                     loss = model(**batch).loss
                 kept = live.now
-                torch.autograd.backward(loss)  # Tensor.backward would leave the mode that answers
+                # Of an edge: of a tensor it would leave the mode that answers, which recomputed layers ask.
+                torch.autograd.backward(get_gradient_edge(loss))
                 del loss
             found = StepBytes(
                 weights=storage_bytes(module_tensors(model)),

@@ -83,6 +83,16 @@ def test_the_peak_is_that_of_a_real_step(method, step):
     assert dry(method, on_cpu=True, **renamed).peak == pytest.approx(real(method, **step), rel=0.03)
 
 
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize("method", [JOINT, {**JOINT, "r": 4}, {**JOINT, "objective": {"gamma": 1.0}}], ids=str)
+def test_layers_that_run_again_get_the_answers_of_the_first_time(method, on_cpu):
+    model = made(method, torch.bfloat16)  # of which a CPU computes attention in a way of its own
+    step = Step(utterances=B, text_tokens=T, frames=FRAMES, on_cpu=on_cpu)
+    found = model.run(replace(step, checkpointing=True))
+    assert found.gradients == found.trained
+    assert found.kept < model.run(step).kept
+
+
 @pytest.mark.cpu
 def test_linear_layers_of_zero_3_keep_what_those_of_deepspeed_keep(monkeypatch):
     linear = pytest.importorskip("deepspeed.runtime.zero.linear")
