@@ -39,7 +39,7 @@ METHOD: dict[str, Any] = {"fusion_layers": "even:7", "num_fusion_tokens": 8, "ff
 DIMS = {"audio": 74, "vision": 35}
 CUDA_BLOCK = 512  # bytes
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-MEASURED, STEPS = RESULTS / "planner-h100.json", RESULTS / "h100.json"
+MEASURED, STEPS, ON_CPU = RESULTS / "planner-h100.json", RESULTS / "h100.json", RESULTS / "planner-cpu.json"
 _VARIANTS = {"joint": "joint", "fusion": "fusion", "cached": "fusion_cached"}  # as benchmarks/on_gpu.py calls them
 _DTYPES = {"none": "bfloat16", "nf4": "nf4"}
 
@@ -168,6 +168,23 @@ def steps_beside(rows: dict[str, Any], steps: dict[str, Any]) -> str:
     return f"{_STEPS}\n\n" + "\n".join(lines)
 
 
+def on_cpu_beside(rows: dict[str, Any]) -> str:
+    """What steps of SmolLM2-135M take on a CPU.
+
+    Args:
+        rows: of ``benchmarks/results/planner-cpu.json``.
+    """
+    lines = [
+        "| SmolLM2-135M on a CPU | planned GB | measured GB | planned s | measured s |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in _ON_CPU_SHOWN:
+        row = rows[f"smollm2-whole-{name}"]
+        memory = f"{row['predicted_peak'][1] / 1e9:.2f} | {row['peak'] / 1e9:.2f}"
+        lines.append(f"| {name} | {memory} | {row['predicted_seconds']:.2f} | {row['seconds']:.2f} |")
+    return f"{_ON_CPU}\n\n" + "\n".join(lines)
+
+
 _LEAD = """# The way to seventy billion: what a step costs
 
 Made by `python scripts/cost_to_70b.py --output benchmarks/results/cost-to-70b.json`; `--page FILE` writes
@@ -184,9 +201,9 @@ products reach 800 TFLOP/s, as that of [speed.md](../speed.md#on-a-gpu) did, and
 
 **What it says.** The frozen weights decide. In bf16 70B takes 145 GB wherever it is whole, so ZeRO-2 does not help:
 ZeRO-3 on 8 GPUs of 80 GB holds fusion scope (53 GiB at most), and joint takes 16 (72). In nf4 the same is 43 GB, 39.5
-of them the LM's, and fusion scope fits one GPU of 80 GB (69 GiB at most), joint none. Fusion scope saves 41 % of a
-step's FLOPs, a cached text 82 %. Up to 8B launches of operators take longer than products on an H100, so that these
-savings do not show in seconds; at 70B they do. Qwen2.5-72B is 2 to 4 % above 70B."""
+of them the LM's, and fusion scope fits one GPU of 80 GB (69 GiB at most), which joint does not. At 70B fusion scope saves 41 % of a
+step's FLOPs, a cached text 82 % (at 1B 49 % and 81 %). Up to 8B launches of operators take longer than products on an
+H100, so that these savings do not show in seconds; at 70B they do. Qwen2.5-72B is 1 to 5 % above 70B."""
 
 _MEASURED = """Peak tensors by the planner against PyTorch's allocator, and seconds of a step
 (`benchmarks/results/planner-h100.json`). The last row was measured while 3.7 GB of the one before were still
@@ -194,9 +211,14 @@ held. Several GPUs have not been tried: rows of ZeRO are sums by its rules."""
 
 _STEPS = """Whole steps of 32 utterances of MOSI's lengths, optimizer included, by [speed.md](../speed.md#on-a-gpu)
 (`benchmarks/results/h100.json`). Planned are the rows above: another text length, and .9 GiB for CUDA, which the
-allocator's peak does not have. They take 1.4 to 2.1 times the expected seconds, within the range: launches bind
-steps of this size, and for the bf16 rows other processes held most of the host's cores. Of 70B, 8 of 80 layers have
-run: 35 GB joint."""
+allocator's peak does not have. They take 1.4 to 2.0 times the expected seconds, within the range: launches bind
+steps of this size, and for the bf16 rows other processes held most of the host's cores. Memory of 8B in nf4 is 7 to
+16 % above the expected, and with the .9 GiB for CUDA above the high figure, too: leave room there. Of 70B, 8 of 80
+layers have run: 35 GB joint, with 8 utterances and 6 MM Blocks."""
+
+_ON_CPU = """On a CPU, resident memory of the process at its peak and seconds of a step, one core (AVX512-BF16 and AMX); some of the
+59 processes of [planner.md](../planner.md) (`benchmarks/results/planner-cpu.json`), which have settings of their own:"""
+_ON_CPU_SHOWN = ("joint", "fusion", "fusion-cached", "joint-bf16", "fusion-bf16", "joint-checkpointing", "fusion-nf4")
 
 
 def main() -> None:
@@ -211,7 +233,8 @@ def main() -> None:
         known = {":".join(case): rows[":".join(case)] for case in cases() if ":".join(case) in rows}
         beside = steps_beside(known, json.loads(STEPS.read_text())["steps"])
         measured = json.loads(MEASURED.read_text())["rows"]
-        write_aside(options.page, f"{page(known, measured)}\n{beside}\n")
+        on_cpu = on_cpu_beside(json.loads(ON_CPU.read_text())["rows"])
+        write_aside(options.page, f"{page(known, measured)}\n{beside}\n\n{on_cpu}\n")
         return
     began = time.monotonic()
     for case in cases():

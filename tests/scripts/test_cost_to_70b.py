@@ -34,3 +34,11 @@ def test_measured_steps_stand_beside_the_same_base_and_pass():
     assert table.count("llama-1b") == 1
     known = json.loads(cost.STEPS.read_text())["steps"]
     assert "llama-8b, nf4, joint" in cost.steps_beside({"llama-8b:nf4:joint": row}, known)
+
+
+def test_a_cpus_measured_steps_stand_beside_the_plan():
+    rows = json.loads(cost.ON_CPU.read_text())["rows"]
+    table = cost.on_cpu_beside(rows)
+    joint = rows["smollm2-whole-joint"]
+    assert f"| joint | {joint['predicted_peak'][1] / 1e9:.2f} | {joint['peak'] / 1e9:.2f} | " in table
+    assert table.count("\n| ") == 1 + 7
