@@ -201,9 +201,9 @@ products reach 800 TFLOP/s, as that of [speed.md](../speed.md#on-a-gpu) did, and
 
 **What it says.** The frozen weights decide. In bf16 70B takes 145 GB wherever it is whole, so ZeRO-2 does not help:
 ZeRO-3 on 8 GPUs of 80 GB holds fusion scope (53 GiB at most), and joint takes 16 (72). In nf4 the same is 43 GB, 39.5
-of them the LM's, and fusion scope fits one GPU of 80 GB (69 GiB at most), which joint does not. At 70B fusion scope saves 41 % of a
-step's FLOPs, a cached text 82 % (at 1B 49 % and 81 %). Up to 8B launches of operators take longer than products on an
-H100, so that these savings do not show in seconds; at 70B they do. Qwen2.5-72B is 1 to 5 % above 70B."""
+of them the LM's, and fusion scope fits one GPU of 80 GB (69 GiB at most), which joint does not. At 70B fusion scope
+saves 41 % of a step's FLOPs, a cached text 82 % (at 1B 49 % and 81 %). Up to 8B launches of operators take longer than
+products on an H100, so that these savings do not show in seconds; at 70B they do. Qwen2.5-72B is 1 to 5 % above 70B."""
 
 _MEASURED = """Peak tensors by the planner against PyTorch's allocator, and seconds of a step
 (`benchmarks/results/planner-h100.json`). The last row was measured while 3.7 GB of the one before were still
@@ -216,8 +216,9 @@ steps of this size, and for the bf16 rows other processes held most of the host'
 16 % above the expected, and with the .9 GiB for CUDA above the high figure, too: leave room there. Of 70B, 8 of 80
 layers have run: 35 GB joint, with 8 utterances and 6 MM Blocks."""
 
-_ON_CPU = """On a CPU, resident memory of the process at its peak and seconds of a step, one core (AVX512-BF16 and AMX); some of the
-59 processes of [planner.md](../planner.md) (`benchmarks/results/planner-cpu.json`), which have settings of their own:"""
+_ON_CPU = """On a CPU, resident memory of the process at its peak and seconds of a step, one core (AVX512-BF16 and AMX);
+some of the 59 processes of [planner.md](../planner.md) (`benchmarks/results/planner-cpu.json`), which have settings of
+their own:"""
 _ON_CPU_SHOWN = ("joint", "fusion", "fusion-cached", "joint-bf16", "fusion-bf16", "joint-checkpointing", "fusion-nf4")
 
 
