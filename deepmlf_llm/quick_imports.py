@@ -7,6 +7,7 @@ when they are first called, if ever.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,20 @@ from deepmlf_llm.extras import installed
 def import_bitsandbytes() -> None:
     """Imports it, where it is installed; to be called before PEFT is imported."""
     if installed("bitsandbytes") and "bitsandbytes" not in sys.modules:
-        with compiled_when_called():
+        with compiled_when_called(), _quiet("bitsandbytes.backends.cpu.ops"):
             import bitsandbytes  # noqa: F401
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """No warnings of that logger in here: on CPUs with AVX512-BF16 it asks everybody for one more package."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ def test_settings_are_read_without_the_compiler():
     )
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout == "['bitsandbytes']\n"
+    assert done.stderr == ""
 
 
 def test_a_function_is_compiled_at_its_first_call_and_once(monkeypatch):
