@@ -112,7 +112,8 @@ def _verdict(changes: Sequence[Any]) -> str:
         return "not in every run"
     if all(change.excludes_zero for change in changes) and len({change.mean > 0 for change in changes}) == 1:
         return _SHOWN
-    return "; ".join(dict.fromkeys(reading(change) for change in changes)) + " (not by every run)"
+    told = "; ".join(dict.fromkeys(reading(change) for change in changes))
+    return f"{told} (not by every run)" if any(change.excludes_zero for change in changes) else told
 
 
 def main(argv: Sequence[str] | None = None) -> None:

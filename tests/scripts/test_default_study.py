@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepmlf_llm.errors import RunError
+from deepmlf_llm.statistics.seeds import t_interval
 from scripts import default_study
 from tests.study.conftest import write_finished
 
@@ -34,3 +35,11 @@ def test_a_run_that_is_not_whole_is_refused(tmp_path):
     folder = write_finished(tmp_path / "study", **SIZES, failed=1)
     with pytest.raises(RunError, match=r"7 of 8 cells have finished; give a whole run"):
         default_study.read_run(folder)
+
+
+def test_a_reading_says_where_runs_do_not_agree():
+    shown, not_shown = (t_interval([value, value + 0.01, value + 0.02]) for value in (-0.5, -0.01))
+    assert default_study._verdict([shown, shown]) == "shown by every run"
+    assert default_study._verdict([not_shown, not_shown]) == "no difference is shown"
+    assert default_study._verdict([shown, not_shown]).endswith("(not by every run)")
+    assert default_study._verdict([shown, None]) == "not in every run"
