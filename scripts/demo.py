@@ -35,6 +35,9 @@ HEADS = {
 
 
 def main(extra: list[str], runs: Path = Path("runs")) -> int:
+    if {"-h", "--help"} & {*extra}:
+        print(__doc__)
+        return 0
     from deepmlf_llm.data.demo import embedded_dataset
     from deepmlf_llm.data.store import open_store
     from deepmlf_llm.paths import shown

@@ -45,6 +45,9 @@ DEEPMLF = ["python", "-m", "deepmlf_llm.commands.cli"]
 
 
 def main(extra: list[str], runs: Path = Path("runs")) -> int:
+    if {"-h", "--help"} & {*extra}:
+        print(__doc__)
+        return 0
     from deepmlf_llm.paths import cache_dir, shown
     from scripts.demo import free_directory, read_lines
     from scripts.synthetic_clips import find_voice, hum, write_scenes

@@ -139,6 +139,9 @@ def table() -> str:
 
 
 def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & {*arguments}:
+        print(__doc__)
+        return 0
     made = table()
     if "--check" in arguments:
         return 0 if TARGET.read_text() == made else 1

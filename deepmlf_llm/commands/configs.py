@@ -50,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"copied {name}: {options.copy}")
 
 
+_OFFLOADS = {"offload": " with offload to the CPU", "nvme": " with offload to an NVMe disk"}
+
+
 def _first_words(path: Path) -> str:
     """The comment that a YAML file begins with, in one line; a ZeRO file's stage."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         stage, _, offload = path.stem.removeprefix("zero").partition("_")
-        return f"DeepSpeed, ZeRO-{stage}" + (" with offload to the CPU" if offload else "")
+        return f"DeepSpeed, ZeRO-{stage}" + _OFFLOADS.get(offload, "")
     comment = []
     for line in text.splitlines():
         if not line.startswith("#"):

@@ -67,7 +67,8 @@ def merge_adapter(
         raise ConfigError(f"base={base!r}: expected 'dequantized' or '16bit'")
     if requantize not in (None, *QUANTIZATIONS[1:]):
         raise ConfigError(f"requantize={requantize!r}: expected one of {', '.join(map(repr, QUANTIZATIONS[1:]))}")
-    if dtype == "auto" and not torch.cuda.is_available():
+    widened = dtype == "auto" and not torch.cuda.is_available()
+    if widened:
         dtype = "float32"
     directory = local_directory(adapter)
     if MergedDeepMLF.is_saved_in(directory):
@@ -76,6 +77,7 @@ def merge_adapter(
     batch = probe_batch(trained.deepmlf_config, trained.get_base_model().config.get_text_config().vocab_size)
     expected = polarities(trained, batch)
     trained_on = trained.deepmlf_config.base_quantization
+    trained_on_dtype = (trained.deepmlf_config.base_fingerprint or {}).get("stored")
     if is_quantized(trained.get_base_model()):
         trained = _on_unquantized_base(trained, directory, dtype, base or "dequantized", base_model)
     tokenizer = tokenizer_beside(directory, trained.deepmlf_config, trained.get_base_model())
@@ -86,8 +88,20 @@ def merge_adapter(
         merged = _requantized(merged, requantize, dtype)
         report[f"{before}, merged and in {requantize} again"] = difference(expected, polarities(merged, batch))
     merged.save_pretrained(output, tokenizer, report)
-    saved = MergedDeepMLF.from_pretrained(output, dtype=dtype)
-    return report | {f"{before}, what was saved": difference(expected, polarities(saved, batch))}
+    saved = polarities(MergedDeepMLF.from_pretrained(output, dtype=dtype), batch)
+    report |= {f"{before}, what was saved": difference(expected, saved)}
+    if widened and requantize is None and (served := _served_in(trained_on_dtype, trained_on)):
+        as_served = polarities(DeepMLFModel.from_pretrained(directory, base=base_model), batch)
+        report |= {f"{before} as it is served in {served}, what was saved": difference(as_served, saved)}
+    return report
+
+
+def _served_in(stored: str | None, quantization: str | None) -> str | None:
+    """The dtype that this CPU serves an adapter in, where it is narrower than fp32."""
+    if stored == "float32" or quantization not in (None, "none"):
+        return None
+    served = str(cpu_or_cuda_dtype("auto")).removeprefix("torch.")
+    return served if served != "float32" and stored is not None else None
 
 
 def _on_unquantized_base(

@@ -79,6 +79,18 @@ def test_the_recipes_way_measures_and_writes_what_changed(tmp_path):
         merge_adapter(tmp_path / "merged", tmp_path / "again")
 
 
+@pytest.mark.cpu
+def test_an_adapter_that_is_served_in_bf16_is_compared_as_it_is_served(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPMLF_DTYPE", "bfloat16")
+    model = adapter(r=2)
+    assert model.get_base_model().dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "adapter")
+    report = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    exact, rounded = report["adapter, what was saved"], report["adapter as it is served in bfloat16, what was saved"]
+    assert exact["largest"] < BOUND_FP32 < rounded["largest"] < 0.5
+    assert list(merge_adapter(tmp_path / "adapter", tmp_path / "narrow", dtype="bfloat16")) == list(report)[:2]
+
+
 @pytest.fixture(scope="module")
 def on_nf4(tmp_path_factory):
     """An adapter with LoRA on the LM, on a 4-bit base, saved."""
