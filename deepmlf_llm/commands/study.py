@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.executor != "local":
         with directory.claimed():
             directory.check(grid.name)
-            directory.write(plan)
+            directory.begin(plan, Node(directory.path, args.lease), helped=True, say=_note)
             if found:
                 with Node(directory.path, args.lease) as node:
                     found.take_in(node, directory, plan)
@@ -227,14 +227,14 @@ def _run(plan: Any, directory: Any, args: Any, found: "Elsewhere | None") -> int
     part = plan.only(args.only)
     chosen, memory = _places(part, args.slots)
     for note in plan.notes:
-        print(f"note: {note}")
+        _note(note)
     print(f"{len(part.cells)} cells in {shown(directory.path)}, {len(chosen)} at a time", flush=True)
     with nullcontext() if args.join else directory.claimed(), Node(directory.path, args.lease) as node:
         directory.check(plan.grid.name)
         if args.join:
             directory.join(plan, node.name)
         else:
-            directory.write(plan)
+            directory.begin(plan, node, say=_note)
         if found:
             found.take_in(node, directory, plan)
         try:
@@ -245,6 +245,10 @@ def _run(plan: Any, directory: Any, args: Any, found: "Elsewhere | None") -> int
         with turn(node, directory.path / NODES / REPORT):
             measure(directory)
             return _report(directory)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", flush=True)
 
 
 def _places(plan: Any, slots: int | None) -> tuple[Any, Any]:

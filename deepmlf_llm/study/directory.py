@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import Plan, PlannedCell
-from deepmlf_llm.study.node import NODES
+from deepmlf_llm.study.node import NODES, Node
 
 SCHEMA = 1
 STUDY, CELLS, PARQUET, LOCK = "study.json", "cells", "results.parquet", ".lock"
@@ -93,6 +93,31 @@ class StudyDirectory:
         """Records what this start is about to run."""
         write_aside(self.path / STUDY, _content(plan))
 
+    def begin(self, plan: Plan, node: Node, helped: bool = False, say: Callable[[str], None] | None = None) -> None:
+        """As :meth:`write`, unless nodes work there: their cells would no longer be of the study.
+
+        Args:
+            plan: what is about to run.
+            node: this process.
+            helped: nodes of the same plan may be at work, for this start only adds to them.
+            say: gets a line where it takes time to know.
+
+        Raises:
+            RunError: a node is at work there.
+        """
+        differ = self._differ(plan)
+        if differ or not helped:
+            other = node.at_work(say)
+            if other is not None:
+                where = f"--output {shown(self.path)}: node {other} works there"
+                if not differ:
+                    raise RunError(f"{where}; add --join to help it, or wait until it has ended")
+                raise RunError(
+                    f"{where} on other {' and '.join(differ)} than grid, data and checkout give here; wait until it "
+                    f"has ended, or make them the same{'' if helped else ' and add --join'}"
+                )
+        self.write(plan)
+
     def join(self, plan: Plan, node: str) -> None:
         """Takes part in what another start runs there; the first one to join records it.
 
@@ -109,17 +134,20 @@ class StudyDirectory:
             write_aside(own, _content(plan))
             with writing(self.path / STUDY):
                 os.replace(own, self.path / STUDY)
-        stored, mine = self.read(), json.loads(_content(plan))
-        differ = [
-            what
-            for what, key in (("code version", "code"), ("cells", "cells"))
-            if _identity(stored[key]) != _identity(mine[key])
-        ]
+        differ = self._differ(plan)
         if differ:
             raise RunError(
                 f"--join: the study in {shown(self.path)} does not have the {' and '.join(differ)} that grid, "
                 "data and checkout give here; make them the same, or start it once without --join"
             )
+
+    def _differ(self, plan: Plan) -> list[str]:
+        """What the last start has otherwise than ``plan``; all of it where there was none."""
+        kinds = (("code version", "code"), ("cells", "cells"))
+        if not (self.path / STUDY).is_file():
+            return [what for what, _ in kinds]
+        stored, mine = self.read(), json.loads(_content(plan))
+        return [what for what, key in kinds if _identity(stored.get(key)) != _identity(mine[key])]
 
     def planned(self) -> list[PlannedCell]:
         """The cells of the last start, in the grid's order.
@@ -177,5 +205,7 @@ def _content(plan: Plan) -> str:
 
 
 def _identity(value: Any) -> Any:
-    """Of cells their names and fingerprints."""
-    return [(cell["name"], cell["fingerprint"]) for cell in value] if isinstance(value, list) else value
+    """Of cells their names and fingerprints; what another version wrote without them is the same as nothing of ours."""
+    if not isinstance(value, list):
+        return value
+    return [(cell.get("name"), cell.get("fingerprint")) if isinstance(cell, dict) else None for cell in value]

@@ -112,6 +112,54 @@ class Node:
         length = float(lease) if isinstance(lease, (int, float)) and lease > 0 else self.lease
         return self.unchanged(f"node {name}", content.get("beat")) > length
 
+    def at_work(self, say: Callable[[str], None] | None = None, wait: float = 0.5) -> str | None:
+        """Another node that works in the folder; returns when it is known whether there is one.
+
+        On this machine that is at once, of another one after its next beat or its lease. Heartbeats of the dead are
+        removed, so that the next start need not wait for them; one that only seemed dead writes its own again.
+
+        Args:
+            say: gets one line before time is spent on looking.
+            wait: seconds between looks.
+
+        Returns:
+            Its name; None where there is none.
+        """
+        first: dict[str, Any] = {}
+        while True:
+            dead: list[str] = []
+            unknown: list[str] = []
+            for name, content in self._others():
+                beat = content.get("beat")
+                if is_alive(content.get("process")) or first.setdefault(name, beat) != beat:
+                    return name
+                (dead if self.is_dead(name) else unknown).append(name)
+            if not unknown:
+                for name in dead:
+                    self._bury(name)
+                return None
+            if say is not None:
+                say(f"looking whether node {unknown[0]} is still at work: for its lease, unless it is seen before")
+                say = None
+            time.sleep(wait)
+
+    def _others(self) -> list[tuple[str, dict[str, Any]]]:
+        """Names and heartbeats that lie in the folder, this one's left out."""
+        found = []
+        for path in sorted((self.folder / NODES).glob("*.json")):
+            content: Any = None
+            with suppress(OSError, ValueError):  # it has just ended, or is none
+                content = read_json(path)
+            if isinstance(content, dict) and content.get("node") == path.stem != self.name:
+                found.append((path.stem, content))
+        return found
+
+    def _bury(self, name: str) -> None:
+        with suppress(OSError):
+            self._path(name).unlink(missing_ok=True)
+        if (seen := self._seen.get(f"node {name}")) is not None:
+            self._seen[f"node {name}"] = (None, seen[1])  # what it held need not be waited for a second time
+
     def unchanged(self, what: str, value: Any) -> float:
         """Seconds for which ``value`` has been seen under ``what``, by this process' own clock."""
         now = self._clock()

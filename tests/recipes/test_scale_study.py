@@ -19,6 +19,7 @@ import yaml
 
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.study import plan as planning
+from deepmlf_llm.study.node import Node
 from scripts.kill_nodes import start, study_table
 from tests.processes import Done, at_work
 
@@ -198,6 +199,15 @@ def test_submitting_writes_the_study_and_a_script(recipe, grid, tmp_path, monkey
     assert "#SBATCH --array=0-3" in script
     assert "#SBATCH --gpus=1" in script
     assert f"--grid {folder}/nodes/grid.yaml --output {folder} --join --lease 90 --slots 2 &" in script
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_where_nodes_work_a_start_without_join_is_refused(recipe, grid, tmp_path):
+    with Node(tmp_path / "out") as node:
+        for words in ((), ("--executor", "slurm", "--nodes", 2)):
+            said = refused(recipe("--grid", grid(), "--output", "out", *words))
+            assert f"error: --output out: node {node.name} works there on other code version and cells than" in said
+    assert not (tmp_path / "out" / "study.json").exists()
 
 
 @pytest.mark.slow

@@ -110,3 +110,48 @@ def test_what_may_run_elsewhere_is_neither_gone_nor_alive():
     assert is_gone([place, pid, started - 1])  # the number was given to another process
     for damaged in (None, [], [place, "x", 1], [place, -1, 1], "x"):
         assert not is_gone(damaged)
+
+
+@linux
+def test_a_node_at_work_on_this_machine_is_named_at_once(tmp_path):
+    said: list[str] = []
+    watcher = Node(tmp_path)
+    assert watcher.at_work(said.append) is None  # no folder yet
+    with watcher:
+        (tmp_path / NODES / "grid.json").write_text("[1]")  # no heartbeat
+        assert watcher.at_work(said.append) is None  # its own is none of another node
+        with Node(tmp_path) as other:
+            assert watcher.at_work(said.append) == other.name
+        beat(tmp_path, "killed", 3, process=[*process_mark(os.getpid())[:2], 1])
+        assert watcher.at_work(said.append) is None
+    assert said == []
+    assert [path.name for path in (tmp_path / NODES).iterdir()] == ["grid.json"]
+
+
+def test_a_node_of_another_machine_is_at_work_if_it_beats_and_dead_after_its_lease(tmp_path):
+    """Whoever asks has to look for so long, once: the heartbeat of a dead one goes."""
+
+    class Ticking(Clock):
+        def __call__(self) -> float:
+            self.now += 1
+            if self.beats:
+                beat(tmp_path, "other", int(self.now))
+            return self.now
+
+        beats = True
+
+    said: list[str] = []
+    clock = Ticking()
+    watcher = Node(tmp_path, lease=9.0, clock=clock)
+    beat(tmp_path, "other", 7)
+    assert watcher.at_work(said.append, wait=0) == "other"
+    assert said == ["looking whether node other is still at work: for its lease, unless it is seen before"]
+    clock.beats, began = False, clock.now
+    assert watcher.at_work(said.append, wait=0) is None
+    assert 30 < clock.now - began < 35
+    assert list((tmp_path / NODES).iterdir()) == []
+    assert watcher.is_dead("other")  # known: what it held is free now
+    assert watcher.at_work(said.append, wait=0) is None
+    assert len(said) == 2
+    beat(tmp_path, "other", 99)  # it had only been stopped
+    assert not watcher.is_dead("other")

@@ -190,3 +190,35 @@ def test_a_node_with_other_cells_or_code_is_refused(tmp_path, make_plan, make_ce
     with pytest.raises(RunError, match="does not have the code version and cells that"):
         directory.join(make_plan([make_cell(8, 1)], code="4567"), "c")
     assert [cell.name for cell in directory.planned()] == ["toy-n4-s1"]
+
+
+def test_a_start_without_join_does_not_take_the_folder_from_nodes_at_work(tmp_path, start, make_plan, make_cell, cells):
+    """Their cells would no longer be of the study: not in its table, not in its report."""
+    cells[1:] = []
+    cells[0].settings["weight_decay"] = 0.3
+    folder = tmp_path / "shared"
+    joined, directory = start(folder), StudyDirectory(folder)
+    wait_until(lambda: steps(folder) > 0)
+    (name,) = (path.stem for path in (folder / "nodes").glob("*.json"))
+    others, watcher = make_plan([make_cell(8, 9)]), Node(folder)
+    before = (folder / "study.json").read_bytes()
+    with pytest.raises(RunError, match=f"node {name} works there on other cells than .* the same and add --join$"):
+        directory.begin(others, watcher)
+    with pytest.raises(RunError, match=f"node {name} works there on other code version than .* make them the same$"):
+        directory.begin(make_plan(cells, code="4567"), watcher, helped=True)
+    with pytest.raises(RunError, match=f"node {name} works there; add --join to help it, or wait"):
+        directory.begin(make_plan(cells), watcher)
+    directory.begin(make_plan(cells), watcher, helped=True)  # an executor that starts more nodes
+    assert (folder / "study.json").read_bytes() == before
+    assert ended(joined) == 0
+    assert [record["status"] for record in table(folder, directory.planned())] == ["finished"]
+    directory.begin(others, watcher)
+    assert directory.planned() == others.cells
+
+
+def test_a_study_file_without_cells_is_written_again(tmp_path, make_plan, make_cell):
+    directory, plan = StudyDirectory(tmp_path), make_plan([make_cell(4, 1)])
+    for cells in ("", ', "cells": [1, {}]'):
+        (tmp_path / "study.json").write_text(f'{{"schema": 1, "name": "toy"{cells}}}')
+        directory.begin(plan, Node(tmp_path))
+        assert directory.planned() == plan.cells
