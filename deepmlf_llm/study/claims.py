@@ -44,8 +44,19 @@ class Claim:
         return _path(self.folder, self.number)
 
     def is_held(self) -> bool:
-        """Whether nobody has taken it over."""
-        return not _path(self.folder, self.number + 1).exists()
+        """Whether nobody has taken it over, and what says that it is this node's still lies there.
+
+        Where the place was removed and made again, its numbers began anew: this one may be another node's by now.
+        """
+        if _path(self.folder, self.number + 1).exists():
+            return False
+        try:
+            content = read_json(self.path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False
+        except OSError:  # the file system is away; if it stays so, no heartbeat is written and the guards end the cells
+            return True
+        return isinstance(content, dict) and content.get("node") == self.node.name
 
     def name_worker(self, pid: int) -> None:
         """Records the process that works on it: where its node dies, others on the machine wait for its end."""

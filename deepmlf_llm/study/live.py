@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from deepmlf_llm.study.cells import PlannedCell
 
 _ROWS = 24  # cells shown at once
+_DROPPED = "its folder was removed, or is another node's by now"
 
 
 class Progress:
@@ -105,6 +106,9 @@ class View(Protocol):
 
     def started(self, cell: PlannedCell, attempts: int, progress: Progress) -> None: ...
 
+    def dropped(self, cell: PlannedCell, progress: Progress) -> None:
+        """Its result is not taken: the cell was no longer this node's when it ended."""
+
     def ended(self, cell: PlannedCell, record: dict[str, Any], progress: Progress) -> None: ...
 
 
@@ -130,6 +134,9 @@ class PlainView:
 
     def started(self, cell: PlannedCell, attempts: int, progress: Progress) -> None:
         self._line(f"start     {cell.name}" + (f" (start {attempts})" if attempts > 1 else ""))
+
+    def dropped(self, cell: PlannedCell, progress: Progress) -> None:
+        self._line(f"dropped   {cell.name}: {_DROPPED}; {progress.line()}")
 
     def ended(self, cell: PlannedCell, record: dict[str, Any], progress: Progress) -> None:
         what = outcome(record, self.metric)
@@ -174,6 +181,9 @@ class TableView:
 
     def started(self, cell: PlannedCell, attempts: int, progress: Progress) -> None:
         self.outcomes[cell.name] = f"start {attempts}" if attempts > 1 else ""
+
+    def dropped(self, cell: PlannedCell, progress: Progress) -> None:
+        self.outcomes[cell.name] = f"dropped: {_DROPPED}"
 
     def ended(self, cell: PlannedCell, record: dict[str, Any], progress: Progress) -> None:
         self.outcomes[cell.name] = outcome(record, self.metric)

@@ -190,10 +190,13 @@ class Runner:
                 self.free.append(process.slot)
                 self.free.sort(key=lambda slot: slot.number)
                 process.close()
-                if exit_code == guard.LAPSED or not process.claim.is_held():
+                held = process.claim.is_held()
+                if exit_code == guard.LAPSED or not held:
                     waiting.append(process.cell)  # another node may have it by now
                     waiting.sort(key=_longest_first)
                     progress.noted(process.cell, "waiting")
+                    if not held:
+                        self.view.dropped(process.cell, progress)
                 else:
                     self._conclude(node, process, exit_code, progress)
                 process.claim.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 
 import pytest
@@ -58,6 +59,29 @@ def test_held_released_and_taken_again(nodes):
     assert (second.number, second.is_held(), first.is_held()) == (2, True, False)
     first.release()  # late: it is no longer its to release
     assert take(a, cell) is None
+
+
+def test_a_claim_whose_place_was_removed_is_lost_though_the_numbers_begin_anew(nodes):
+    make, _, cell = nodes
+    a, b = make(), make()
+    first = take(a, cell)
+    shutil.rmtree(cell)
+    assert not first.is_held()
+    first.release()  # nothing is left to release
+    assert not cell.exists()
+    second = take(b, cell)
+    assert (second.number, second.is_held(), first.is_held()) == (1, True, False)
+    first.release()
+    assert second.is_held()
+    assert take(a, cell) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_claim_that_was_written_over_is_lost(nodes, content):
+    make, _, cell = nodes
+    claim = take(make(), cell)
+    claim.path.write_text(content)
+    assert not claim.is_held()
 
 
 def test_a_dead_nodes_claim_is_taken_over_once(nodes, monkeypatch):
