@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmlf_llm.errors import FileError
-from deepmlf_llm.files import make_directory, write_aside
+from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.reading import read_json
 
 NODES = "nodes"
@@ -78,14 +78,17 @@ class Node:
             self._path(self.name).unlink(missing_ok=True)
 
     def beat(self) -> None:
-        """Writes the heartbeat, then tells those that listen.
+        """Writes the heartbeat, then tells those that listen. Where ``nodes/`` was removed it is made again.
 
         Raises:
             FileError: it cannot be written.
         """
         self._count += 1
         content = {"node": self.name, "beat": self._count, "lease": self.lease, "process": process_mark(os.getpid())}
-        write_aside(self._path(self.name), json.dumps(content) + "\n")
+        path = self._path(self.name)
+        with writing(path):  # not its parents: a study that was removed does not come back
+            path.parent.mkdir(exist_ok=True)
+        write_aside(path, json.dumps(content) + "\n")
         for pulse in list(self.pulses):
             pulse()
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.extras import installed, require
-from deepmlf_llm.files import file_aside, write_aside, writing
+from deepmlf_llm.files import file_aside, make_directory, write_aside, writing
 from deepmlf_llm.paths import shown
 from deepmlf_llm.reading import read_json
 from deepmlf_llm.study.cells import PlannedCell
@@ -243,7 +243,8 @@ def write_parquet(directory: StudyDirectory, records: Sequence[dict[str, Any]], 
     columns = {name: values if _one_kind(values) else [_as_text(v) for v in values] for name, values in columns.items()}
     place = directory.path / PARQUET
     own = directory.path / NODES / f"{apart}.{PARQUET}" if apart else place
-    with file_aside(own) as aside:
+    make_directory(own.parent)  # nodes/ may have been removed
+    with file_aside(own, shared=not apart) as aside:
         parquet.write_table(  # a hundred columns of few rows: dictionaries and statistics of each would be a quarter
             pyarrow.table(columns),
             aside,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
+from deepmlf_llm.errors import FileError
 from deepmlf_llm.study.node import NODES, Node, is_alive, is_gone, process_mark
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
@@ -81,6 +83,18 @@ def test_where_the_heartbeat_cannot_be_written_nobody_is_told(tmp_path):
         time.sleep(0.3)
         assert told == []
         path.rmdir()
+
+
+def test_where_the_folder_of_heartbeats_was_removed_it_is_made_again(tmp_path):
+    """Not so the study's: without it the work of this node has nowhere to go."""
+    with Node(tmp_path / "study") as node:
+        shutil.rmtree(tmp_path / "study" / NODES)
+        node.beat()
+        assert json.loads((tmp_path / "study" / NODES / f"{node.name}.json").read_text())["beat"] == 2
+        shutil.rmtree(tmp_path / "study")
+        with pytest.raises(FileError):
+            node.beat()
+    assert not (tmp_path / "study").exists()
 
 
 @linux

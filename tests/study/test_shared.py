@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -39,11 +41,11 @@ def cells(make_cell):
 def run(make_plan, fake_recipe, cells):
     """One node's work, in this process."""
 
-    def work(folder: Path, lease: float = 60.0, slots: int = 1) -> list[dict]:
+    def work(folder: Path, lease: float = 60.0, slots: int = 1, write=lambda text: None) -> list[dict]:
         plan, directory = make_plan(cells), StudyDirectory(folder)
         with Node(folder, lease) as node:
             directory.join(plan, node.name)
-            places, view = [Slot(i) for i in range(slots)], PlainView("mae", write=lambda text: None)
+            places, view = [Slot(i) for i in range(slots)], PlainView("mae", write=write)
             return Runner(plan, directory, places, fake_recipe, view, lambda: plan.code, node).run()
 
     return work
@@ -170,6 +172,29 @@ def test_a_cell_that_is_another_nodes_by_now_ends_at_the_next_heartbeat(tmp_path
     assert ended(sleeper) == 0
     assert [record["status"] for record in table(folder, cells)] == ["finished"]
     assert sorted(path.name for path in log.parent.glob("claim-*")) == ["claim-1.json", "claim-2.json", "claim-3.json"]
+
+
+@pytest.mark.parametrize("removed", ["nodes", "cells/toy-n4-s1"])
+def test_a_node_under_which_a_folder_is_removed_goes_on(tmp_path, run, cells, removed):
+    """Without ``nodes/`` it makes that again; without the folder of a cell, that cell is dropped and begins anew."""
+    cells[1:] = []
+    cells[0].settings |= {"max_steps": 12, "weight_decay": 0.2}
+    folder, lines = tmp_path / "study", []
+
+    def remove() -> None:
+        wait_until(lambda: steps(folder) > 0)
+        while (folder / removed).exists():  # the cell writes there
+            shutil.rmtree(folder / removed, ignore_errors=True)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    records = run(folder, lease=2.0, write=lines.append)
+    thread.join()
+    assert [record["status"] for record in records] == ["finished"]
+    dropped = [line for line in lines if line.startswith("dropped   toy-n4-s1: its folder was removed, or is another")]
+    assert len(dropped) == (removed != "nodes")
+    assert sum(line.startswith("start") for line in lines) == 1 + len(dropped)
+    assert attempts(folder) == {"toy-n4-s1": 1}
 
 
 def test_what_failed_on_one_node_is_not_tried_again_by_the_other(tmp_path, start, make_cell, cells):
