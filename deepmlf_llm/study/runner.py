@@ -210,7 +210,8 @@ class Runner:
         write_record(folder, record)
         if record["status"] == "finished":
             drop_checkpoints(folder / RUN)
-        write_parquet(self.directory, read_all(self.directory, self.plan.cells), node.name)
+        # All of the study, not of this start's part alone: it may be all that is kept.
+        write_parquet(self.directory, read_all(self.directory, self.directory.planned()), node.name)
         progress.ended(cell, record["status"])
         self.view.ended(cell, record, progress)
 

@@ -12,12 +12,13 @@ import time
 import warnings
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from deepmlf_llm.errors import RunError
 from deepmlf_llm.study.cell_process import Slot, command, environment, make_slots, settings_yaml
 from deepmlf_llm.study.code_version import code_version
-from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.directory import PARQUET, StudyDirectory
 from deepmlf_llm.study.live import PlainView
 from deepmlf_llm.study.results import read_all, read_record
 from deepmlf_llm.study.runner import Runner, Stopped
@@ -65,6 +66,15 @@ def test_a_new_row_runs_that_row_only(tmp_path, study, make_cell):
     records, _ = study([make_cell(12, 1), *cells])
     assert [record["cell"] for record in records] == ["toy-n12-s1", "toy-n4-s1", "toy-n8-s1"]
     assert attempts(tmp_path / "study") == {"toy-n12-s1": 1, "toy-n4-s1": 1, "toy-n8-s1": 1}
+
+
+def test_a_part_of_the_cells_leaves_the_others_in_the_parquet(tmp_path, make_plan, make_cell, fake_recipe):
+    plan, directory = make_plan([make_cell(n, 1) for n in (4, 8)]), StudyDirectory(tmp_path)
+    directory.write(plan)
+    for pattern, kept in (("*n4*", ["toy-n4-s1"]), ("*n8*", ["toy-n4-s1", "toy-n8-s1"])):
+        view = PlainView("mae", write=lambda text: None)
+        Runner(plan.only([pattern]), directory, [Slot(0)], fake_recipe, view, lambda: plan.code).run()
+        assert pyarrow.parquet.read_table(tmp_path / PARQUET)["cell"].to_pylist() == kept
 
 
 def test_a_failed_cell_is_recorded_stops_nothing_and_is_tried_again(tmp_path, study, make_cell):
