@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--report-only reads what is stored in the study's folder: give --output DIR, and no --grid nor "
                 "--finished"
             )
-        return _report(StudyDirectory(args.output))
+        return _report_again(StudyDirectory(args.output))
 
     from deepmlf_llm.commands.study_listing import print_plan, print_state
     from deepmlf_llm.study.grid import Grid
@@ -264,6 +264,19 @@ def _places(plan: Any, slots: int | None) -> tuple[Any, Any]:
     free = free_memory(gpus) if gpus else {}
     memory = GpuMemory(free, memory_needs(plan.cells) if free else {})
     return make_slots(slots or default_slots(processes, memory.most(processes, gpus)), processes), memory
+
+
+def _report_again(directory: Any) -> int:
+    """In its turn, so that the one that has read the most is the one that stays."""
+    from deepmlf_llm.study.claims import turn
+    from deepmlf_llm.study.node import NODES, REPORT, Node
+
+    directory.check_results()
+    if directory.put_away:  # nothing changes there, and nobody works there
+        return _report(directory)
+    # A report takes seconds, so its node needs no heartbeat; with one it would seem to run cells.
+    with turn(Node(directory.path), directory.path / NODES / REPORT, say=_note):
+        return _report(directory)
 
 
 def _report(directory: Any) -> int:

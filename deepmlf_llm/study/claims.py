@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +99,19 @@ def take(node: Node, folder: Path) -> Claim | None:
 
 
 @contextmanager
-def turn(node: Node, folder: Path, wait: float = 0.5) -> Iterator[None]:
+def turn(node: Node, folder: Path, wait: float = 0.5, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds a place for a short work that every node does, one after another; waits until it is free.
 
     Args:
         node: this one.
         folder: of what is claimed.
         wait: seconds between looks.
+        say: gets one line where it has to be waited for.
     """
     while (claim := take(node, folder)) is None:
+        if say is not None:
+            say("another process has its turn to write the report; waiting for its end")
+            say = None
         time.sleep(wait)
     try:
         yield

@@ -45,6 +45,19 @@ class StudyDirectory:
         """Whether the Parquet is all that there is of the cells."""
         return (self.path / PARQUET).is_file() and not (self.path / CELLS).is_dir()
 
+    def check_results(self) -> None:
+        """Refuses a study of whose cells nothing is there; one whose cells have not ended yet has their folders.
+
+        Raises:
+            RunError: no study there, or neither ``cells/`` nor the Parquet.
+        """
+        self.read()
+        if not (self.path / CELLS).is_dir() and not (self.path / PARQUET).is_file():
+            raise RunError(
+                f"{shown(self.path)}: neither {CELLS}/ nor {PARQUET} is there: no cell has begun, or {STUDY} was kept "
+                "without the results; put one of them back"
+            )
+
     def check(self, name: str) -> None:
         """Refuses a place that is not this study's; writes nothing.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmlf_llm.files import directory_aside, write_aside
+from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import PLOTS, Block, Heading, Paragraph, Table, to_markdown
 from deepmlf_llm.study.configurations import Configuration, axis_name, gather, kinds_of_machine, together, varied
@@ -30,11 +30,12 @@ MARKDOWN, PAGE, TABLES, SUMMARY = "report.md", "report.html", "report.tex", "sum
 
 def write_report(directory: StudyDirectory) -> list[Path]:
     """Writes ``report.md`` with its plots, ``report.html``, the tables as ``report.tex``, one page to read in a minute
-    (``summary.html``) and the Parquet of all cells.
+    (``summary.html``) and the Parquet of all cells. Several processes may do so at once; the last one's files stay.
 
     Raises:
-        RunError: no study there.
+        RunError: no study there, or nothing of its cells; what was there is left.
     """
+    directory.check_results()
     study = directory.read()
     cells = directory.planned()
     records = read_all(directory, cells)
@@ -44,7 +45,6 @@ def write_report(directory: StudyDirectory) -> list[Path]:
     blocks = report_blocks(study, records, directory.others({cell.name for cell in cells}), measured)
     plots = [block for block in blocks if isinstance(block, Plot)]
     _write_plots(directory.path, plots)
-    write_aside(directory.path / MARKDOWN, to_markdown(blocks))
     texts = {
         MARKDOWN: to_markdown(blocks),
         PAGE: to_html(blocks, study["title"]),
@@ -52,14 +52,20 @@ def write_report(directory: StudyDirectory) -> list[Path]:
         SUMMARY: to_html(summary_blocks(study, records, plots), study["title"]),
     }
     for name, text in texts.items():
-        write_aside(directory.path / name, text)
+        write_aside(directory.path / name, text, shared=True)
     return [directory.path / name for name in texts]
 
 
 def _write_plots(path: Path, plots: Sequence[Plot]) -> None:
-    with directory_aside(path / PLOTS, replace=True) as aside:
-        for plot in plots:
-            (aside / f"{plot.name}.svg").write_bytes(plot.svg)
+    """One by one: a folder of them could not be exchanged while another process does the same."""
+    make_directory(path / PLOTS)
+    names = {f"{plot.name}.svg" for plot in plots}
+    for plot in plots:
+        write_aside(path / PLOTS / f"{plot.name}.svg", plot.svg, shared=True)
+    for earlier in (path / PLOTS).glob("*.svg"):
+        if earlier.name not in names:
+            with writing(earlier):
+                earlier.unlink(missing_ok=True)
 
 
 def report_blocks(

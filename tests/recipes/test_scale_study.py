@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,12 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from deepmlf_llm.commands import study
 from deepmlf_llm.data.demo import embedded_dataset
 from deepmlf_llm.study import plan as planning
-from deepmlf_llm.study.node import Node
+from deepmlf_llm.study.claims import turn
+from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.node import NODES, REPORT, Node
 from scripts.kill_nodes import start, study_table
 from tests.processes import Done, at_work
 
@@ -203,11 +207,29 @@ def test_submitting_writes_the_study_and_a_script(recipe, grid, tmp_path, monkey
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_where_nodes_work_a_start_without_join_is_refused(recipe, grid, tmp_path):
+    path = grid(fixed={**TINY["fixed"], "text_cache": "none"})
     with Node(tmp_path / "out") as node:
         for words in ((), ("--executor", "slurm", "--nodes", 2)):
-            said = refused(recipe("--grid", grid(), "--output", "out", *words))
+            said = refused(recipe("--grid", path, "--output", "out", *words))
             assert f"error: --output out: node {node.name} works there on other code version and cells than" in said
     assert not (tmp_path / "out" / "study.json").exists()
+
+
+def test_a_report_waits_for_the_one_that_is_being_written(tmp_path, monkeypatch, capsys):
+    """It would end after it, and have read less."""
+    directory, written = StudyDirectory(tmp_path), []
+    directory.cell("c").mkdir(parents=True)
+    (tmp_path / "study.json").write_text('{"schema": 1, "name": "tiny", "cells": []}')
+    monkeypatch.setattr("deepmlf_llm.study.report.write_report", lambda directory: written.append(directory.path) or [])
+    report = threading.Thread(target=study.main, args=(["report", str(tmp_path)],))
+    with Node(tmp_path) as node, turn(node, tmp_path / NODES / REPORT):
+        report.start()
+        report.join(1.0)
+        assert written == []
+    report.join(30)
+    assert written == [tmp_path]
+    assert "note: another process has its turn to write the report; waiting for its end\n" in capsys.readouterr().out
+    assert list((tmp_path / NODES).glob("*.json")) == []  # a report is no node at work
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ import html.parser
 import json
 import re
 import shutil
+import threading
 
 import pytest
 
+from deepmlf_llm.study import report
 from deepmlf_llm.study.blocks import Code, Paragraph, Table, to_markdown
 from deepmlf_llm.study.directory import STUDY, StudyDirectory
 from deepmlf_llm.study.html import to_html
@@ -177,3 +179,33 @@ def test_markdown_and_html_escape_what_is_not_theirs():
     page = to_html(blocks, "<t>")
     assert "<title>&lt;t&gt;</title>" in page
     assert "<pre>```\n&lt;b&gt;</pre>" in page
+
+
+def test_reports_written_at_once_do_not_disturb_each_other(finished_study, monkeypatch):
+    """Nor does one that has another plot: what it no longer has is gone."""
+    directory = StudyDirectory(finished_study(layers=(6,), tokens=(4,)))
+    drawn = [Plot(name, "alt", "caption", name.encode()) for name in ("a", "b")]
+    monkeypatch.setattr(report, "report_blocks", lambda *_: drawn)
+    monkeypatch.setattr(report, "summary_blocks", lambda *_: [])
+    wrong: list[BaseException] = []
+    together = threading.Barrier(3)
+
+    def write() -> None:
+        together.wait()
+        try:
+            for _ in range(15):
+                write_report(directory)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert not [path for path in directory.path.rglob(".*") if path.is_file() or path.is_dir()]
+    assert sorted(path.name for path in (directory.path / "plots").iterdir()) == ["a.svg", "b.svg"]
+    del drawn[0]
+    write_report(directory)
+    assert [path.read_bytes() for path in (directory.path / "plots").iterdir()] == [b"b"]

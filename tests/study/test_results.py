@@ -190,9 +190,17 @@ def test_what_a_report_sorts_by_is_what_the_grid_names_now(finished_study):
     assert {record["cell"]: record for record in read_all(directory, cells)} == ended
 
 
-def test_a_report_before_the_first_cell_does_not_put_a_study_away(finished_study):
+def test_a_study_kept_without_its_results_is_not_reported_over(finished_study):
+    """Its report may be all that is left of it. One whose cells have not ended has their folders, and gets its own."""
     directory = StudyDirectory(finished_study())
     shutil.rmtree(directory.path / "cells")
     (directory.path / PARQUET).unlink(missing_ok=True)
+    (directory.path / "report.md").write_text("24 of 24 cells finished")
+    with pytest.raises(RunError, match=r"neither cells/ nor results\.parquet is there: no cell has begun, or"):
+        write_report(directory)
+    assert (directory.path / "report.md").read_text() == "24 of 24 cells finished"
+    assert sorted(path.name for path in directory.path.iterdir()) == ["report.md", STUDY]
+    (directory.path / "cells").mkdir()
     write_report(directory)
+    assert "0 of 24 cells finished" in (directory.path / "report.md").read_text()
     assert not directory.put_away
