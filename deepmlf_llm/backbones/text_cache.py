@@ -77,7 +77,8 @@ class TextCache:
         self.store: MemoryStore | DiskStore = MemoryStore()
         self._directory = directory
         self._writes = WeightWrites(decoder)
-        self.key = self._key()
+        # A shape without weights keeps nothing; it is asked what that would take.
+        self.key = {} if decoder.embeddings.weight.is_meta else self._key()
         self._open()
 
     def _open(self) -> None:
