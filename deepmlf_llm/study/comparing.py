@@ -1,7 +1,8 @@
 """Two studies against each other: the cells that both have, and what changed between them.
 
 Cells are matched by their settings. What is one value in all of the first study and another in all of the second (other
-training length, other code) is what the studies differ in: it is named, and left out of the match.
+training length, other code) is what the studies differ in: it is named, and left out of the match. So is a setting that
+comes with the base model. Cells of the method and baselines are matched apart, for a baseline has few of the settings.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from scipy.special import stdtrit
 from deepmlf_llm.errors import ConfigError, DataError
 from deepmlf_llm.paths import shown
 from deepmlf_llm.statistics.seeds import CONFIDENCE, Interval, t_interval
-from deepmlf_llm.study.configurations import axis_name
+from deepmlf_llm.study.configurations import OWN, axis_name
+from deepmlf_llm.study.differences import Cell, as_text, differences
 from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.grid import BASELINE
 from deepmlf_llm.study.results import read_all
 from deepmlf_llm.tasks.metrics import METRIC_DEFINITIONS
-from deepmlf_llm.training.keys import all_keys
-
-_NOT_COMPARED = ("seed", "data")  # seeds pair the cells; data are compared by content, wherever they lie
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Match:
 
     Args:
         values: setting -> value, of those that vary.
+        named: the same as the report calls it: "own" where it is what the base model brings, in both studies.
+        baseline: whether it is a baseline.
         first, second: seed -> metric.
         change: second minus first.
         paired: over the seeds that both have; else of two independent means (Welch).
@@ -43,6 +45,8 @@ class Match:
     second: dict[int, float]
     change: Interval
     paired: bool
+    named: dict[str, Any] = field(default_factory=dict)
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,11 @@ class StudyComparison:
     Args:
         names: of the two studies.
         metric, split: that are compared.
-        differs: what all cells of one have and all of the other have otherwise: (setting, first, second).
+        differs: what all cells of one have and all of the other have otherwise, at each base model where it comes
+            with that: (setting, first, second).
         axes: settings that vary.
-        matches: configurations of both.
-        overall: over the matches, per seed first where seeds pair; None with one match.
+        matches: configurations of both, the baselines last.
+        overall: over the matches that are no baselines, per seed first where seeds pair; None with one match.
         only: cells of each study whose configuration the other has not.
     """
 
@@ -73,8 +78,19 @@ class StudyComparison:
 class _Study:
     name: str
     metric: str
-    cells: list[dict[str, Any]]
-    settings: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[Cell]
+
+    def of(self, baselines: bool) -> list[Cell]:
+        """The cells of the method, or the baselines."""
+        return [cell for cell in self.cells if (BASELINE in cell.values) == baselines]
+
+
+@dataclass
+class _Side:
+    """Cells of one configuration in one study: seed -> metric, and what the rows of the grid name."""
+
+    by_seed: dict[int, float] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 def compare_studies(first: Path, second: Path, metric: str | None = None, split: str = "test") -> StudyComparison:
@@ -96,19 +112,31 @@ def compare_studies(first: Path, second: Path, metric: str | None = None, split:
     if metric not in METRIC_DEFINITIONS:
         raise ConfigError(f"--metric {metric}: expected one of {', '.join(METRIC_DEFINITIONS)}")
     _same_data(a, b)
-    differs, axes = _differences(a, b)
-    grouped = [_grouped(study, axes, metric, split) for study in (a, b)]
-    keys = [key for key in grouped[0] if key in grouped[1]]
-    if not keys:
+    differs: list[tuple[str, str, str]] = []
+    axes: list[str] = []
+    matches: list[Match] = []
+    only = [0, 0]
+    for baselines in (False, True):
+        cells = a.of(baselines), b.of(baselines)
+        if not any(cells):
+            continue
+        beside = baselines and bool(a.of(False) or b.of(False))  # then the kind of baseline sets no study apart
+        apart, varying = differences(*cells, [*axes, BASELINE] if beside else [])
+        differs += [row for row in apart if row[0] not in {name for name, _, _ in differs}]
+        told = {name for name, _, _ in differs}
+        varying = [name for name in (*varying, *[BASELINE] * baselines) if name not in told]
+        axes += [name for name in varying if name not in axes]
+        one, two = (_grouped(side, varying, metric, split) for side in cells)
+        matches += [_match(json.loads(key), one[key], two[key], baselines) for key in one if key in two]
+        for number, (own, other) in enumerate(((one, two), (two, one))):
+            only[number] += sum(len(side.by_seed) for key, side in own.items() if key not in other)
+    if not matches:
         raise DataError(_nothing_shared(a, b, axes, metric, split))
-    matches = [_match(json.loads(key), grouped[0][key], grouped[1][key]) for key in keys]
-    only = tuple(sum(len(values) for key, values in own.items() if key not in keys) for own in grouped)
-    code = tuple(sorted({cell["run_info"]["code"] for cell in study.cells}) for study in (a, b))
+    code = tuple(sorted({cell.record["run_info"]["code"] for cell in study.cells}) for study in (a, b))
     if code[0] != code[1]:
         differs.append(("code version", ", ".join(code[0]), ", ".join(code[1])))
-    return StudyComparison(
-        (a.name, b.name), metric, split, differs, axes, matches, _overall(matches), (only[0], only[1])
-    )
+    overall = _overall([match for match in matches if not match.baseline])
+    return StudyComparison((a.name, b.name), metric, split, differs, axes, matches, overall, (only[0], only[1]))
 
 
 def _open(path: Path) -> _Study:
@@ -117,20 +145,12 @@ def _open(path: Path) -> _Study:
     cells = [cell for cell in read_all(directory, directory.planned()) if cell["status"] == "finished"]
     if not cells:
         raise DataError(f"{shown(path)}: no cell of the study has finished; nothing to compare")
-    return _Study(f"{study['name']} ({shown(path)})", study["metric"], cells, [_settings(cell) for cell in cells])
-
-
-def _settings(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """As given, and what the plan found out about the base: a stand-in is another base."""
-    run = cell["run_info"]
-    facts = {name: run["values"][name] for name in ("base", "layers") if name in run["values"]}
-    given = {name: value for name, value in run["settings"].items() if name not in ("base_model", *_NOT_COMPARED)}
-    return {**facts, **run["values"], **given, "processes": run["processes"]}
+    return _Study(f"{study['name']} ({shown(path)})", study["metric"], [Cell(cell) for cell in cells])
 
 
 def _same_data(a: _Study, b: _Study) -> None:
     """By the hashes of the splits, which every finished cell states."""
-    found = [{json.dumps(_splits(cell), sort_keys=True) for cell in study.cells} for study in (a, b)]
+    found = [{json.dumps(_splits(cell.record), sort_keys=True) for cell in study.cells} for study in (a, b)]
     if found[0] != found[1]:
         raise DataError(
             f"{a.name} and {b.name} were measured on different data (the hashes of their splits differ); metrics of "
@@ -144,58 +164,47 @@ def _splits(cell: Mapping[str, Any]) -> Any:
     return {name: split.get("sha256") for name, split in splits.items()} or data.get("name")
 
 
-def _differences(a: _Study, b: _Study) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """What sets the studies apart, and the settings that vary inside one of them."""
-    names = list(dict.fromkeys(name for study in (a, b) for given in study.settings for name in given))
-    differs, axes = [], []
-    for name in names:
-        mine, theirs = ({_as_text(_value(given, name)) for given in study.settings} for study in (a, b))
-        if len(mine) == len(theirs) == 1:
-            if mine != theirs:
-                differs.append((name, mine.pop(), theirs.pop()))
-        else:
-            axes.append(name)
-    return differs, axes
-
-
-def _value(given: Mapping[str, Any], name: str) -> Any:
-    """A setting that a study leaves out has its default."""
-    if name in given or name not in all_keys():
-        return given.get(name)
-    return all_keys()[name].default
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _grouped(study: _Study, axes: Sequence[str], metric: str, split: str) -> dict[str, dict[int, float]]:
-    """Configuration -> seed -> metric, where it is defined."""
-    found: dict[str, dict[int, float]] = {}
-    for cell, given in zip(study.cells, study.settings, strict=True):
-        value = cell["metrics"][split].get(metric)
+def _grouped(cells: Sequence[Cell], axes: Sequence[str], metric: str, split: str) -> dict[str, _Side]:
+    """Configuration -> its cells, where the metric is defined."""
+    found: dict[str, _Side] = {}
+    for cell in cells:
+        value = cell.record["metrics"][split].get(metric)
         if value is not None:
-            key = _as_text({name: _value(given, name) for name in axes})
-            found.setdefault(key, {})[cell["run_info"]["seed"]] = value
+            key = as_text({name: cell.value(name) for name in axes})
+            side = found.setdefault(key, _Side(values=cell.values))
+            side.by_seed[cell.record["run_info"]["seed"]] = value
     return found
 
 
 def _nothing_shared(a: _Study, b: _Study, axes: Sequence[str], metric: str, split: str) -> str:
+    kind = not (a.of(False) and b.of(False))
+    sides = a.of(kind), b.of(kind)
+    if not all(sides):
+        return f"{a.name} and {b.name} share no cell: one has only baselines, the other has none"
     parts = []
     for name in axes:
-        mine, theirs = ({_as_text(_value(given, name)) for given in study.settings} for study in (a, b))
+        mine, theirs = ({cell.text(name) for cell in cells} for cells in sides)
         if not mine & theirs:
             parts.append(f"{axis_name(name)}: {', '.join(sorted(mine))} against {', '.join(sorted(theirs))}")
     why = "; ".join(parts) or f"no combination of {', '.join(map(axis_name, axes))} with a {split} {metric} is in both"
     return f"{a.name} and {b.name} share no cell: {why}"
 
 
-def _match(values: dict[str, Any], first: dict[int, float], second: dict[int, float]) -> Match:
+def _match(values: dict[str, Any], one: _Side, two: _Side, baseline: bool) -> Match:
+    own = {name for name in values if one.values.get(name) == two.values.get(name) == OWN}
+    named = {name: OWN if name in own else value for name, value in values.items()}
+    first, second = one.by_seed, two.by_seed
     seeds = sorted(first.keys() & second.keys())
     if seeds:
-        change = t_interval([second[seed] - first[seed] for seed in seeds])
-        return Match(values, {s: first[s] for s in seeds}, {s: second[s] for s in seeds}, change, True)
-    return Match(values, first, second, welch(list(first.values()), list(second.values())), False)
+        first, second = ({seed: side[seed] for seed in seeds} for side in (first, second))
+    return Match(values, first, second, _change(first, second), bool(seeds), named, baseline)
+
+
+def _change(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
+    """Second minus first, paired over the seeds that both have."""
+    if seeds := sorted(first.keys() & second.keys()):
+        return t_interval([second[seed] - first[seed] for seed in seeds])
+    return welch(list(first.values()), list(second.values()))
 
 
 def _overall(matches: Sequence[Match]) -> Interval | None:
@@ -210,7 +219,7 @@ def _overall(matches: Sequence[Match]) -> Interval | None:
     ]
     if not all(means):
         return None
-    return _match({}, *means).change
+    return _change(*means)
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Interval:

@@ -8,32 +8,50 @@ from typing import Any
 from deepmlf_llm.statistics.seeds import Interval, t_interval
 from deepmlf_llm.study.blocks import Block, Heading, Paragraph, Table, to_markdown
 from deepmlf_llm.study.comparing import StudyComparison
-from deepmlf_llm.study.configurations import Configuration, axis_name, varied
+from deepmlf_llm.study.configurations import Configuration, varied
+from deepmlf_llm.study.grid import BASELINE
 from deepmlf_llm.tasks.metrics import higher_is_better
 
-OVERALL = "all of them"
+OVERALL, OVERALL_BUT = "all of them", "all but the baselines"
 
 
 def rows(found: StudyComparison) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: each configuration of both, and all of them together."""
-    telling = set(varied([Configuration(match.values) for match in found.matches])) - {"num_layers"}
-    axes = [axis for axis in found.axes if axis in telling]
     lines = [
         [
-            " · ".join(f"{match.values.get(axis)} {axis_name(axis)}" for axis in axes) or "the one configuration",
+            label,
             str(len(match.first)) if match.paired else f"{len(match.first)}, {len(match.second)} (not paired)",
             t_interval(list(match.first.values())).text(),
             t_interval(list(match.second.values())).text(),
             change_text(match.change),
             reading(match.change, found.metric),
         ]
-        for match in found.matches
+        for label, match in zip(_labels(found), found.matches, strict=True)
     ]
     if found.overall is not None:
         change = found.overall
-        lines.append([OVERALL, str(change.n), "", "", change_text(change), reading(change, found.metric)])
+        name = OVERALL_BUT if any(match.baseline for match in found.matches) else OVERALL
+        lines.append([name, str(change.n), "", "", change_text(change), reading(change, found.metric)])
     what = f"{found.split} {found.metric}"
     return ["configuration", "seeds", f"{what}, first", f"{what}, second", "change", "reading"], lines
+
+
+def _labels(found: StudyComparison) -> list[str]:
+    """What tells a match from the others of its kind; what a base model brings only where the rest does not."""
+    labels = {}
+    for baselines in (False, True):
+        ours = [match for match in found.matches if match.baseline == baselines]
+        if not ours:
+            continue
+        for side in ("named", "values"):
+            all_of = [Configuration(getattr(match, side)) for match in ours]
+            telling = {*varied(all_of), BASELINE} - {"num_layers"}
+            axes = [axis for axis in found.axes if axis in telling]
+            texts = [c.label(axes, " · ") or "the one configuration" for c in all_of]
+            if len(set(texts)) == len(texts):
+                break
+        labels |= {id(match): text for match, text in zip(ours, texts, strict=True)}
+    return [labels[id(match)] for match in found.matches]
 
 
 def change_text(change: Interval) -> str:

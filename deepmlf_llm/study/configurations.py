@@ -30,6 +30,18 @@ def axis_name(axis: str) -> str:
     return AXIS_NAMES.get(axis, axis.replace("_", " "))
 
 
+def named(axis: str, value: Any) -> str:
+    """A value with the setting's name where it needs one: ``"7 MM Blocks"``, ``"1 MM Block"``, ``"text alone"``."""
+    if axis == "modalities":
+        return "text alone" if plain(value) == NOTHING else str(plain(value))
+    return str(value) if axis == "base" else counted(plain(value), axis_name(axis))
+
+
+def counted(value: Any, name: str) -> str:
+    """``"7 MM Blocks"``, ``"1 MM Block"``."""
+    return f"{value} {name.removesuffix('s') if value == 1 else name}"
+
+
 @dataclass
 class Configuration:
     """One point of the grid.
@@ -82,8 +94,9 @@ class Configuration:
         total, trained = self.train("parameters", "total"), self.train("parameters", "trainable")
         return total[0] - trained[0] if total and trained else 0.0
 
-    def label(self, axes: Sequence[str]) -> str:
-        return ", ".join(f"{self.values.get(name)} {axis_name(name)}" for name in axes)
+    def label(self, axes: Sequence[str], between: str = ", ") -> str:
+        """``"7 MM Blocks, text alone"``; settings that it has not are left out."""
+        return between.join(named(name, self.values[name]) for name in axes if name in self.values)
 
 
 def kinds_of_machine(records: Iterable[Mapping[str, Any]]) -> int:
@@ -103,13 +116,13 @@ def gather(records: Iterable[Mapping[str, Any]], baselines: bool = False) -> lis
     for record in records:
         if record["status"] == "finished" and ("baseline" in record["run_info"]["values"]) == baselines:
             run = record["run_info"]
-            values = {name: _plain(value) for name, value in run["values"].items()}
+            values = {name: plain(value) for name, value in run["values"].items()}
             key = json.dumps(values, sort_keys=True)
             found.setdefault(key, Configuration(values)).records[run["seed"]] = dict(record)
     return list(found.values())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value that can be compared and sorted: of a list its words."""
     return " + ".join(map(str, value)) if isinstance(value, list) else value
 

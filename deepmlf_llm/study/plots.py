@@ -10,7 +10,7 @@ from typing import Any
 
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.statistics.style import COLOURS, LINES, MARKERS, WIDTH, figure, legend_below, svg
-from deepmlf_llm.study.configurations import BACKBONE, Configuration, axis_name
+from deepmlf_llm.study.configurations import BACKBONE, Configuration, axis_name, named
 from deepmlf_llm.study.statistics import FIT_POINTS, Fit, different, fit_log, front
 from deepmlf_llm.tasks.metrics import higher_is_better
 
@@ -152,14 +152,9 @@ class _Looks:
                 colour = COLOURS[i % len(COLOURS)] if place == 0 else "#555555"
                 marker = MARKERS[i % len(MARKERS)] if place == 1 else "o"
                 line = ("-" if place == 0 else LINES[i % len(LINES)]) if joined else "none"
-                label = value if isinstance(value, str) else counted(value, axis_name(axis))
+                label = named(axis, value)
                 handles.append(Line2D([], [], color=colour, marker=marker, linestyle=line, label=label))
         return handles
-
-
-def counted(value: Any, name: str) -> str:
-    """``"7 MM Blocks"``, ``"1 MM Block"``."""
-    return f"{value} {name.removesuffix('s') if value == 1 else name}"
 
 
 def _draw_points(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from statistics import fmean, stdev, variance
 
 import pytest
@@ -50,6 +51,75 @@ def test_changes_are_paired_by_seed(pair):
     assert [line[-1] for line in lines] == ["worse"] * 5
     assert lines[0][0] == "6 LM layers · 2 MM Blocks"
     assert columns[2:4] == ["test mae, first", "test mae, second"]
+
+
+def with_more(path, width=None):
+    """The same with two LMs for two depths, each with a question and a rank of its own, and a baseline of each.
+
+    ``width`` is that of GCA, which else is each one's own too.
+    """
+    study = json.loads((path / "study.json").read_text())
+
+    def question(base):
+        return {"text.template": f"A long question to the {base} one: " * 9}
+
+    def of_two_models(run):
+        base = {6: "small", 12: "larger"}[run["values"]["layers"]]
+        own = {**question(base), "lora_r": len(base), "gca_head_width": width or len(base)}
+        run["settings"] |= {**own, "base_model": base, "head_dropout": 0.2, "modalities": ["none"]}
+        run["values"] |= {"base": base, "lora_r": "own", "modalities": ["none"]}
+
+    changed(path, lambda record: of_two_models(record["run_info"]))
+    for planned in study["cells"]:
+        of_two_models(planned)
+    record = json.loads(next(path.glob("cells/*/cell.json")).read_text())
+    for base, layers in (("small", 6), ("larger", 12)):
+        name = f"{base}-ridge"
+        cell = {"values": {"base": base, "layers": layers, "baseline": "ridge"}, "seed": 1, "fingerprint": name}
+        cell["settings"] = {"base_model": base, "baseline": "ridge", **question(base)}
+        folder = path / "cells" / name
+        folder.mkdir()
+        run = {**record["run_info"], **cell}
+        (folder / "cell.json").write_text(json.dumps({**record, "cell": name, "run_info": run}))
+        study["cells"].append({**study["cells"][0], **cell, "name": name})
+    (path / "study.json").write_text(json.dumps(study))
+    return path
+
+
+def test_baselines_are_matched_among_themselves_and_count_in_no_mean(pair):
+    found = compare_studies(*map(with_more, pair))
+    assert found.differs == []
+    assert [match.baseline for match in found.matches] == [False] * 4 + [True] * 2
+    assert (found.overall.n, found.overall.mean) == (3, pytest.approx(0.12))
+    _, lines = rows(found)
+    assert [line[0] for line in lines] == [
+        "small · 2 MM Blocks",
+        "small · 6 MM Blocks",
+        "larger · 2 MM Blocks",
+        "larger · 6 MM Blocks",
+        "small · ridge baseline",
+        "larger · ridge baseline",
+        "all but the baselines",
+    ]
+
+
+def test_what_comes_with_a_base_model_is_named_and_left_out_of_the_match(pair):
+    found = compare_studies(with_more(pair[0]), with_more(pair[1], width=9))
+    assert found.differs == [("gca_head_width", "small: 5; larger: 6", "9")]
+    assert len(found.matches) == 6
+
+
+def test_a_baseline_and_the_method_share_no_cell(pair, tmp_path):
+    whole = with_more(pair[0])
+    alone = tmp_path / "alone"
+    shutil.copytree(whole, alone)
+    study = json.loads((alone / "study.json").read_text())
+    study["cells"] = [cell for cell in study["cells"] if "baseline" in cell["values"]]
+    (alone / "study.json").write_text(json.dumps(study))
+    found = compare_studies(whole, alone)
+    assert (len(found.matches), found.overall, found.only) == (2, None, (12, 0))
+    with pytest.raises(DataError, match="one has only baselines, the other has none"):
+        compare_studies(pair[1], alone)
 
 
 def test_the_same_study_shows_nothing(pair):

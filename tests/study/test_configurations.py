@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepmlf_llm.study.configurations import Configuration, axis_name, gather, varied
+from deepmlf_llm.study.configurations import Configuration, axis_name, gather, named, varied
 from deepmlf_llm.study.directory import StudyDirectory
 from deepmlf_llm.study.results import read_all
 
@@ -34,3 +34,14 @@ def test_listed_layers_show_only_where_their_number_does_not_tell_them():
 def test_names_are_words():
     assert axis_name("layers") == "LM layers"
     assert axis_name("some_setting") == "some setting"
+
+
+def test_a_value_has_its_setting_beside_it_where_it_needs_it():
+    assert [named("blocks", n) for n in (1, 7)] == ["1 MM Block", "7 MM Blocks"]
+    assert [named("modalities", heard) for heard in (["none"], "none", ["audio", "vision"])] == [
+        "text alone",
+        "text alone",
+        "audio + vision",
+    ]
+    c = Configuration({"base": "small", "baseline": "ridge", "ffw_lora_r": "own"})
+    assert c.label(["base", "blocks", "ffw_lora_r", "baseline"], " · ") == "small · own FFW LoRA rank · ridge baseline"

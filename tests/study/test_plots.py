@@ -8,7 +8,7 @@ import xml.dom.minidom
 from deepmlf_llm.statistics.style import COLOURS
 from deepmlf_llm.study.configurations import varied
 from deepmlf_llm.study.gate_plots import gates_plot
-from deepmlf_llm.study.plots import counted, heads_plot, quality_plot, quantities
+from deepmlf_llm.study.plots import heads_plot, quality_plot, quantities
 
 
 def test_the_same_results_draw_the_same_bytes(found):
@@ -72,7 +72,3 @@ def test_a_dollar_in_a_name_is_a_dollar():
         axes[0].set_title("a_$b^$ \\frac{ $$")
         axes[0].set_xlabel("$ $ $\\nothing$")
         assert style.svg(drawn).startswith(b"<?xml")
-
-
-def test_one_of_many_is_singular():
-    assert [counted(n, "MM Blocks") for n in (1, 7)] == ["1 MM Block", "7 MM Blocks"]
