@@ -38,7 +38,7 @@ def rows(found: StudyComparison) -> tuple[list[str], list[list[str]]]:
 
 def _labels(found: StudyComparison) -> list[str]:
     """What tells a match from the others of its kind; what a base model brings only where the rest does not."""
-    labels = {}
+    labels: dict[int, str] = {}
     for baselines in (False, True):
         ours = [match for match in found.matches if match.baseline == baselines]
         if not ours:
