@@ -110,11 +110,16 @@ def kinds_of_machine(records: Iterable[Mapping[str, Any]]) -> int:
     return len(kinds)
 
 
+def is_baseline(record: Mapping[str, Any]) -> bool:
+    """Whether a cell fits a baseline: it trains no steps of the method, and has few of its settings."""
+    return "baseline" in record["run_info"]["values"]
+
+
 def gather(records: Iterable[Mapping[str, Any]], baselines: bool = False) -> list[Configuration]:
     """Finished cells by configuration, in the order in which they come: those of the method, or the baselines."""
     found: dict[str, Configuration] = {}
     for record in records:
-        if record["status"] == "finished" and ("baseline" in record["run_info"]["values"]) == baselines:
+        if record["status"] == "finished" and is_baseline(record) == baselines:
             run = record["run_info"]
             values = {name: plain(value) for name, value in run["values"].items()}
             key = json.dumps(values, sort_keys=True)

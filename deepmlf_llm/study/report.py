@@ -9,7 +9,15 @@ from typing import Any
 from deepmlf_llm.files import make_directory, write_aside, writing
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import PLOTS, Block, Heading, Paragraph, Table, to_markdown
-from deepmlf_llm.study.configurations import Configuration, axis_name, gather, kinds_of_machine, together, varied
+from deepmlf_llm.study.configurations import (
+    Configuration,
+    axis_name,
+    gather,
+    is_baseline,
+    kinds_of_machine,
+    together,
+    varied,
+)
 from deepmlf_llm.study.directory import CELLS, StudyDirectory
 from deepmlf_llm.study.gate_plots import gates_plot
 from deepmlf_llm.study.html import to_html
@@ -123,13 +131,18 @@ def _summary(study: dict[str, Any], records: Sequence[dict[str, Any]], planned: 
         return text
     data = finished[0]["meta_info"]["data"]
     used = data.get("used", {}).get("train", {}).get("utterances")
-    steps = sorted({record["train_info"]["steps"] for record in finished})
-    seeds = sorted({record["run_info"]["seed"] for record in finished})
+    runs = [record for record in finished if not is_baseline(record)]
+    if not runs:
+        return f"{text} All of them fit a baseline."
+    steps = sorted({record["train_info"]["steps"] for record in runs})
+    seeds = sorted({record["run_info"]["seed"] for record in runs})
     span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     name = "the embedded set (real sentences, synthetic audio and vision)" if _embedded(study) else data.get("name")
     trained = f"{used} training utterances" if used else "training utterances"
+    fitted = len(finished) - len(runs)
+    which = f"{fitted} of the cells fit a baseline; each other one" if fitted else "Each cell"
     return (
-        f"{text} Data: {name}, {trained}. Each cell trains {span} steps with one of {len(seeds)} seeds "
+        f"{text} Data: {name}, {trained}. {which} trains {span} steps with one of {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}); the adapter that is best on validation is read on test once. "
         f"Base models: {', '.join(dict.fromkeys(record['run_info']['values']['base'] for record in finished))}."
     )

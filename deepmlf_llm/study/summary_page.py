@@ -9,12 +9,13 @@ from typing import Any
 
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import Block, Heading, Paragraph, Table
-from deepmlf_llm.study.configurations import Configuration, axis_name, gather, varied
+from deepmlf_llm.study.configurations import Configuration, axis_name, gather, is_baseline, varied
 from deepmlf_llm.study.plots import Plot
 from deepmlf_llm.study.statistics import SEEDS_COLUMN, Effect, effects, seeds_named, signed
 from deepmlf_llm.tasks.metrics import higher_is_better
 
 _COSTS = ("flops", "parameters", "seconds")
+_OF_BASES = "lm_parameters"  # what base models are drawn along: their names have no order
 
 
 def summary_blocks(study: dict[str, Any], records: Sequence[dict[str, Any]], plots: Sequence[Plot] = ()) -> list[Block]:
@@ -96,10 +97,12 @@ def _chosen(found: Sequence[Configuration], metric: str) -> Configuration | None
 
 
 def _figures(plots: Sequence[Plot], rows: Sequence[Effect], metric: str) -> list[Block]:
-    """Of those that the report has: against the setting that shows most, and against what it costs."""
+    """Of those that the report has: against the size of the LM, or the setting that shows most; and against what it costs."""
     drawn = {plot.name: plot for plot in plots}
     clearest = sorted(rows, key=_clearness, reverse=True)
     settings = [*(effect.axis for effect in clearest), "layers", "blocks", "num_fusion_tokens"]
+    if any(effect.axis == "base" for effect in rows):  # a study over LMs asks what their size does
+        settings.insert(0, _OF_BASES)
     chosen = []
     for names in (settings, _COSTS):
         chosen += [drawn[name] for axis in names if (name := f"{metric}-{axis}") in drawn][:1]
@@ -111,12 +114,16 @@ def _clearness(effect: Effect) -> float:
 
 
 def _cost(records: Sequence[dict[str, Any]]) -> str:
-    done = [record for record in records if record["status"] == "finished"]
+    done = [record for record in records if record["status"] == "finished" and not is_baseline(record)]
+    fitted = sum(record["status"] == "finished" and is_baseline(record) for record in records)
     trains = [record["train_info"] for record in done]
     flops = math.fsum(float(train["step_flops"]) * train["steps"] for train in trains)
     seconds = [train["seconds"] for train in trains if train.get("seconds") is not None]
     memory = [m for train in trains if (m := (train.get("peak_memory_mb") or {}).get("resident")) is not None]
     parts = [f"{len(done)} cells, {flops:.2g} FLOPs of training steps (counted on paper)"]
+    if fitted:
+        are = "1 cell that fits a baseline and is" if fitted == 1 else f"{fitted} cells that fit a baseline and are"
+        parts[0] += f", beside {are} not counted here"
     if seconds:
         cut = len(done) - len(seconds)
         parts.append(
@@ -125,7 +132,8 @@ def _cost(records: Sequence[dict[str, Any]]) -> str:
     if memory:
         parts.append(f"at most {max(memory):,.0f} MB of memory")
     sizes = [train["parameters"]["trainable"] for train in trains]
-    parts.append(f"{min(sizes):,} to {max(sizes):,} trained parameters")
+    span = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
+    parts.append(f"{span} trained parameters")
     return "; ".join(parts) + "."
 
 

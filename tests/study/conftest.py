@@ -188,6 +188,21 @@ def made_up(depth: int, count: int, n: int, seed: int, chance: random.Random) ->
     }
 
 
+def fitted(record: dict[str, Any]) -> dict[str, Any]:
+    """A cell that fits ridge regression, beside the run of ``record``."""
+    name = f"{record['cell']}-ridge"
+    values = {key: record["run_info"]["values"][key] for key in ("base", "layers")} | {"baseline": "ridge"}
+    run = {**record["run_info"], "seed": 0, "fingerprint": name, "settings": {"baseline": "ridge"}, "values": values}
+    train = {**record["train_info"], "parameters": {"trainable": 0, "total": 60_000_000}, "step_flops": 0, "steps": 0}
+    train |= {"seconds": None, "peak_memory_mb": None, "best_step": None, "curve": [], "gates": None}
+    return {**record, "cell": name, "run_info": run, "train_info": train}
+
+
+@pytest.fixture
+def make_fitted() -> Callable[..., dict[str, Any]]:
+    return fitted
+
+
 def as_planned(record: dict[str, Any]) -> dict[str, Any]:
     run, train = record["run_info"], record["train_info"]
     return {

@@ -140,6 +140,15 @@ def test_seconds_of_two_kinds_of_machine_are_not_compared(finished_study):
     assert "seconds" not in fronts
 
 
+def test_baselines_train_no_steps(finished_study, make_fitted):
+    directory = StudyDirectory(finished_study(layers=(6,), blocks=(2,), tokens=(4,), failed=0))
+    study, records = directory.read(), read_all(directory, directory.planned())
+    text = to_markdown(report_blocks(study, [*records, make_fitted(records[0])])[:2])
+    assert "1 of the cells fit a baseline; each other one trains 40 steps with one of 2 seeds (1, 2)" in text
+    text = to_markdown(report_blocks(study, [make_fitted(records[0])])[:2])
+    assert text.strip().endswith("All of them fit a baseline.")
+
+
 def test_the_text_alone_has_its_row(reported_study):
     page = (reported_study / "report.md").read_text()
     assert page.count("The text alone: ") == 1

@@ -13,9 +13,10 @@ from deepmlf_llm.statistics.seeds import Interval, t_interval
 from deepmlf_llm.study.blocks import to_markdown
 from deepmlf_llm.study.configurations import gather, varied
 from deepmlf_llm.study.directory import StudyDirectory
+from deepmlf_llm.study.plots import Plot
 from deepmlf_llm.study.results import read_all
 from deepmlf_llm.study.statistics import effects, seeds_to_tell
-from deepmlf_llm.study.summary_page import summary_blocks
+from deepmlf_llm.study.summary_page import _figures, summary_blocks
 
 
 def test_the_page_has_its_five_parts_and_two_figures(reported_study):
@@ -42,6 +43,28 @@ def test_answers_are_the_rows_that_exclude_zero_and_all_others_cannot_be_told(re
         assert (line in untold) != effect.change.excludes_zero
     chosen = min(found, key=lambda c: math.fsum(c.by_seed("mae", "validation").values()) / len(c.records))
     assert f"its test mae: {t_interval(list(chosen.by_seed('mae').values())).text()}" in answer
+
+
+def test_baselines_count_in_no_cost(finished_study, make_fitted):
+    directory = StudyDirectory(finished_study(layers=(6, 12), blocks=(2,), tokens=(4,), failed=0))
+    records = read_all(directory, directory.planned())
+    study = directory.read()
+    cost = to_markdown(summary_blocks(study, records)).split("## Cost")[1].split("##")[0]
+    more = to_markdown(summary_blocks(study, [*records, make_fitted(records[0])])).split("## Cost")[1].split("##")[0]
+    assert more.replace(", beside 1 cell that fits a baseline and is not counted here", "") == cost
+    assert "cut" not in more
+    assert "1,102,304 trained parameters" in more
+
+
+def test_a_study_over_several_lms_shows_their_size(found):
+    configurations = found(layers=(6, 12), failed=0)
+    for c in configurations:
+        c.values["base"] = f"lm-{c.values['layers']}"
+    rows = effects(configurations, varied(configurations), "mae")
+    plots = [Plot(f"mae-{name}", "", "", b"") for name in ("blocks", "num_fusion_tokens", "flops", "lm_parameters")]
+    assert [plot.name for plot in _figures(plots, rows, "mae")] == ["mae-lm_parameters", "mae-flops"]
+    rows = [effect for effect in rows if effect.axis != "base"]
+    assert "mae-lm_parameters" not in [plot.name for plot in _figures(plots, rows, "mae")]
 
 
 def test_a_study_without_a_finished_cell_says_so(finished_study):
