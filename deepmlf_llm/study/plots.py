@@ -10,7 +10,7 @@ from typing import Any
 
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.statistics.style import COLOURS, LINES, MARKERS, WIDTH, figure, legend_below, svg
-from deepmlf_llm.study.configurations import BACKBONE, Configuration, axis_name, named
+from deepmlf_llm.study.configurations import BACKBONE, NOTHING, Configuration, axis_name, named, plain
 from deepmlf_llm.study.statistics import FIT_POINTS, Fit, different, fit_log, front
 from deepmlf_llm.tasks.metrics import higher_is_better
 
@@ -38,6 +38,8 @@ class Quantity:
     joined: bool = True  # the points of a line are values of one setting
     along: tuple[str, ...] = ()  # settings whose values x stands for; default: its name
     power: bool = False  # a curve through the points is a power law
+    counts: bool = False  # x is a count, so points may stand a little beside it
+    fused: bool = False  # x is what the text alone says: drawn against itself, that says nothing
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -56,7 +58,15 @@ def of_base_models(x: Mapping[str, Mapping[Any, float]]) -> dict[str, Quantity]:
         "text_quality": ("text alone, same LM", False),
     }
     return {
-        name: Quantity(name, label, _looked_up(x.get(name, {})), logarithmic, True, BACKBONE, logarithmic)
+        name: Quantity(
+            name,
+            label,
+            _looked_up(x.get(name, {})),
+            logarithmic,
+            along=BACKBONE,
+            power=logarithmic,
+            fused=name == "text_quality",
+        )
         for name, (label, logarithmic) in labels.items()
     }
 
@@ -72,10 +82,10 @@ def quantities() -> dict[str, Quantity]:
         return lambda c: fmean(values) if (values := c.train(*path)) else None
 
     return {
-        "layers": Quantity("layers", "LM layers", lambda c: c.values["layers"]),
-        "blocks": Quantity("blocks", "MM Blocks", lambda c: c.values["blocks"]),
+        "layers": Quantity("layers", "LM layers", lambda c: c.values["layers"], counts=True),
+        "blocks": Quantity("blocks", "MM Blocks", lambda c: c.values["blocks"], counts=True),
         "num_fusion_tokens": Quantity(
-            "num_fusion_tokens", "fusion tokens", lambda c: c.values.get("num_fusion_tokens", 8)
+            "num_fusion_tokens", "fusion tokens", lambda c: c.values.get("num_fusion_tokens", 8), counts=True
         ),
         "parameters": Quantity("parameters", "trainable parameters", cost("parameters", "trainable"), True, False),
         "memory": Quantity("memory", "peak memory of a cell (MB)", cost("peak_memory_mb", "resident"), True, False),
@@ -88,21 +98,23 @@ def quality_plot(
     configurations: Sequence[Configuration], quantity: Quantity, axes: Sequence[str], metric: str
 ) -> Plot | None:
     """The metric on the test split against ``quantity``; None where it does not vary."""
+    if quantity.fused:
+        configurations = [c for c in configurations if plain(c.values.get("modalities")) != NOTHING]
     points = [(x, c) for c in configurations if (x := quantity.of(c)) is not None and c.by_seed(metric)]
     if len({x for x, _ in points}) < 2 or (quantity.joined and not set(quantity.settings).intersection(axes)):
         return None
-    others = [axis for axis in axes if axis not in quantity.settings]
+    others = _telling(configurations, [axis for axis in axes if axis not in quantity.settings])
     looks = _Looks(configurations, others)
     lines: dict[str, list[tuple[float, Configuration]]] = {}
     for x, c in sorted(points, key=lambda point: point[0]):
         lines.setdefault(c.rest("", others) if quantity.joined else str(id(c)), []).append((x, c))
-    fits = _fits(lines.values(), metric, quantity.power) if quantity.joined else []
+    fits = _fits(lines.values(), metric, quantity.power, others) if quantity.joined else []
     cheapest = [] if quantity.joined else pareto(points, metric)
     with figure() as (drawn, (ax,)):
         if quantity.logarithmic:
             ax.set_xscale("log")
         _draw_points(ax, list(lines.values()), looks, metric, quantity)
-        for fit, low, high in fits:
+        for _, fit, low, high in fits:
             xs = [low * (high / low) ** (i / 40) for i in range(41)]
             ax.plot(xs, [fit.at(x) for x in xs], color="#555555", linewidth=1, zorder=1)
         if len(cheapest) > 1:
@@ -112,7 +124,8 @@ def quality_plot(
         legend_below(drawn, looks.handles(quantity.joined), 2)
         picture = svg(drawn)
     said = _fit_sentence(fits, different([x for x, _ in points]), metric) if quantity.joined else _FRONT
-    caption = f"Test {metric} against {quantity.label}. {said}"
+    only = " Runs with modalities only." if quantity.fused else ""
+    caption = f"Test {metric} against {quantity.label}.{only} {said}"
     if others_unseen := looks.unseen:
         caption += f" Points that look alike differ in {', '.join(axis_name(a) for a in others_unseen)}."
     return Plot(f"{metric}-{quantity.name}", f"Plot of test {metric} against {quantity.label}", caption, picture)
@@ -165,7 +178,7 @@ def _draw_points(
     quantity: Quantity,
 ) -> None:
     """Means with their intervals, side by side where lines share an x; every seed as a faint dot."""
-    spread = 0.0 if not quantity.joined or quantity.logarithmic or len(lines) < 2 else 0.016
+    spread = 0.016 if quantity.counts and len(lines) > 1 else 0.0  # elsewhere x is a measured number
     span = max(x for line in lines for x, _ in line) - min(x for line in lines for x, _ in line)
     for number, line in enumerate(lines):
         shift = (number - (len(lines) - 1) / 2) * spread * span
@@ -200,7 +213,9 @@ def _tidy(ax: Any, quantity: Quantity, metric: str, points: Sequence[tuple[float
         from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
         ax.xaxis.set_major_locator(FixedLocator(_log_ticks(sorted(x for x, _ in points))))
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        engineers = EngFormatter(sep="")
+        of_parameters = quantity.name.endswith("parameters")  # their billion is a B; that of FLOPs a G
+        ax.xaxis.set_major_formatter(lambda x, _: engineers(x).replace("G", "B") if of_parameters else engineers(x))
         ax.xaxis.set_minor_locator(NullLocator())
     elif all(float(x).is_integer() for x, _ in points):
         ax.set_xticks(sorted({x for x, _ in points}))
@@ -224,25 +239,31 @@ def _log_ticks(xs: Sequence[float]) -> list[float]:
     return ticks
 
 
-def _fits(lines: Any, metric: str, power: bool) -> list[tuple[Fit, float, float]]:
+def _telling(configurations: Sequence[Configuration], axes: Sequence[str]) -> list[str]:
+    """Those of the settings that differ among these configurations: they tell one line of a plot from another."""
+    return [axis for axis in axes if len({str(c.values.get(axis)) for c in configurations}) > 1]
+
+
+def _fits(lines: Any, metric: str, power: bool, axes: Sequence[str]) -> list[tuple[str, Fit, float, float]]:
+    """Which line, its curve, from where to where."""
     found = []
     for line in lines:
         xs = [float(x) for x, _ in line]
         fit = fit_log(xs, [fmean(c.by_seed(metric).values()) for _, c in line], power)
         if fit is not None:
-            found.append((fit, min(xs), max(xs)))
+            found.append((line[0][1].label(axes), fit, min(xs), max(xs)))
     return found
 
 
-def _fit_sentence(fits: Sequence[tuple[Fit, float, float]], places: int, metric: str) -> str:
+def _fit_sentence(fits: Sequence[tuple[str, Fit, float, float]], places: int, metric: str) -> str:
     if not fits:
         return f"No curve is fitted: {places} clearly different values of x, a curve needs {FIT_POINTS}."
-    slopes = "; ".join(fit.slope.text() for fit, _, _ in fits)
-    if fits[0][0].power:
-        return f"Grey: {metric} = a x^b, least squares of the logarithms of the means; b = {slopes} (95 % intervals)."
+    slopes = "; ".join(fit.slope.text() + (f" ({label})" if label else "") for label, fit, _, _ in fits)
+    if fits[0][1].power:
+        return f"Grey: {metric} = a x^b, least squares of the logarithms of the means; 95 % intervals; b = {slopes}."
     return (
         f"Grey: {metric} = a + b log10(x), least squares through the means, which ignores what else differs between "
-        f"the points; b = {slopes} per tenfold x (95 % intervals)."
+        f"the points; 95 % intervals; b, per tenfold x = {slopes}."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from deepmlf_llm.statistics.seeds import t_interval
 from deepmlf_llm.study.blocks import Block, Heading, Paragraph, Table
-from deepmlf_llm.study.configurations import Configuration, axis_name, gather, is_baseline, varied
+from deepmlf_llm.study.configurations import Configuration, axis_name, counted, gather, is_baseline, varied
 from deepmlf_llm.study.plots import Plot
 from deepmlf_llm.study.statistics import SEEDS_COLUMN, Effect, effects, seeds_named, signed
 from deepmlf_llm.tasks.metrics import higher_is_better
@@ -48,7 +48,7 @@ def _question(found: Sequence[Configuration], axes: Sequence[str], metric: str) 
     seeds = sorted({seed for c in found for seed in c.records})
     what = f"How does test {metric} change with {', '.join(parts)}?" if parts else f"What is test {metric}?"
     better = "higher" if higher_is_better(metric) else "lower"
-    return f"{what} {len(found)} configurations, seeds {', '.join(map(str, seeds))}; {better} is better."
+    return f"{what} {counted(len(found), 'configurations')}, seeds {', '.join(map(str, seeds))}; {better} is better."
 
 
 def _answer(found: Sequence[Configuration], axes: Sequence[str], rows: Sequence[Effect], metric: str) -> list[Block]:
@@ -97,7 +97,7 @@ def _chosen(found: Sequence[Configuration], metric: str) -> Configuration | None
 
 
 def _figures(plots: Sequence[Plot], rows: Sequence[Effect], metric: str) -> list[Block]:
-    """Of those that the report has: against the size of the LM, or the setting that shows most; and against what it costs."""
+    """Of the report's: against the size of the LM or the setting that shows most, and against what it costs."""
     drawn = {plot.name: plot for plot in plots}
     clearest = sorted(rows, key=_clearness, reverse=True)
     settings = [*(effect.axis for effect in clearest), "layers", "blocks", "num_fusion_tokens"]
@@ -157,8 +157,8 @@ def _untold(
     failed = sum(record["status"] == "failed" for record in records)
     missing = len(study["cells"]) - len(records)
     counts = sorted({len(c.records) for c in found})
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else counted(counts[0], "seeds")
     text = f"Nor anything about other data, base models or settings than those in the question, with {seeds} each."
-    text += f" {failed} cells failed." if failed else ""
-    text += f" {missing} cells have not ended." if missing else ""
+    text += f" {counted(failed, 'cells')} failed." if failed else ""
+    text += f" {counted(missing, 'cells')} {'has' if missing == 1 else 'have'} not ended." if missing else ""
     return [*blocks, Paragraph(text + " Every row is in report.md; report.tex has the tables.")]

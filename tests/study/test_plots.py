@@ -8,7 +8,7 @@ import xml.dom.minidom
 from deepmlf_llm.statistics.style import COLOURS
 from deepmlf_llm.study.configurations import varied
 from deepmlf_llm.study.gate_plots import gates_plot
-from deepmlf_llm.study.plots import heads_plot, quality_plot, quantities
+from deepmlf_llm.study.plots import heads_plot, of_base_models, quality_plot, quantities
 
 
 def test_the_same_results_draw_the_same_bytes(found):
@@ -45,7 +45,7 @@ def test_a_curve_needs_four_places(found):
     configurations = found(folder="more", layers=(3, 6, 12, 30), blocks=(2,), failed=0)
     plot = quality_plot(configurations, quantities()["layers"], varied(configurations), "mae")
     assert "mae = a + b log10(x)" in plot.caption
-    assert plot.caption.count(";") == 2  # one slope for each number of tokens
+    assert plot.caption.count("fusion tokens)") == 2  # one slope for each number of tokens
 
 
 def test_resumed_cells_have_no_time(found):
@@ -72,3 +72,45 @@ def test_a_dollar_in_a_name_is_a_dollar():
         axes[0].set_title("a_$b^$ \\frac{ $$")
         axes[0].set_xlabel("$ $ $\\nothing$")
         assert style.svg(drawn).startswith(b"<?xml")
+
+
+def over_lms(found):
+    """Four LMs, the text alone and two depths of fusion."""
+    configurations = found(layers=(6, 12, 18, 30), blocks=(1, 3, 7), tokens=(4,), failed=0)
+    for c in configurations:
+        c.values["base"] = f"lm-{c.values['layers']}"
+        c.values["modalities"] = "none" if c.values["blocks"] == 3 else "audio"
+    sizes = {c.backbone: 1e8 * c.values["layers"] for c in configurations}
+    texts = {c.backbone: 0.5 + 0.03 * c.values["layers"] for c in configurations}
+    return configurations, of_base_models({"lm_parameters": sizes, "text_quality": texts})
+
+
+def test_a_fit_says_which_configuration_it_is_of(found):
+    configurations, drawn = over_lms(found)
+    plot = quality_plot(configurations, drawn["lm_parameters"], varied(configurations), "mae")
+    for label in ("1 MM Block, audio", "3 MM Blocks, text alone", "7 MM Blocks, audio"):
+        assert f"({label})" in plot.caption
+    assert re.search(rb">\d(\.\d+)?B<", plot.svg)
+    assert not re.search(rb">\d(\.\d+)?G<", plot.svg)
+
+
+def test_the_text_alone_is_not_drawn_against_itself(found):
+    configurations, drawn = over_lms(found)
+    plot = quality_plot(configurations, drawn["text_quality"], varied(configurations), "mae")
+    assert "(1 MM Block);" in plot.caption
+    assert "(7 MM Blocks)" in plot.caption
+    assert "3 MM Blocks" not in plot.caption
+    assert b"text alone<" not in plot.svg.replace(b"text alone, same LM", b"")
+
+
+def test_points_stand_beside_a_count_only(found, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn_at = set()
+    monkeypatch.setattr(Axes, "vlines", lambda self, x, *_, **__: drawn_at.add(x))
+    configurations, drawn = over_lms(found)
+    quality_plot(configurations, drawn["text_quality"], varied(configurations), "mae")
+    assert drawn_at == {0.5 + 0.03 * layers for layers in (6, 12, 18, 30)}
+    drawn_at.clear()
+    quality_plot(configurations, quantities()["blocks"], varied(configurations), "mae")
+    assert not drawn_at <= {1, 3, 7}

@@ -25,7 +25,7 @@ def test_the_page_has_its_five_parts_and_two_figures(reported_study):
     assert page.count("<img ") == 2
     assert "LM layers (6, 12, 30), MM Blocks (2, 6), fusion tokens (4, 8)" in page
     assert "23 cells, " in page
-    assert "1 cells failed" in page
+    assert "1 cell failed" in page
     words = len(re.sub(r"<[^>]+>|base64,[^\"]+", " ", page.split("</style>")[1]).split())
     assert words < 350  # a minute
 
