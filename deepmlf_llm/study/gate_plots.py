@@ -7,38 +7,52 @@ from statistics import fmean
 from typing import Any
 
 from deepmlf_llm.statistics.style import COLOURS, MARKERS, WIDTH, figure, svg
-from deepmlf_llm.study.configurations import NOTHING, Configuration
+from deepmlf_llm.study.configurations import BACKBONE, NOTHING, Configuration, counted
 from deepmlf_llm.study.plots import Plot
 
 _GATE_START = {"sigmoid": 0.5, "tanh": 0.0, "none": 1.0}
 
 
+PANELS = 8
+"""Backbones that are shown; more of them make a page too long."""
+
+
 def gates_plot(configurations: Sequence[Configuration], axes: Sequence[str]) -> Plot | None:
-    """Gate factors by LM layer over training, for one configuration of each backbone: most MM Blocks, most tokens."""
-    chosen: dict[Any, Configuration] = {}
+    """Gate factors by LM layer over training, one configuration of each backbone: the same where all have it."""
+    backbones: dict[Any, list[tuple[Configuration, Any]]] = {}
     for c in configurations:
-        backbone = (c.values["base"], c.values["layers"])
-        best = chosen.get(backbone)
-        if best is None or _size(c) > _size(best):
-            chosen[backbone] = c
-    panels = [(c, curves) for c in list(chosen.values())[:3] if (curves := gate_curves(c))]
-    if not panels:
+        if curves := gate_curves(c):
+            backbones.setdefault(c.backbone, []).append((c, curves))
+    if not backbones:
         return None
+    others = [axis for axis in axes if axis not in BACKBONE]
+    common = set.intersection(*({c.rest("", others) for c, _ in of} for of in backbones.values()))
+    panels = []
+    for of in list(backbones.values())[:PANELS]:
+        able = [(c, curves) for c, curves in of if not common or c.rest("", others) in common]
+        panels.append(max(able, key=lambda pair: _size(pair[0])))
     with figure(WIDTH, 2.6 * len(panels) + 0.4, len(panels)) as (drawn, subplots):
         for ax, (c, curves) in zip(subplots, panels, strict=True):
             _draw_gates(ax, curves)
-            ax.set_title(
-                f"{c.values['base']}, {c.values['layers']} LM layers, {c.values['blocks']} MM Blocks", wrap=True
-            )
+            ax.set_title(_title(c), wrap=True)
         subplots[-1].set_xlabel("training step")
         picture = svg(drawn)
-    seeds = len(panels[0][0].records)
+    which = "the same for each backbone" if common else "of each backbone its own, for no one is common to all"
     caption = (
-        f"Gate factors after each LM layer (its number stands at the end of one of its lines), means over {seeds} "
-        "seeds. Solid: gated cross-attention, dashed: gated FFW. One configuration of each backbone: the most MM "
-        "Blocks, the most tokens."
+        "Gate factors after each LM layer (its number stands at the end of one of its lines), means over the seeds "
+        f"that the title counts. Solid: gated cross-attention, dashed: gated FFW. One configuration, {which}: the most "
+        "MM Blocks, the most tokens."
     )
+    if len(backbones) > len(panels):
+        caption += f" The first {len(panels)} of {len(backbones)} backbones."
     return Plot("gates", "Plots of gate factors over training", caption, picture)
+
+
+def _title(c: Configuration) -> str:
+    parts = [str(c.values["base"]), counted(c.values["layers"], "LM layers"), counted(c.values["blocks"], "MM Blocks")]
+    if "num_fusion_tokens" in c.values:
+        parts.append(counted(c.values["num_fusion_tokens"], "fusion tokens"))
+    return ", ".join([*parts, counted(len(c.records), "seeds")])
 
 
 def _size(c: Configuration) -> tuple[bool, int, int]:
