@@ -20,17 +20,23 @@ _PERPLEXITY = (
 )
 
 
-def base_models(found: Sequence[Configuration], measured: Sequence[Mapping[str, Any]], metric: str) -> list[Block]:
+_NONE_SHARED = "no configuration is common to all base models, and means of different ones would not compare."
+
+
+def base_models(
+    found: Sequence[Configuration], measured: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str
+) -> list[Block]:
     """A row for each base model; nothing where there is one of which nothing is measured."""
     backbones = list(dict.fromkeys(c.backbone for c in found))
     if len(backbones) < 2 and not measured:
         return []
+    shared = _shared(found, axes, metric)
     rows = []
     for backbone in sorted(backbones, key=lambda b: _size(found, b)):
         cells = [c for c in found if c.backbone == backbone]
         entry = measured_of(measured, backbone)
         alone = [c for c in cells if c.values.get("modalities") == NOTHING]
-        fused = [c for c in cells if c.values.get("modalities") != NOTHING]
+        fused = [c for c in cells if c.values.get("modalities") != NOTHING and _rest(c, axes) in shared]
         rows.append(
             [
                 *backbone,
@@ -42,8 +48,26 @@ def base_models(found: Sequence[Configuration], measured: Sequence[Mapping[str, 
             ]
         )  # fmt: skip
     columns = ["base model", "LM layers", "LM parameters", "of them in layers", "bits per byte"]
-    columns += ["perplexity per word", "per token", f"test {metric}, text alone", "fused, mean of all"]
-    return [Paragraph(_PERPLEXITY), Table(columns, rows, range(1, len(columns)))]
+    columns += ["perplexity per word", "per token", f"test {metric}, text alone", "fused"]
+    which = "; ".join(shared.values())
+    said = f"{_PERPLEXITY} Fused: " + (f"mean over what all base models have ({which})." if which else _NONE_SHARED)
+    return [Paragraph(said), Table(columns, rows, range(1, len(columns)))]
+
+
+def _shared(found: Sequence[Configuration], axes: Sequence[str], metric: str) -> dict[str, str]:
+    """Fused configurations that all base models have which have any: what they differ in -> the same in words."""
+    own: dict[Any, dict[str, str]] = {}
+    others = [axis for axis in axes if axis not in BACKBONE]
+    for c in found:
+        if c.values.get("modalities") != NOTHING and c.by_seed(metric):
+            own.setdefault(c.backbone, {})[_rest(c, axes)] = c.label(others) or "the one configuration"
+    common = set.intersection(*map(set, own.values())) if own else set()
+    return {key: label for key, label in next(iter(own.values()), {}).items() if key in common}
+
+
+def _rest(c: Configuration, axes: Sequence[str]) -> str:
+    """All settings but those of the backbone."""
+    return c.rest("", [axis for axis in axes if axis not in BACKBONE])
 
 
 def measured_of(measured: Sequence[Mapping[str, Any]], backbone: tuple[Any, ...]) -> Mapping[str, Any] | None:

@@ -100,7 +100,7 @@ def report_blocks(
         blocks += [Paragraph(_how_to_read(found, metric)), *_bundles(found), *_effects(found, axes, metric)]
         if added := fusion_over_text(found, axes, metric):
             blocks += [Heading("What fusion adds over the text"), *added]
-        if models := base_models(found, measured, metric):
+        if models := base_models(found, measured, axes, metric):
             blocks += [Heading("Base models"), *models]
         if within := at_each(found, axes, metric):
             blocks += [Heading("What changed at each base model", 3), *within]

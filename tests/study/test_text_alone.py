@@ -97,15 +97,31 @@ def test_an_absent_gain_is_not_shown_but_bounded(found):
 def test_base_models_stand_by_size_with_what_is_measured(found):
     entry = {"base": "large", "layers": 6, "parameters": 900, "layer_parameters": 500, "nats": 80 * math.log(2)}
     entry |= {"bytes": 40, "words": 8, "tokens": 10, "utterances": 3}
-    small, large = table(base_models(found, [entry], "mae"))
+    small, large = table(base_models(found, [entry], AXES, "mae"))
     assert (small["base model"], small["LM parameters"], small["bits per byte"]) == ("small", "100", "")
     assert (large["LM parameters"], large["of them in layers"], large["bits per byte"]) == ("900", "500", "2.000")
     assert (large["perplexity per word"], large["per token"]) == ("1,024.0", "256.0")
     assert small["test mae, text alone"].startswith("1.297")
-    assert base_models(found[:3], [], "mae") == []
+    assert base_models(found[:3], [], AXES, "mae") == []
     where = places(found, [entry], "mae")
     assert where["lm_parameters"] == {("small", 6): 100.0, ("large", 6): 900.0}
     assert where["text_quality"][("large", 6)] == pytest.approx(1.2 + sum(CHANCE) / 3)
+
+
+def test_fused_means_are_of_what_all_base_models_have(found):
+    def fused(cells):
+        paragraph, _ = blocks = base_models(cells, [], AXES, "mae")
+        return paragraph.text, [row["fused"].split(" ")[0] for row in table(blocks)]
+
+    deep = [c for c in found if c.values["blocks"] == 5 or c.values["base"] == "small"]
+    deep = [c for c in deep if c.values["num_fusion_tokens"] == 8]
+    text, means = fused(deep)
+    assert text.endswith("Fused: mean over what all base models have (audio + vision, 5 MM Blocks, 8 fusion tokens).")
+    assert means == ["0.997", "0.797"]  # with one MM Block beside, the small one's mean would be of other cells
+    apart = [c for c in found if (c.values["blocks"] == 5) == (c.values["base"] == "small")]
+    text, means = fused(apart)
+    assert "no configuration is common to all base models" in text
+    assert means == ["", ""]
 
 
 def test_baselines_have_a_table_of_their_own_and_are_no_configurations():
