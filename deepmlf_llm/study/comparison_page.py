@@ -8,7 +8,7 @@ from typing import Any
 from deepmlf_llm.statistics.seeds import Interval, t_interval
 from deepmlf_llm.study.blocks import Block, Heading, Paragraph, Table, to_markdown
 from deepmlf_llm.study.comparing import StudyComparison
-from deepmlf_llm.study.configurations import Configuration, varied
+from deepmlf_llm.study.configurations import Configuration, counted, varied
 from deepmlf_llm.study.grid import BASELINE
 from deepmlf_llm.tasks.metrics import higher_is_better
 
@@ -73,10 +73,16 @@ def summary(found: StudyComparison) -> str:
     first, second = found.names
     paired = all(match.paired for match in found.matches)
     how = "paired by seed" if paired else "paired by seed where both have it, else Welch's for independent means"
-    left = [f"{count} cells only in {name}" for count, name in zip(found.only, found.names, strict=True) if count]
+    left = [
+        f"{counted(count, 'cells')} only in {name}"
+        for count, name in zip(found.only, found.names, strict=True)
+        if count
+    ]
+    many = len(found.matches)
+    both = counted(many, "configurations") + (" is" if many == 1 else " are")
     rest = f" Not compared: {', '.join(left)}." if left else ""
     return (
-        f"First: {first}. Second: {second}. {len(found.matches)} configurations are in both.{rest} Changes are second "
+        f"First: {first}. Second: {second}. {both} in both.{rest} Changes are second "
         f"minus first, {how}, with 95 % t-intervals over seeds: they say how far chance in initialisation and order "
         f"reaches, on these data. Of {len(found.matches)} such rows, one in twenty would exclude zero by chance alone."
     )

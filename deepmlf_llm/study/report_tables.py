@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepmlf_llm.study.blocks import Block, Code, Paragraph, Table
-from deepmlf_llm.study.configurations import axis_name, kinds_of_machine
+from deepmlf_llm.study.configurations import axis_name, kinds_of_machine, plain
 
 _FLOPS_METHOD = (
     "FLOPs are counted on paper for a step on the batch described: matrix products at two FLOPs for each multiply-add "
@@ -29,7 +29,7 @@ def cell_table(records: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[B
         rows.append(
             [
                 record["cell"],
-                *(str(run["values"].get(axis, "")) for axis in axes),
+                *(str(plain(run["values"].get(axis, ""))) for axis in axes),
                 run["seed"],
                 record["status"],
                 "" if (best := record["train_info"].get("best_step")) is None else best,

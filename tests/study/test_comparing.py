@@ -122,6 +122,12 @@ def test_a_baseline_and_the_method_share_no_cell(pair, tmp_path):
         compare_studies(pair[1], alone)
 
 
+def test_one_configuration_is_singular(finished_study):
+    sizes = {"layers": (6,), "blocks": (2,), "tokens": (4,), "failed": 0}
+    found = compare_studies(finished_study("one", **sizes), finished_study("two", **sizes))
+    assert " 1 configuration is in both." in to_page(found)
+
+
 def test_the_same_study_shows_nothing(pair):
     found = compare_studies(pair[0], pair[0])
     assert all(match.change.mean == match.change.half == 0 for match in found.matches)

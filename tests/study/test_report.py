@@ -149,6 +149,15 @@ def test_baselines_train_no_steps(finished_study, make_fitted):
     assert text.strip().endswith("All of them fit a baseline.")
 
 
+def test_modalities_are_words_in_the_table_of_cells(finished_study):
+    directory = StudyDirectory(finished_study(layers=(6,), blocks=(2,), tokens=(4,), failed=0))
+    records = read_all(directory, directory.planned())
+    for record, heard in zip(records, (["none"], ["audio", "vision"]), strict=True):
+        record["run_info"]["values"]["modalities"] = heard
+    (table,) = cell_table(records, ["modalities"])
+    assert [row[1] for row in table.rows] == ["none", "audio + vision"]
+
+
 def test_the_text_alone_has_its_row(reported_study):
     page = (reported_study / "report.md").read_text()
     assert page.count("The text alone: ") == 1
