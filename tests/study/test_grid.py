@@ -137,7 +137,7 @@ def test_exclusions_look_at_settings_defaults_included():
     assert exclusion.covers({})
 
 
-@pytest.mark.parametrize(("name", "cells"), [("default", 15), ("mosi", 18), ("llm_search", 24), ("llm", 82)])
+@pytest.mark.parametrize(("name", "cells"), [("default", 15), ("mosi", 18), ("llm_search", 32), ("llm", 82)])
 def test_shipped_grids_load(repository, name, cells):
     grid = Grid.from_yaml(repository / "recipes" / "configs" / "scale" / f"{name}.yaml")
     assert len(list(grid.combinations())) == cells
