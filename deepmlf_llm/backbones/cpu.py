@@ -57,16 +57,19 @@ def use_cores() -> int:
     return torch.get_num_threads()
 
 
-def described(dtype: str, threads: int) -> str:
+def described(dtype: str | None, threads: int) -> str:
     """How a CPU is going to compute, in one line.
 
     Args:
-        dtype: of the base's weights, by its name in torch.
+        dtype: of the base's weights, by its name in torch; None: there is no base.
         threads: that compute.
     """
+    computing = f"CPU: {threads} thread{'s' * (threads != 1)}"
+    if dtype is None:
+        return computing
     native = bfloat16_by(_cpuinfo())
     if dtype == "bfloat16":
         why = f", which this CPU computes natively ({native})" if native else ", which this CPU computes slowly"
     else:
         why = f" (this CPU computes bfloat16 natively, {native}: faster)" if native else ""
-    return f"CPU: {threads} thread{'s' * (threads != 1)}, base model in {dtype}{why}"
+    return f"{computing}, base model in {dtype}{why}"

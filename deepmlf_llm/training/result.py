@@ -26,7 +26,8 @@ def opening_lines(model: Any, arguments: Any, launch: Launch, run: Path, step_si
         state = "trained" if row["trainable"] else "frozen"
         lines.append(f"  {row['part']:<12}{row['parameters']:>14,} {row['dtype']:<9} {state:<8}{row['mb']:>10} MB")
     if arguments.device.type == "cpu":
-        dtype = (model.deepmlf_config.base_fingerprint or {}).get("stored", "float32")
+        fingerprint = model.deepmlf_config.base_fingerprint  # none of an AV encoder that learns alone
+        dtype = None if fingerprint is None else fingerprint.get("stored", "float32")
         lines.append(cpu.described(dtype, torch.get_num_threads()))
     lines.append(
         f"batch: {arguments.per_device_train_batch_size} x {launch.processes} processes x "

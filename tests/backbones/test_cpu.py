@@ -76,3 +76,4 @@ def test_it_is_said_in_one_line(monkeypatch):
     )
     monkeypatch.setattr(cpu, "_cpuinfo", lambda: "flags : avx2\n")
     assert cpu.described("float32", 2) == "CPU: 2 threads, base model in float32"
+    assert cpu.described(None, 2) == "CPU: 2 threads"
