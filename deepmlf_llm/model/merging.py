@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepmlf_llm.adapters.compatibility import trained_dtype
 from deepmlf_llm.adapters.hub import local_directory
 from deepmlf_llm.backbones import QUANTIZATIONS, cpu_or_cuda_dtype, is_quantized, load_base_model
 from deepmlf_llm.config.method import DeepMLFConfig
@@ -77,7 +78,7 @@ def merge_adapter(
     batch = probe_batch(trained.deepmlf_config, trained.get_base_model().config.get_text_config().vocab_size)
     expected = polarities(trained, batch)
     trained_on = trained.deepmlf_config.base_quantization
-    trained_on_dtype = (trained.deepmlf_config.base_fingerprint or {}).get("stored")
+    served = _served_in(trained.deepmlf_config) if widened and requantize is None else None
     if is_quantized(trained.get_base_model()):
         trained = _on_unquantized_base(trained, directory, dtype, base or "dequantized", base_model)
     tokenizer = tokenizer_beside(directory, trained.deepmlf_config, trained.get_base_model())
@@ -90,18 +91,18 @@ def merge_adapter(
     merged.save_pretrained(output, tokenizer, report)
     saved = polarities(MergedDeepMLF.from_pretrained(output, dtype=dtype), batch)
     report |= {f"{before}, what was saved": difference(expected, saved)}
-    if widened and requantize is None and (served := _served_in(trained_on_dtype, trained_on)):
+    if served is not None:
         as_served = polarities(DeepMLFModel.from_pretrained(directory, base=base_model), batch)
         report |= {f"{before} as it is served in {served}, what was saved": difference(as_served, saved)}
     return report
 
 
-def _served_in(stored: str | None, quantization: str | None) -> str | None:
-    """The dtype that this CPU serves an adapter in, where it is narrower than fp32."""
-    if stored == "float32" or quantization not in (None, "none"):
+def _served_in(config: DeepMLFConfig) -> str | None:
+    """The dtype that this CPU serves an adapter on an unquantized base in, where it is narrower than fp32."""
+    if config.base_quantization not in (None, "none"):
         return None
-    served = str(cpu_or_cuda_dtype("auto")).removeprefix("torch.")
-    return served if served != "float32" and stored is not None else None
+    served = str(cpu_or_cuda_dtype(trained_dtype(config, "auto"))).removeprefix("torch.")
+    return None if served == "float32" else served
 
 
 def _on_unquantized_base(

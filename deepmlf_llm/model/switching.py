@@ -20,8 +20,6 @@ class SwitchedModel(FusedModel, PeftModelForCausalLM):
 
     base_model: DeepMLFTuner
 
-    plain_lm = "`with model.disable_adapter(): model.generate(...)`"
-
     @property
     def adapter_in_use(self) -> str:
         return self.base_model.active_stack_name
@@ -71,6 +69,4 @@ class SwitchedModel(FusedModel, PeftModelForCausalLM):
         Raises:
             InjectionError: they are not.
         """
-        if self.base_model.deepmlf.disable_adapters or not self.base_model.deepmlf:
-            return PeftModelForCausalLM.generate(self, *args, **kwargs)
-        return super().generate(*args, **kwargs)
+        return PeftModelForCausalLM.generate(self, *args, **kwargs)  # which asks the tuner
